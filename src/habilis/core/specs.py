@@ -1,0 +1,89 @@
+"""Descriptions of what an environment gives and takes, which is all that policies and algorithms know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Literal
+
+import numpy as np
+
+from habilis.core.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ObsGroup:
+    """One observation group: the shape of one environment's row and its kind."""
+
+    shape: tuple[int, ...]
+    dtype: Literal["float32", "uint8"] = "float32"
+
+    @property
+    def is_image(self) -> bool:
+        """Whether the group is an image: three axes of uint8."""
+        return self.dtype == "uint8" and len(self.shape) == 3
+
+    @property
+    def size(self) -> int:
+        """Number of values in a row."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class BoxAction:
+    """Real-valued actions `[N, dim]` between `low` and `high`, each `[dim]`; infinite where unbounded."""
+
+    low: np.ndarray
+    high: np.ndarray
+
+    def __post_init__(self) -> None:
+        if self.low.ndim != 1 or self.low.shape != self.high.shape:
+            raise ConfigError(
+                f"an action needs bounds of one axis and equal shape, got {self.low.shape} and {self.high.shape}"
+            )
+
+    @property
+    def dim(self) -> int:
+        """Number of values in an action."""
+        return int(self.low.shape[0])
+
+
+@dataclass(frozen=True)
+class DiscreteAction:
+    """One choice among `n`: actions are `[N]` int64 in `[0, n)`."""
+
+    n: int
+
+
+@dataclass(frozen=True)
+class MultiDiscreteAction:
+    """Several choices at once: actions are `[N, len(nvec)]` int64, column k in `[0, nvec[k])`."""
+
+    nvec: tuple[int, ...]
+
+
+ActionSpec = BoxAction | DiscreteAction | MultiDiscreteAction
+
+
+@dataclass(frozen=True)
+class EnvSpec:
+    """What a learner must know of an environment."""
+
+    id: str
+    obs: Mapping[str, ObsGroup]
+    action: ActionSpec
+    max_episode_steps: int | None = None
+    """Steps after which an episode is truncated; None where there is no limit or it is not known."""
+    saves_state: bool = False
+    """Whether `state_dict` of the environment restores it exactly."""
+    backend: str = "gymnasium"
+    """Which engine runs it: `native`, `gymnasium` or `envpool`."""
+    control_dt: float | None = None
+    """Seconds between two actions, where known."""
+    action_names: tuple[str, ...] = field(default=())
+    """Names of the actuators in order, where known."""
+
+    def group(self, name: str) -> ObsGroup:
+        """Return the group `name`, or `"policy"` where the environment does not have it (no privileged group)."""
+        return self.obs.get(name, self.obs["policy"])

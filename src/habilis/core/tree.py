@@ -1,0 +1,34 @@
+"""Operations on observation groups: mappings from names to tensors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Tree = Mapping[str, Tensor]
+
+
+def tree_map(function: Callable[..., Any], *trees: Mapping[str, Any]) -> dict[str, Any]:
+    """Apply `function` to the tensors of the same name in each tree."""
+    return {name: function(*(tree[name] for tree in trees)) for name in trees[0]}
+
+
+def tree_stack(trees: Sequence[Tree], dim: int = 0) -> dict[str, Tensor]:
+    """Stack trees of `[...]` to one of `[len(trees), ...]`."""
+    return {name: torch.stack([tree[name] for tree in trees], dim) for name in trees[0]}
+
+
+def tree_index(tree: Tree, index: Any) -> dict[str, Tensor]:
+    """Index every tensor."""
+    return {name: tensor[index] for name, tensor in tree.items()}
+
+
+def tree_where(mask: Tensor, if_true: Tree, if_false: Tree) -> dict[str, Tensor]:
+    """Choose rows: `mask` is [N], the tensors `[N, ...]`."""
+    return {
+        name: torch.where(mask.view(-1, *[1] * (tensor.dim() - 1)), tensor, if_false[name])
+        for name, tensor in if_true.items()
+    }

@@ -1,0 +1,61 @@
+"""The data that flows through the house: observations, steps and metrics, all of them tensors.
+
+Shapes use N for the number of environments and T for time; time-major data is `[T, N, ...]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+Obs = Mapping[str, Tensor]
+"""Observation groups. `"policy"` is what acts; `"critic"` may be privileged; images are uint8, all else float32."""
+
+Metrics = dict[str, Tensor]
+"""Named scalars of an update: detached 0-d tensors, so that nothing waits for a device until they are logged."""
+
+State = dict[str, Any]
+"""What `state_dict` returns: nested dicts and lists of tensors, arrays, numbers, strings, booleans and None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """What N environments answer to one action each. Every tensor is fresh: the environment does not write to it again."""
+
+    obs: Obs
+    """What to act on next: already reset where an episode ended."""
+    next_obs: Obs
+    """The true successor of the action; the same object as `obs` where no episode ended in this step."""
+    reward: Tensor
+    """[N] float32."""
+    terminated: Tensor
+    """[N] bool: the task ended; no bootstrap."""
+    truncated: Tensor
+    """[N] bool: cut off (a time limit, say); bootstrap from `next_obs`. Never true together with `terminated`."""
+    valid: Tensor
+    """[N] bool: false where this is no transition to learn from: the dummy step of an environment that resets itself
+    on the step after an episode's end, or a simulation that diverged."""
+    info: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors `[N]` or `[N, k]`, the same keys every step: `"success"`, `"cost"`, `"reward/<term>"`, ..."""
+
+    @property
+    def done(self) -> Tensor:
+        """[N] bool: the episode ended, for either reason."""
+        return self.terminated | self.truncated
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyStep:
+    """What a policy answers to a batch of observations."""
+
+    action: Tensor
+    """[N, action_dim] or [N]: the action in the policy's own units, which is what a learner stores."""
+    env_action: Tensor
+    """The same action after the action map, in the units of the environment."""
+    log_prob: Tensor | None = None
+    """[N]: log-probability (density) of `action`; None where the policy is asked to act deterministically."""
+    memory: Any = None
+    """What to hand back at the next call; None for a policy without memory."""

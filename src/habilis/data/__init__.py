@@ -1,0 +1,1 @@
+"""F2: where experience is kept: rollouts, replay, episode statistics."""

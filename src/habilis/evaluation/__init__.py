@@ -1,0 +1,1 @@
+"""F4: how good a policy is, said honestly: evaluator, statistics, reports and videos."""

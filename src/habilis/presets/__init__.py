@@ -1,0 +1,1 @@
+"""F6: configurations tuned and measured for an algorithm on an environment."""

@@ -1,0 +1,1 @@
+"""F2: where scalars go: console, JSON lines, TensorBoard, Weights & Biases."""

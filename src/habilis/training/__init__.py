@@ -1,0 +1,1 @@
+"""F5: the loops: collect, learn, evaluate, log, checkpoint."""
