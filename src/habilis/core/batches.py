@@ -1,0 +1,51 @@
+"""What buffers hand to algorithms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from habilis.core.types import Obs
+
+
+@dataclass(frozen=True, slots=True)
+class RolloutBatch:
+    """T steps of N environments, time-major, as the policy being learnt has just made them."""
+
+    obs: Obs
+    """`[T + 1, N, ...]`: what was acted on, and last what comes next."""
+    actions: Tensor
+    """`[T, N, ...]` in the policy's units."""
+    log_probs: Tensor
+    """`[T, N]` of those actions when they were chosen."""
+    rewards: Tensor
+    """`[T, N]`, raw."""
+    terminated: Tensor
+    """`[T, N]` bool."""
+    truncated: Tensor
+    """`[T, N]` bool."""
+    valid: Tensor
+    """`[T, N]` bool: false where nothing may be learnt from the step."""
+    final_index: tuple[Tensor, Tensor]
+    """`(t, n)`, each `[K]`: the steps whose true successor is not `obs[t + 1]`."""
+    final_obs: Obs
+    """`[K, ...]`: those successors."""
+
+
+@dataclass(frozen=True, slots=True)
+class TransitionBatch:
+    """B transitions drawn from a replay buffer; with n-step targets a transition spans up to n steps."""
+
+    obs: Obs
+    """`[B, ...]`."""
+    action: Tensor
+    """`[B, ...]` in the policy's units."""
+    reward: Tensor
+    """`[B]`: the reward, or the discounted sum of up to n."""
+    terminated: Tensor
+    """`[B]` bool: nothing follows the last step."""
+    next_obs: Obs
+    """`[B, ...]`: the true successor of the last step."""
+    discount: Tensor
+    """`[B]`: what the value of `next_obs` is multiplied by: gamma to the power of the steps taken."""

@@ -1,0 +1,111 @@
+"""Configurations as frozen dataclasses of plain values: to and from dictionaries, dotted overrides, errors that name the nearest key."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
+
+from habilis.core.errors import ConfigError, did_you_mean
+
+C = TypeVar("C")
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `ConfigError(message)` unless `condition` holds."""
+    if not condition:
+        raise ConfigError(message)
+
+
+def to_dict(config: Any) -> Any:
+    """Return a configuration as nested dictionaries of JSON values."""
+    if dataclasses.is_dataclass(config):
+        return {f.name: to_dict(getattr(config, f.name)) for f in dataclasses.fields(config)}
+    if isinstance(config, (list, tuple)):
+        return [to_dict(v) for v in config]
+    if isinstance(config, Mapping):
+        return {k: to_dict(v) for k, v in config.items()}
+    return config
+
+
+def override(config: C, changes: Mapping[str, Any], prefix: str = "") -> C:
+    """Return a copy of `config` with the dotted (or nested) keys of `changes` replaced; hyphens count as underscores.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest ones) or a value of the wrong type.
+    """
+    types_of = field_types(type(config))
+    new: dict[str, Any] = {}
+    nested: dict[str, dict[str, Any]] = {}
+    for raw, value in changes.items():
+        head, _, rest = raw.replace("-", "_").partition(".")
+        if head not in types_of:
+            known = ", ".join(sorted(types_of))
+            raise ConfigError(f"unknown configuration key {prefix + head!r}{did_you_mean(head, types_of)}; known: {known}")
+        if rest:
+            nested.setdefault(head, {})[rest] = value
+        elif dataclasses.is_dataclass(getattr(config, head)) and isinstance(value, Mapping):
+            nested.setdefault(head, {}).update(value)
+        else:
+            new[head] = _coerce(value, types_of[head], prefix + head)
+    for head, inner in nested.items():
+        current = new.get(head, getattr(config, head))
+        if dataclasses.is_dataclass(current):
+            new[head] = override(current, inner, f"{prefix}{head}.")
+        else:
+            require(isinstance(current, Mapping), f"{prefix + head!r} has no fields: it is {current!r}")
+            new[head] = {**current, **inner}
+    return dataclasses.replace(config, **new)  # type: ignore[type-var]
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """Return the resolved type of each field of a dataclass."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+
+
+def _coerce(value: Any, kind: Any, name: str) -> Any:
+    """Return `value` as `kind`, taking what JSON and users write for it (lists for tuples, ints for floats)."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        for option in args:
+            try:
+                return _coerce(value, option, name)
+            except ConfigError:
+                continue
+    elif origin is Literal:
+        if value in args:
+            return value
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            inner = [args[0]] * len(value) if len(args) == 2 and args[1] is Ellipsis else list(args)
+            if len(inner) == len(value):
+                return tuple(_coerce(v, k, name) for v, k in zip(value, inner, strict=True))
+    elif origin is not None and isinstance(value, Mapping):
+        return dict(value)
+    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and int(value) == value:
+        return int(value)
+    elif kind is Any or (kind is type(None) and value is None) or (kind not in (int, float) and type(value) is kind):
+        return value
+    raise ConfigError(f"{name!r} must be {_describe(kind)}, got {value!r}{_nearest_choice(value, kind)}")
+
+
+def _describe(kind: Any) -> str:
+    """Name a type as a user would."""
+    origin, args = get_origin(kind), get_args(kind)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_describe(a) for a in args)
+    if origin is Literal:
+        return "one of " + ", ".join(map(repr, args))
+    if origin is tuple:
+        return f"a list of {_describe(args[0])}"
+    return "none" if kind is type(None) else getattr(kind, "__name__", str(kind))
+
+
+def _nearest_choice(value: Any, kind: Any) -> str:
+    choices = get_args(kind) if get_origin(kind) is Literal else ()
+    return did_you_mean(value, [c for c in choices if isinstance(c, str)]) if isinstance(value, str) else ""

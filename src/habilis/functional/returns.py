@@ -1,0 +1,75 @@
+"""Returns and advantages as pure functions of time-major tensors `[T, N]`.
+
+Every function treats the two endings of an episode apart: at a termination nothing follows; at a truncation the value of
+the true successor follows, but nothing of the next episode does. `next_values[t]` is therefore always the value of the
+true successor of step t (`Step.next_obs`), never of the observation after a reset.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def generalized_advantage(
+    rewards: Tensor,
+    values: Tensor,
+    next_values: Tensor,
+    terminated: Tensor,
+    done: Tensor,
+    gamma: float,
+    gae_lambda: float,
+) -> Tensor:
+    """Return GAE(gamma, lambda) advantages `[T, N]` (Schulman et al. 2016, equation 16).
+
+    Args:
+        rewards: `[T, N]`.
+        values: `[T, N]`, V(s_t).
+        next_values: `[T, N]`, V of the true successor of step t.
+        terminated: `[T, N]` bool; no bootstrap.
+        done: `[T, N]` bool; terminated or truncated: the sum over later steps ends here.
+        gamma: discount.
+        gae_lambda: weight of longer returns; 0 is the one-step error, 1 the Monte-Carlo return minus V.
+    """
+    deltas = rewards + gamma * next_values * ~terminated - values
+    decay = gamma * gae_lambda * (~done).to(rewards.dtype)
+    advantages = torch.empty_like(deltas)
+    running = torch.zeros_like(deltas[0])
+    for t in range(len(deltas) - 1, -1, -1):
+        running = torch.addcmul(deltas[t], decay[t], running, out=advantages[t])
+    return advantages
+
+
+def n_step_return(
+    rewards: Tensor, terminated: Tensor, done: Tensor, gamma: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Sum up to n rewards along the first axis, stopping at the first end of an episode.
+
+    Args:
+        rewards: `[n, B]`, the rewards from each start onward.
+        terminated: `[n, B]` bool.
+        done: `[n, B]` bool: nothing after this step belongs to the episode.
+        gamma: discount.
+
+    Returns:
+        `(returns, discount, last, terminated)`, each `[B]`: the discounted sum; gamma to the power of the number of steps
+        taken, which multiplies the bootstrap; the index in `[0, n)` of the last step taken, whose true successor is what to
+        bootstrap from; whether that step terminated.
+    """
+    returns = rewards[0].clone()
+    discount = torch.full_like(returns, gamma)
+    last = torch.zeros(rewards.shape[1], dtype=torch.long, device=rewards.device)
+    going = ~done[0]
+    ended = terminated[0].clone()
+    for k in range(1, len(rewards)):
+        returns += discount * rewards[k] * going
+        discount = torch.where(going, discount * gamma, discount)
+        last += going
+        ended |= going & terminated[k]
+        going = going & ~done[k]
+    return returns, discount, last, ended
+
+
+def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
+    """Return `1 - Var(returns - values) / Var(returns)`: 1 is perfect, 0 is as good as a constant."""
+    return 1 - (returns - values).var() / returns.var().clamp_min(1e-8)

@@ -1,0 +1,57 @@
+"""Running mean and variance of data that arrives in batches, and the normalisation by them.
+
+The statistics are buffers, so they are saved and exported with the module that owns them. They change only when `update` is
+called, which trainers do once an iteration after optimisation: between acting and learning nothing drifts.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+class RunningNorm(nn.Module):
+    """Normalise rows of `shape` to mean 0 and variance 1, clipped to `[-clip, clip]`.
+
+    The moments are those of all data seen (Chan et al. 1979, parallel variance), held in float64 and applied in float32. Before the
+    first update the data passes unchanged.
+    """
+
+    mean: Tensor
+    var: Tensor
+    count: Tensor
+
+    def __init__(self, shape: tuple[int, ...], clip: float = 10.0, eps: float = 1e-8) -> None:
+        super().__init__()
+        self.clip = clip
+        self.eps = eps
+        self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
+        self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise `[..., *shape]`."""
+        return ((x - self.mean.to(x.dtype)) * self._scale(x)).clamp(-self.clip, self.clip)
+
+    def scale_only(self, x: Tensor) -> Tensor:
+        """Divide by the standard deviation without moving the mean, as rewards are normalised."""
+        return (x * self._scale(x)).clamp(-self.clip, self.clip)
+
+    def _scale(self, x: Tensor) -> Tensor:
+        return (self.var + self.eps).rsqrt().to(x.dtype)
+
+    @torch.no_grad()
+    def update(self, x: Tensor) -> None:
+        """Take in a batch `[n, *shape]`; nothing changes for an empty one."""
+        n = x.shape[0]
+        if n == 0:
+            return
+        x = x.to(torch.float64)
+        batch_mean = x.mean(0)
+        batch_var = x.var(0, correction=0)
+        total = self.count + n
+        delta = batch_mean - self.mean
+        m2 = self.var * self.count + batch_var * n + delta.square() * self.count * n / total
+        self.mean += delta * n / total
+        self.var.copy_(m2 / total)
+        self.count.copy_(total)
