@@ -1,0 +1,172 @@
+"""The evaluator: fair shares, its own seeds and streams, memory by environment, and nothing left changed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from habilis.core.errors import ConfigError, EnvError, NonFiniteError
+from habilis.core.specs import BoxAction, EnvSpec, ObsGroup
+from habilis.core.types import PolicyStep, Step
+from habilis.evaluation import evaluator
+from habilis.evaluation.evaluator import EvaluationResult, evaluate, evaluation_seed, rollout
+
+
+class Countdown:
+    """Episodes of fixed length, different in each environment; the reward is the action, the observation the time.
+
+    With `dummy`, an environment resets one step late, at a step that is not valid.
+    """
+
+    def __init__(self, lengths, *, dummy=False, reward=1.0):
+        self.num_envs = len(lengths)
+        self.spec = EnvSpec("Countdown-v0", {"policy": ObsGroup((1,))}, BoxAction(np.array([-1.0]), np.array([1.0])))
+        self.lengths = torch.tensor(lengths)
+        self.dummy = dummy
+        self.scale = reward
+        self.seeds = []
+
+    def reset(self, seed=None):
+        self.seeds.append(seed)
+        self.time = torch.zeros(self.num_envs, dtype=torch.int64)
+        return {"policy": self.time[:, None].float()}
+
+    def step(self, action):
+        late = self.time == self.lengths
+        self.time = torch.where(late, 0, self.time + 1)
+        done = self.time == self.lengths
+        now = {"policy": self.time[:, None].float()}
+        if not self.dummy:
+            self.time = torch.where(done, 0, self.time)
+        return Step(
+            obs={"policy": self.time[:, None].float()},
+            next_obs=now,
+            reward=torch.where(late, 1000.0, action[:, 0] * self.scale),
+            terminated=done,
+            truncated=torch.zeros_like(done),
+            valid=~late,
+            info={"success": self.lengths > 2, "tracking_error": self.lengths / 10},
+        )
+
+
+class Counter(nn.Module):
+    """Acts with the number of steps that its memory has counted, plus noise where it is asked to draw."""
+
+    def __init__(self, memory=True):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(1))
+        self.dropout = nn.Dropout(0.5)
+        if memory:
+            self.initial_memory = torch.zeros
+            self.reset_memory = lambda memory, done: torch.where(done, 0, memory)
+
+    def act(self, obs, memory=None, *, deterministic=False, generator=None):
+        assert not self.training
+        assert not torch.is_grad_enabled()
+        time = obs["policy"][:, 0] if memory is None else memory
+        noise = 0.0 if deterministic else torch.rand(len(time), generator=generator)
+        action = (self.dropout(time + 1.0) + noise)[:, None] * self.weight
+        return PolicyStep(action, action, None, None if memory is None else memory + 1)
+
+
+def test_every_environment_gives_its_share_however_short_its_episodes():
+    result = evaluate(Counter(False), Countdown([1, 2, 5]), episodes=7, seed=0)
+    assert result.lengths.tolist() == [1, 2, 5, 1, 2, 5, 1]
+    assert result.returns.tolist() == [1, 3, 15, 1, 3, 15, 1]
+    assert result.successes.tolist() == [0, 0, 1, 0, 0, 1, 0]
+    assert result.terms["tracking_error"] == pytest.approx([0.1, 0.2, 0.5, 0.1, 0.2, 0.5, 0.1])
+
+
+def test_fewer_episodes_than_environments():
+    assert evaluate(Counter(False), Countdown([4, 3, 1]), episodes=2, seed=0).lengths.tolist() == [4, 3]
+
+
+@pytest.mark.parametrize("dummy", [False, True])
+def test_memory_starts_anew_with_every_episode(dummy):
+    """The action counts from 1 in every episode: 1 + 2 + 3 and 1 + 2; a dummy step is not counted and not paid."""
+    result = evaluate(Counter(), Countdown([3, 2], dummy=dummy), episodes=6, seed=0)
+    assert result.returns.tolist() == [6, 3, 6, 3, 6, 3]
+    assert result.lengths.tolist() == [3, 2, 3, 2, 3, 2]
+
+
+def test_seeds_are_its_own_and_the_same_seed_gives_the_same_result():
+    env = Countdown([3])
+    results = [evaluate(Counter(), env, episodes=5, seed=seed, deterministic=False).returns for seed in (1, 1, 2)]
+    assert env.seeds == [evaluation_seed(1), evaluation_seed(1), evaluation_seed(2)]
+    assert 1 not in env.seeds
+    assert results[0].tolist() == results[1].tolist() != results[2].tolist()
+
+
+def test_policy_and_global_random_state_are_left_as_they_were():
+    policy = Counter()
+    policy.train()
+    policy.dropout.eval()  # frozen on purpose; must stay so
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002
+    evaluate(policy, Countdown([3]), episodes=2, seed=0, deterministic=False)
+    assert policy.training
+    assert not policy.dropout.training
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == np.random.get_state()[1]).all()  # noqa: NPY002
+    steps = rollout(policy, Countdown([3]), seed=0)
+    next(steps)
+    assert not policy.training
+    steps.close()
+    assert policy.training
+
+
+def test_result_says_what_follows_from_the_episodes():
+    result = EvaluationResult(
+        returns=np.array([0.0, 10.0, 20.0, 90.0]),
+        lengths=np.array([1, 2, 3, 4]),
+        successes=np.array([1.0, 0.0, 1.0, 1.0]),
+    )
+    assert (result.mean, result.median, result.iqm) == (30.0, 15.0, 15.0)
+    assert result.std == pytest.approx(35.35534)
+    assert result.mean_length == 2.5
+    assert result.success_rate == 0.75
+    assert result.success_interval == pytest.approx((0.30064, 0.95441), abs=1e-5)
+    assert 0 <= result.interval[0] < 30 < result.interval[1] <= 90
+    assert result.interval == result.interval
+
+
+def test_result_survives_json():
+    result = evaluate(Counter(), Countdown([3, 2]), episodes=4, seed=3, deterministic=False)
+    result.terms["gap"] = np.array([1.0, np.nan, 2.0, 3.0])
+    tree = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    twin = EvaluationResult.from_dict(tree)
+    assert tree["mean"] == result.mean
+    assert tree["interval"] == list(result.interval)
+    np.testing.assert_array_equal(twin.returns, result.returns)
+    np.testing.assert_array_equal(twin.lengths, result.lengths)
+    np.testing.assert_array_equal(twin.successes, result.successes)
+    np.testing.assert_array_equal(twin.terms["gap"], result.terms["gap"])
+    assert (twin.seed, twin.deterministic, str(twin)) == (3, False, str(result))
+
+
+def test_result_reads_as_a_table():
+    text = str(evaluate(Counter(False), Countdown([3, 2]), episodes=4, seed=3))
+    assert text.splitlines()[0] == "4 episodes, deterministic, seed 3"
+    assert "return" in text
+    assert "success" in text
+    assert "50.0%" in text
+    assert "tracking_error" in text
+
+
+def test_episodes_that_never_end_are_reported(monkeypatch):
+    monkeypatch.setattr(evaluator, "LONGEST_EPISODE", 10)
+    with pytest.raises(EnvError, match="environment 1 of Countdown-v0 ended 0 episodes in 10 steps where 1"):
+        evaluate(Counter(), Countdown([3, 1000]), episodes=2, seed=0)
+
+
+def test_a_return_that_is_not_finite_is_reported():
+    with pytest.raises(NonFiniteError, match="environment 0 of Countdown-v0 returned inf"):
+        evaluate(Counter(), Countdown([3], reward=float("inf")), episodes=1, seed=0)
+
+
+def test_no_episodes_are_refused():
+    with pytest.raises(ConfigError, match="at least one episode"):
+        evaluate(Counter(), Countdown([3]), episodes=0, seed=0)
