@@ -100,7 +100,7 @@ def serialises(tree: ast.AST) -> Iterator[tuple[int, str]]:
 
 
 def is_torch_draw(function: ast.expr) -> bool:
-    """Whether the call of `function` draws numbers: `torch.randn` and the like, or an in-place method or initialiser."""
+    """Whether calling `function` draws numbers: `torch.randn` and the like, an in-place method, an initialiser."""
     owner, _, name = dotted(function).rpartition(".")
     return (owner == "torch" and name in TORCH_DRAWS) or getattr(function, "attr", "") in TORCH_FILLS
 
