@@ -1,0 +1,138 @@
+"""From an id to a `VecEnv`: the native engine where there is one, else Gymnasium, else what the user names.
+
+Native are the probe environments, the batched twins of Gymnasium's MuJoCo tasks, and whatever a higher floor registers
+with `register_native`. Importing this file imports no simulator; an engine is imported when one of its ids is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, cast
+
+from habilis.core.errors import ConfigError, did_you_mean
+from habilis.core.protocols import VecEnv
+from habilis.core.registry import Registry
+from habilis.envs.probes import PROBES, ProbeEnv
+
+BACKENDS = ("native", "gymnasium", "envpool")
+"""The engines that `make_vec_env` knows."""
+
+NativeBuilder = Callable[..., VecEnv]
+"""`builder(id, num_envs, *, seed, threads, **kwargs)`."""
+
+NATIVE: Registry[NativeBuilder] = Registry("native environment")
+"""The builders of native environments, by id, but for the MuJoCo twins, which `habilis.envs.mujoco` lists."""
+
+
+def register_native(id: str, builder: NativeBuilder) -> None:
+    """Let `make_vec_env(id)` call `builder(id, num_envs, seed=..., threads=..., **kwargs)`.
+
+    Raises:
+        ConfigError: The id is already registered.
+    """
+    NATIVE.add(id, builder)
+
+
+def make_vec_env(
+    id: str,
+    num_envs: int = 1,
+    *,
+    backend: str | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+    asynchronous: bool = False,
+    **kwargs: Any,
+) -> VecEnv:
+    """Make N environments that step together.
+
+    Args:
+        id: The environment, say `"HalfCheetah-v5"`, `"habilis/QuadrupedWalk-v0"` or `"package:Env-v0"`.
+        num_envs: N.
+        backend: `"native"`, `"gymnasium"` or `"envpool"`; None chooses native where the id has a native environment,
+            else Gymnasium.
+        seed: Where the random streams of the environments start.
+        threads: Threads of the native engine and of EnvPool; None lets them choose. Gymnasium has none.
+        asynchronous: One process for each environment, which only Gymnasium does: implies that backend.
+        **kwargs: Arguments of the environment.
+
+    Raises:
+        ConfigError: The backend or the id does not exist, or the one does not have the other.
+        EnvError: The environment cannot be made.
+        MissingExtraError: The backend is not installed.
+    """
+    if num_envs < 1:
+        raise ConfigError(f"num_envs is {num_envs}: ask for at least one environment")
+    if backend not in (None, *BACKENDS):
+        raise ConfigError(f"there is no backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if asynchronous and backend in ("native", "envpool"):
+        raise ConfigError(f"asynchronous is an option of the gymnasium backend: the {backend} backend has threads")
+    if backend == "envpool":
+        from habilis.envs.envpool import EnvPoolVecEnv
+
+        return EnvPoolVecEnv(id, num_envs, seed=seed, threads=threads, **kwargs)
+    if backend == "gymnasium" or asynchronous:
+        return _make_gymnasium(id, num_envs, seed=seed, asynchronous=asynchronous, **kwargs)
+    builder = _native_builder(id)
+    if builder is not None:
+        return builder(id, num_envs, seed=seed, threads=threads, **kwargs)
+    if backend == "native":
+        raise ConfigError(
+            f"{id!r} has no native environment{did_you_mean(id, list_env_ids('native'))}: choose another backend"
+        )
+    return _make_gymnasium(id, num_envs, seed=seed, asynchronous=False, **kwargs)
+
+
+def list_env_ids(backend: str | None = None) -> list[str]:
+    """Return the ids of one backend, or those that `make_vec_env` finds without being told a backend.
+
+    Raises:
+        ConfigError: There is no such backend.
+        MissingExtraError: The backend is not installed.
+    """
+    if backend == "envpool":
+        from habilis.envs.envpool import envpool_ids
+
+        return envpool_ids()
+    if backend not in (None, "native", "gymnasium"):
+        raise ConfigError(f"there is no backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    ids: set[str] = set()
+    if backend != "gymnasium":
+        ids.update(NATIVE, _mujoco().NATIVE_IDS)
+    if backend != "native":
+        import gymnasium
+
+        ids.update(gymnasium.registry)
+    return sorted(ids)
+
+
+def _native_builder(id: str) -> NativeBuilder | None:
+    if id in NATIVE:
+        return NATIVE[id]
+    mujoco = _mujoco()
+    return cast(NativeBuilder, mujoco.make_native) if id in mujoco.NATIVE_IDS else None
+
+
+def _mujoco() -> Any:
+    """Import the MuJoCo twins, which takes the simulator's import with it, only now."""
+    return importlib.import_module("habilis.envs.mujoco")
+
+
+def _make_gymnasium(id: str, num_envs: int, **kwargs: Any) -> VecEnv:
+    import gymnasium
+
+    from habilis.envs.gymnasium import make_gymnasium
+
+    try:
+        return make_gymnasium(id, num_envs, **kwargs)
+    except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
+        raise ConfigError(f"there is no environment {id!r}{did_you_mean(id, list_env_ids())}: {error}") from error
+
+
+def _make_probe(id: str, num_envs: int, *, seed: int, threads: int | None) -> VecEnv:
+    return ProbeEnv(id, num_envs, seed=seed)
+
+
+for _id in PROBES:
+    register_native(_id, _make_probe)

@@ -1,0 +1,157 @@
+"""Gymnasium spaces in our words: an observation space becomes groups, an action space an `ActionSpec`.
+
+A group is either an image (uint8, three axes, in the environment's own axis order) or a float32 vector of one axis:
+
+- A plain space is the group `"policy"`.
+- A Dict that has the key `"policy"` keeps its keys as groups, so that `"critic"` may be privileged.
+- Any other Dict or Tuple is the one group `"policy"`: its leaves, in the space's order, side by side.
+- An image is never mixed into a vector: it becomes a group of its own, named after its path (`"camera"`, `"1"`,
+  `"state.camera"`); where a group would otherwise be empty, its first image takes its name. There is always a
+  group `"policy"`.
+
+In a vector, Box (any shape and dtype) is flattened and not scaled, Discrete and each choice of a MultiDiscrete are
+one-hot, MultiBinary is zeros and ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from torch import Tensor
+
+from habilis.core.errors import EnvError
+from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction, MultiDiscreteAction, ObsGroup
+
+Path = tuple[str | int, ...]
+
+
+class ObsLayout:
+    """The groups of an observation space, and the conversion of its batches to them."""
+
+    def __init__(self, space: spaces.Space) -> None:
+        leaves = list(_leaves(space))
+        keyed = isinstance(space, spaces.Dict) and "policy" in space.spaces
+        self._parts: dict[str, list[tuple[Path, spaces.Space]]] = {}
+        bases = dict.fromkeys(path[0] if keyed else "policy" for path, _ in leaves)
+        for base in bases:
+            members = [leaf for leaf in leaves if not keyed or leaf[0][0] == base]
+            vectors = [leaf for leaf in members if not _is_image(leaf[1])]
+            images = [leaf for leaf in members if _is_image(leaf[1])]
+            if vectors:
+                self._parts[base] = vectors
+            for number, leaf in enumerate(images):
+                own = not vectors and number == 0
+                self._parts[base if own else ".".join(map(str, leaf[0]))] = [leaf]
+        self.groups = {name: _group(parts) for name, parts in self._parts.items()}
+
+    def __call__(self, batch: Any, num_envs: int) -> dict[str, Tensor]:
+        """Convert N observations, batched leaf by leaf, to fresh tensors `[N, ...]`.
+
+        Raises:
+            EnvError: A leaf does not hold what its space says.
+        """
+        obs = {}
+        for name, parts in self._parts.items():
+            try:
+                if self.groups[name].is_image:
+                    rows = np.array(_at(batch, parts[0][0]), np.uint8).reshape(num_envs, *self.groups[name].shape)
+                else:
+                    rows = np.concatenate([_vector(space, _at(batch, path), num_envs) for path, space in parts], 1)
+            except (ValueError, KeyError, IndexError, TypeError) as error:
+                raise EnvError(
+                    f"the observation group {name!r} does not fit its space ({error}): "
+                    "return what observation_space declares"
+                ) from error
+            obs[name] = torch.from_numpy(rows)
+        return obs
+
+
+class ActionLayout:
+    """The `ActionSpec` of an action space, and the conversion of our actions to what the environment takes."""
+
+    def __init__(self, space: spaces.Space) -> None:
+        self._shape, self._dtype = space.shape, space.dtype
+        self._start: Any = 0
+        self.spec: ActionSpec
+        if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+            self.spec = BoxAction(space.low.astype(np.float32).ravel(), space.high.astype(np.float32).ravel())
+        elif isinstance(space, spaces.Box):
+            self._start = space.low
+            counts = space.high.astype(np.int64) - space.low.astype(np.int64) + 1
+            self.spec = MultiDiscreteAction(tuple(counts.ravel().tolist()))
+        elif isinstance(space, spaces.Discrete):
+            self._start = space.start
+            self.spec = DiscreteAction(int(space.n))
+        elif isinstance(space, spaces.MultiDiscrete):
+            self._start = space.start
+            self.spec = MultiDiscreteAction(tuple(space.nvec.ravel().tolist()))
+        elif isinstance(space, spaces.MultiBinary):
+            self.spec = MultiDiscreteAction((2,) * int(np.prod(space.shape)))
+        else:
+            raise EnvError(
+                f"actions of a {type(space).__name__} space are not supported: "
+                "wrap the environment so that it takes Box, Discrete, MultiDiscrete or MultiBinary actions"
+            )
+
+    def __call__(self, action: Tensor) -> np.ndarray:
+        """Convert `[N, dim]`, `[N]` or `[N, k]` to the array `[N, *space.shape]` of the space's own dtype."""
+        rows = action.detach().cpu().numpy().reshape(-1, *self._shape)
+        return (rows + self._start if np.any(self._start) else rows).astype(self._dtype)
+
+
+def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
+    """Yield the plain spaces of a nested space with where they lie in it."""
+    if isinstance(space, spaces.Dict):
+        for key, child in space.spaces.items():
+            yield from _leaves(child, (*path, key))
+    elif isinstance(space, spaces.Tuple):
+        for index, child in enumerate(space.spaces):
+            yield from _leaves(child, (*path, index))
+    elif isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
+        yield path, space
+    else:
+        raise EnvError(
+            f"observations of a {type(space).__name__} space are not supported: wrap the environment so that it "
+            "gives Box, Discrete, MultiDiscrete or MultiBinary observations, or Dict and Tuple of those"
+        )
+
+
+def _is_image(space: spaces.Space) -> bool:
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+
+
+def _group(parts: list[tuple[Path, spaces.Space]]) -> ObsGroup:
+    first = parts[0][1]
+    return ObsGroup(first.shape, "uint8") if _is_image(first) else ObsGroup((sum(_width(s) for _, s in parts),))
+
+
+def _width(space: spaces.Space) -> int:
+    """Number of values that a leaf takes in a vector."""
+    if isinstance(space, spaces.Discrete):
+        return int(space.n)
+    return int(space.nvec.sum() if isinstance(space, spaces.MultiDiscrete) else np.prod(space.shape))
+
+
+def _at(batch: Any, path: Path) -> Any:
+    for key in path:
+        batch = batch[key]
+    return batch
+
+
+def _vector(space: spaces.Space, value: Any, num_envs: int) -> np.ndarray:
+    """Return the rows `[N, width]` of one leaf, float32."""
+    if isinstance(space, spaces.Discrete):
+        return _one_hot(np.asarray(value).reshape(num_envs), space.start, space.n)
+    if isinstance(space, spaces.MultiDiscrete):
+        columns = np.asarray(value).reshape(num_envs, space.nvec.size).T
+        choices = zip(columns, space.start.ravel(), space.nvec.ravel(), strict=True)
+        return np.concatenate([_one_hot(column, start, n) for column, start, n in choices], 1)
+    return np.asarray(value, np.float32).reshape(num_envs, _width(space))
+
+
+def _one_hot(value: np.ndarray, start: int, n: int) -> np.ndarray:
+    return (value[:, None] == np.arange(start, start + n)).astype(np.float32)
