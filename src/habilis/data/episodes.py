@@ -4,10 +4,10 @@ They are counted from the steps themselves and not taken from what an environmen
 the same everywhere: rewards are summed raw and in float64, a dummy step belongs to no episode, and every number of
 `Step.info` with one value an environment is reduced by its name:
 
-- `success` and `termination/<term>`: the value at the step that ended the episode (an environment that means "ever
+- `success`, `diverged` and `termination/<term>`: the value at the step that ended the episode (an environment that means "ever
   succeeded" keeps the flag up until the end);
 - `reward/<term>`, `cost` and `cost/<term>`: the sum over the episode, so that reward terms add up to the return;
-- anything else (`tracking_error`, ...): the mean over the steps of the episode.
+- anything else (`tracking_error`, ...): the mean over the steps of the episode, NaN if one of them was.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
+from math import isnan, nan
 
 import torch
 from torch import Tensor
@@ -44,7 +45,7 @@ class Episode:
 
 def reduction(name: str) -> str:
     """Return how the number `name` of `Step.info` becomes one for an episode: `last`, `sum` or `mean`."""
-    if name == "success" or name.startswith("termination/"):
+    if name in ("success", "diverged") or name.startswith("termination/"):
         return "last"
     return "sum" if name == "cost" or name.startswith(("reward/", "cost/")) else "mean"
 
@@ -63,18 +64,15 @@ class EpisodeTracker:
     def __init__(self, num_envs: int, window: int = 100) -> None:
         self.num_envs = num_envs
         self.recent: deque[Episode] = deque(maxlen=window)
-        self._names: list[str] | None = None  # the numbers of info, known from the first step on
+        self._names: list[str] = []  # the numbers of info, in the order of the rows of `_sums`
+        self._keys = 0  # length of info when `_names` was made; an environment may show more later, never fewer
         self._sums = torch.zeros(1, num_envs, dtype=torch.float64)  # [1 + names, N]: the reward, then `_names`
         self._lengths = torch.zeros(num_envs, dtype=torch.int64)
 
     def update(self, step: Step) -> list[Episode]:
         """Add one step of all environments; return the episodes that ended in it, by environment index."""
-        if self._names is None:
-            self._names = sorted(name for name, value in step.info.items() if value.dim() == 1)
-            self._sums = torch.zeros(1 + len(self._names), self.num_envs, dtype=torch.float64)
-        if self._sums.device != step.reward.device:
-            self._sums = self._sums.to(step.reward.device)
-            self._lengths = self._lengths.to(step.reward.device)
+        if len(step.info) != self._keys or self._sums.device != step.reward.device:
+            self._adopt(step)
         try:
             values = torch.stack([step.reward, *[step.info[name] for name in self._names]])
         except KeyError as error:
@@ -86,8 +84,17 @@ class EpisodeTracker:
         ended = ((step.done | ~step.valid) & (self._lengths > 0)).nonzero().squeeze(1)
         return self._finish(ended, values) if ended.numel() else []
 
+    def _adopt(self, step: Step) -> None:
+        """Make room for the numbers that `step` brings, on its device."""
+        device = step.reward.device
+        self._keys = len(step.info)
+        new = sorted(name for name, value in step.info.items() if value.dim() == 1 and name not in self._names)
+        room = torch.zeros(len(new), self.num_envs, dtype=torch.float64, device=device)
+        self._names = self._names + new
+        self._sums = torch.cat([self._sums.to(device), room])
+        self._lengths = self._lengths.to(device)
+
     def _finish(self, ended: Tensor, values: Tensor) -> list[Episode]:
-        names = self._names or []
         episodes = []
         columns = zip(
             ended.tolist(),
@@ -98,7 +105,7 @@ class EpisodeTracker:
         )
         for env, length, (total_reward, *sums), last in columns:
             by_kind = {"sum": sums, "last": last, "mean": [value / length for value in sums]}
-            terms = {name: by_kind[reduction(name)][k] for k, name in enumerate(names)}
+            terms = {name: by_kind[reduction(name)][k] for k, name in enumerate(self._names)}
             episodes.append(Episode(env, total_reward, length, terms))
         self._sums[:, ended] = 0
         self._lengths[ended] = 0
@@ -117,7 +124,7 @@ class EpisodeTracker:
     def state_dict(self) -> State:
         """Return the episodes under way and the recent ones."""
         return {
-            "names": self._names,
+            "names": list(self._names),
             "sums": self._sums.clone(),
             "lengths": self._lengths.clone(),
             "recent": [asdict(episode) for episode in self.recent],
@@ -125,7 +132,8 @@ class EpisodeTracker:
 
     def load_state_dict(self, state: State) -> None:
         """Restore what `state_dict` returned."""
-        self._names = None if state["names"] is None else list(state["names"])
+        self._names = list(state["names"])
+        self._keys = 0
         self._sums = state["sums"].clone()
         self._lengths = state["lengths"].clone()
         self.recent.clear()
@@ -136,7 +144,8 @@ def summary(episodes: Collection[Episode]) -> dict[str, float]:
     """Return the means over `episodes` under the names that people know; empty where there are none.
 
     `rollout/ep_rew_mean`, `rollout/ep_len_mean`, `rollout/success_rate`, `reward/<term>`, `termination/<term>` (the
-    fraction that ended so), `rollout/ep_cost_mean`, and `info/<name>` for what else the environment tells.
+    fraction that ended so), `rollout/ep_cost_mean`, and `info/<name>` for what else the environment tells. An episode
+    of which a number is not known (NaN) does not count for it.
     """
     if not episodes:
         return {}
@@ -145,9 +154,10 @@ def summary(episodes: Collection[Episode]) -> dict[str, float]:
         "rollout/ep_rew_mean": sum(episode.total_reward for episode in episodes) / count,
         "rollout/ep_len_mean": sum(episode.length for episode in episodes) / count,
     }
-    known = {"success": "rollout/success_rate", "cost": "rollout/ep_cost_mean"}
-    for name in next(iter(episodes)).terms:
-        kept = name.startswith(("reward/", "termination/", "cost/"))
-        scalar = known.get(name, name if kept else f"info/{name}")
-        scalars[scalar] = sum(episode.terms[name] for episode in episodes) / count
+    known = {"success": "rollout/success_rate", "cost": "rollout/ep_cost_mean", "diverged": "termination/diverged"}
+    for name in sorted({name for episode in episodes for name in episode.terms}):
+        values = [episode.terms[name] for episode in episodes if not isnan(episode.terms.get(name, nan))]
+        if values:
+            kept = name.startswith(("reward/", "termination/", "cost/"))
+            scalars[known.get(name, name if kept else f"info/{name}")] = sum(values) / len(values)
     return scalars

@@ -8,22 +8,9 @@ import torch
 from torch import Tensor
 
 
-def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Return the mean over the entries where `mask` is true, or over all where there is none."""
-    if mask is None:
-        return values.mean()
-    weight = mask.to(values.dtype)
-    return (values * weight).sum() / weight.sum().clamp_min(1.0)
-
-
-def standardize(values: Tensor, mask: Tensor | None = None, eps: float = 1e-8) -> Tensor:
-    """Return values with mean 0 and standard deviation 1 over the entries where `mask` is true."""
-    if mask is None:
-        return (values - values.mean()) / (values.std() + eps)
-    mean = masked_mean(values, mask)
-    count = mask.sum()
-    variance = masked_mean((values - mean).square(), mask) * count / (count - 1).clamp_min(1)
-    return (values - mean) / (variance.sqrt() + eps)
+def standardize(values: Tensor, eps: float = 1e-8) -> Tensor:
+    """Return values with mean 0 and standard deviation 1."""
+    return (values - values.mean()) / (values.std() + eps)
 
 
 class ClippedSurrogate(NamedTuple):
@@ -35,19 +22,19 @@ class ClippedSurrogate(NamedTuple):
 
 
 def ppo_clip(
-    log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_range: float | Tensor, mask: Tensor | None = None
+    log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_range: float | Tensor
 ) -> ClippedSurrogate:
-    """Return the negative clipped surrogate objective (Schulman et al. 2017, equation 7).
+    """Return the negative clipped surrogate objective (Schulman et al. 2017, equation 7); arguments are `[B]`.
 
     The KL estimate is `mean((r - 1) - log r)` (Schulman 2020, "Approximating KL divergence", k3): unbiased and never negative.
     """
     log_ratio = log_prob - old_log_prob
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)  # type: ignore[arg-type, unused-ignore]
-    loss = -masked_mean(torch.minimum(ratio * advantages, clipped * advantages), mask)
+    loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
     with torch.no_grad():
-        approx_kl = masked_mean(ratio - 1 - log_ratio, mask)
-        clip_fraction = masked_mean(((ratio - 1).abs() > clip_range).to(ratio.dtype), mask)
+        approx_kl = (ratio - 1 - log_ratio).mean()
+        clip_fraction = ((ratio - 1).abs() > clip_range).to(ratio.dtype).mean()
     return ClippedSurrogate(loss, approx_kl, clip_fraction)
 
 
@@ -56,7 +43,6 @@ def value_loss(
     returns: Tensor,
     old_values: Tensor,
     clip_range: float | None = None,
-    mask: Tensor | None = None,
 ) -> Tensor:
     """Return half the mean squared error of the values.
 
@@ -67,7 +53,7 @@ def value_loss(
     if clip_range is not None:
         clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
         error = torch.maximum(error, (clipped - returns).square())
-    return 0.5 * masked_mean(error, mask)
+    return 0.5 * error.mean()
 
 
 def soft_q_target(

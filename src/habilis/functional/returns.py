@@ -17,6 +17,7 @@ def generalized_advantage(
     next_values: Tensor,
     terminated: Tensor,
     done: Tensor,
+    valid: Tensor,
     gamma: float,
     gae_lambda: float,
 ) -> Tensor:
@@ -28,11 +29,12 @@ def generalized_advantage(
         next_values: `[T, N]`, V of the true successor of step t.
         terminated: `[T, N]` bool; no bootstrap.
         done: `[T, N]` bool; terminated or truncated: the sum over later steps ends here.
+        valid: `[T, N]` bool; a step that is not gets advantage zero, so that the step before it bootstraps from V alone.
         gamma: discount.
         gae_lambda: weight of longer returns; 0 is the one-step error, 1 the Monte-Carlo return minus V.
     """
-    deltas = rewards + gamma * next_values * ~terminated - values
-    decay = gamma * gae_lambda * (~done).to(rewards.dtype)
+    deltas = torch.where(valid, rewards + gamma * next_values * ~terminated - values, 0.0)
+    decay = gamma * gae_lambda * (valid & ~done).to(rewards.dtype)
     advantages = torch.empty_like(deltas)
     running = torch.zeros_like(deltas[0])
     for t in range(len(deltas) - 1, -1, -1):

@@ -1,0 +1,313 @@
+"""Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347).
+
+The algorithm alone: networks, losses (from `functional/losses.py`) and one update over a rollout. The loop that collects rollouts is
+`training/on_policy.py`. Deviations from the paper, all customary (Engstrom et al. 2020; Andrychowicz et al. 2021): separate networks
+for policy and value by default, orthogonal initialisation, gradient clipping, advantages normalised per minibatch, and the
+options below. Truncated episodes bootstrap from their true last observation.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from habilis.core.batches import RolloutBatch
+from habilis.core.config import require
+from habilis.core.random import RandomStreams
+from habilis.core.schedules import scheduled
+from habilis.core.specs import BoxAction, EnvSpec
+from habilis.core.state import bundle_state, load_bundle
+from habilis.core.tree import tree_index, tree_map
+from habilis.core.types import Metrics, Obs, State
+from habilis.functional.losses import ppo_clip, standardize, value_loss
+from habilis.functional.returns import explained_variance, generalized_advantage
+from habilis.nn.encoder import ObsEncoder
+from habilis.nn.heads import CategoricalHead, GaussianHead, StdType
+from habilis.nn.init import linear
+from habilis.nn.mlp import MLP, Activation
+from habilis.nn.normalizer import RunningNorm
+from habilis.nn.optimizer import Optimizer
+from habilis.policies.stochastic import StochasticPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig:
+    """Hyper-parameters of PPO, named as in Stable-Baselines3 where it has them."""
+
+    n_steps: int = 2048
+    """Steps of each environment in one rollout."""
+    batch_size: int = 64
+    """Transitions in a minibatch."""
+    n_epochs: int = 10
+    """Passes over each rollout."""
+    learning_rate: float = 3e-4
+    """Adam's step size (its first value under `linear` and `adaptive`)."""
+    learning_rate_schedule: Literal["constant", "linear", "adaptive"] = "constant"
+    """`linear` falls to zero over the run; `adaptive` keeps the KL divergence of an update near `desired_kl`."""
+    desired_kl: float = 0.01
+    """KL divergence the adaptive rate aims at."""
+    gamma: float = 0.99
+    """Discount."""
+    gae_lambda: float = 0.95
+    """Weight of longer returns in the advantage."""
+    clip_range: float = 0.2
+    """How far the probability ratio may leave 1 before its gradient is cut."""
+    clip_range_schedule: Literal["constant", "linear"] = "constant"
+    """`linear` falls to zero over the run."""
+    clip_range_vf: float | None = None
+    """How far a value may move in one iteration; None for no limit."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Largest norm of a gradient."""
+    target_kl: float | None = None
+    """Stop the epochs of an iteration once the KL divergence passes 1.5 times this; None for no limit."""
+    normalize_advantage: bool = True
+    """Standardise advantages in each minibatch."""
+    normalize_obs: bool = True
+    """Normalise vector observations by running mean and variance."""
+    normalize_reward: bool = True
+    """Divide rewards by the running standard deviation of the discounted return."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the policy's hidden layers."""
+    critic_hidden: tuple[int, ...] | None = None
+    """Widths of the value network's hidden layers; None: as the policy's."""
+    activation: Activation = "tanh"
+    """Activation of the hidden layers."""
+    share_trunk: bool = False
+    """Whether the value is a second head on the policy's trunk (it then sees what the policy sees)."""
+    std_type: StdType = "independent"
+    """Where the standard deviation of continuous actions comes from."""
+    init_std: float = 1.0
+    """First standard deviation, in units of half the action range."""
+    final_std: float = 0.1
+    """Last standard deviation under `std_type="annealed"`."""
+
+    def __post_init__(self) -> None:
+        require(self.n_steps > 0 and self.batch_size > 1, "n_steps must be positive and batch_size at least 2")
+        require(self.n_epochs > 0, f"n_epochs must be positive, got {self.n_epochs}")
+        require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
+        require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
+        require(self.clip_range > 0, f"clip_range must be positive, got {self.clip_range}")
+        require(self.init_std > 0 and self.final_std > 0, "init_std and final_std must be positive")
+        require(
+            not (self.share_trunk and self.critic_hidden is not None),
+            "critic_hidden has no meaning with share_trunk: the value is then a head on the policy's trunk; leave one out",
+        )
+
+
+def make_policy(spec: EnvSpec, config: PPOConfig, generator: torch.Generator) -> StochasticPolicy:
+    """Build PPO's policy for an environment."""
+    encoder = ObsEncoder(spec.obs, ("policy",), config.normalize_obs, generator)
+    trunk = MLP(encoder.out_dim, config.hidden, None, config.activation, generator, orthogonal=True)
+    head: nn.Module
+    if isinstance(spec.action, BoxAction):
+        head = GaussianHead(
+            trunk.out_dim, spec.action.dim, config.std_type, config.init_std, config.final_std, generator
+        )
+    else:
+        head = CategoricalHead(trunk.out_dim, spec.action, generator)
+    return StochasticPolicy(spec, encoder, trunk, head)
+
+
+@dataclass
+class PPOState:
+    """Everything that learning changes."""
+
+    policy: StochasticPolicy
+    critic: nn.ModuleDict
+    """`encoder` and `trunk` (absent with a shared trunk) and `head`."""
+    optimizer: Optimizer
+    reward_norm: RunningNorm
+    running_return: Tensor
+    """`[N]`: the discounted sum of each environment's rewards so far, of which `reward_norm` keeps the deviation."""
+    clip_range: Tensor
+    shuffle: torch.Generator
+
+
+class PPO:
+    """Learns from rollouts that its own policy has just made."""
+
+    def __init__(
+        self, spec: EnvSpec, config: PPOConfig, *, num_envs: int, streams: RandomStreams, device: str = "cpu"
+    ) -> None:
+        self.config = config
+        init = streams.torch("init")
+        policy = make_policy(spec, config, init)
+        self.critic_group = "critic" if "critic" in spec.obs and not config.share_trunk else "policy"
+        critic = nn.ModuleDict({"head": linear(policy.trunk.out_dim, 1, init, gain=1.0)})
+        if not config.share_trunk:
+            hidden = config.hidden if config.critic_hidden is None else config.critic_hidden
+            encoder = ObsEncoder(spec.obs, (self.critic_group,), config.normalize_obs, init)
+            trunk = MLP(encoder.out_dim, hidden, None, config.activation, init, orthogonal=True)
+            critic = nn.ModuleDict(
+                {"encoder": encoder, "trunk": trunk, "head": linear(trunk.out_dim, 1, init, gain=1.0)}
+            )
+        policy.to(device)
+        critic.to(device)
+        self.state = PPOState(
+            policy=policy,
+            critic=critic,
+            optimizer=Optimizer(
+                [*policy.parameters(), *critic.parameters()],
+                config.learning_rate,
+                eps=1e-5,
+                max_grad_norm=config.max_grad_norm,
+            ),
+            reward_norm=RunningNorm(()).to(device),
+            running_return=torch.zeros(num_envs, device=device),
+            clip_range=torch.tensor(config.clip_range, device=device),
+            shuffle=streams.torch("shuffle", device),
+        )
+
+    @property
+    def policy(self) -> StochasticPolicy:
+        """The policy being learnt."""
+        return self.state.policy
+
+    @property
+    def skipped(self) -> Tensor:
+        """Gradient steps left out because the gradient was not finite."""
+        return self.state.optimizer.skipped
+
+    def set_progress(self, progress: float) -> None:
+        """Set what is scheduled, for `progress` in [0, 1] of the run."""
+        c, s = self.config, self.state
+        if c.learning_rate_schedule == "linear":
+            s.optimizer.learning_rate.fill_(scheduled(c.learning_rate, "linear", progress))
+        s.clip_range.fill_(scheduled(c.clip_range, c.clip_range_schedule, progress))
+        if isinstance(s.policy.head, GaussianHead):
+            s.policy.head.anneal(progress)
+
+    def update(self, batch: RolloutBatch) -> Metrics:
+        """Learn from one rollout, then take its observations into the normalisers."""
+        c, s = self.config, self.state
+        data, explained = self._prepare(batch)
+        rows = batch.valid.flatten().nonzero().squeeze(-1)
+        size = min(c.batch_size, len(rows))
+        history: list[tuple[Tensor, ...]] = []
+        for _ in range(c.n_epochs):
+            order = rows[torch.randperm(len(rows), generator=s.shuffle, device=rows.device)]
+            shuffled = tree_index(data, order)
+            for start in range(0, len(rows) - size + 1, size):
+                history.append(self._minibatch(tree_map(lambda x: x[start : start + size], shuffled)))  # noqa: B023
+            if c.target_kl is not None and history[-1][3] > 1.5 * c.target_kl:
+                break
+        self._update_normalizers(batch)
+        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
+        metrics = {name: torch.stack(values).mean() for name, values in zip(names, zip(*history, strict=True), strict=True)}
+        metrics["explained_variance"] = explained
+        metrics["learning_rate"] = s.optimizer.learning_rate.clone()
+        if isinstance(s.policy.head, GaussianHead):
+            metrics["std"] = s.policy.head.log_std.detach().exp().mean()
+        return metrics
+
+    def _minibatch(self, data: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        """Take one gradient step on flat transitions."""
+        c, s = self.config, self.state
+        advantages = standardize(data["advantage"]) if c.normalize_advantage else data["advantage"]
+        features = s.policy.trunk(s.policy.encoder.features(_groups(data, "policy_obs/")))
+        distribution = s.policy.head(features)
+        values = self._value(features if c.share_trunk else None, _groups(data, "critic_obs/"))
+        surrogate = ppo_clip(distribution.log_prob(data["action"]), data["log_prob"], advantages, s.clip_range)
+        critic_loss = value_loss(values, data["return"], data["value"], c.clip_range_vf)
+        entropy = distribution.entropy().mean()
+        loss = surrogate.loss + c.vf_coef * critic_loss - c.ent_coef * entropy
+        grad_norm = s.optimizer.step(loss)
+        if c.learning_rate_schedule == "adaptive":
+            self._adapt_learning_rate(surrogate.approx_kl)
+        return (
+            surrogate.loss.detach(),
+            critic_loss.detach(),
+            entropy.detach(),
+            surrogate.approx_kl,
+            surrogate.clip_fraction,
+            grad_norm,
+        )
+
+    @torch.no_grad()
+    def _prepare(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], Tensor]:
+        """Compute advantages and returns, and flatten the rollout to rows: `{name: [T * N, ...]}`."""
+        c, s = self.config, self.state
+        done = batch.terminated | batch.truncated
+        critic_obs = self._critic_obs(batch.obs)
+        values = self._values(critic_obs)
+        next_values = values[1:].clone()
+        next_values[batch.final_index] = self._values(self._critic_obs(batch.final_obs))
+        rewards = self._scaled_rewards(batch, done)
+        advantages = generalized_advantage(
+            rewards, values[:-1], next_values, batch.terminated, done, batch.valid, c.gamma, c.gae_lambda
+        )
+        returns = advantages + values[:-1]
+        columns = {
+            "action": batch.actions,
+            "log_prob": batch.log_probs,
+            "advantage": advantages,
+            "return": returns,
+            "value": values[:-1],
+            **{f"policy_obs/{k}": v[:-1] for k, v in s.policy.encoder.normalize(batch.obs).items()},
+            **({} if c.share_trunk else {f"critic_obs/{k}": v[:-1] for k, v in critic_obs.items()}),
+        }
+        return tree_map(lambda x: x.flatten(0, 1), columns), explained_variance(values[:-1], returns)
+
+    def _critic_obs(self, obs: Obs) -> Obs:
+        """Normalise the groups that the value network reads."""
+        encoder = self.state.policy.encoder if self.config.share_trunk else self.state.critic["encoder"]
+        return encoder.normalize(obs)  # type: ignore[no-any-return, operator, union-attr]
+
+    def _values(self, critic_obs: Obs) -> Tensor:
+        """Return V `[...]` for normalised observations."""
+        policy = self.state.policy
+        features = policy.trunk(policy.encoder.features(critic_obs)) if self.config.share_trunk else None
+        return self._value(features, critic_obs)
+
+    def _value(self, features: Tensor | None, critic_obs: Obs) -> Tensor:
+        """Return V from the policy's features where the trunk is shared, else from the critic's own."""
+        critic = self.state.critic
+        if features is None:
+            features = critic["trunk"](critic["encoder"].features(critic_obs))  # type: ignore[operator]
+        return critic["head"](features).squeeze(-1)  # type: ignore[no-any-return]
+
+    def _scaled_rewards(self, batch: RolloutBatch, done: Tensor) -> Tensor:
+        """Divide rewards by the running deviation of the discounted return, this rollout's included."""
+        s = self.state
+        if not self.config.normalize_reward:
+            return batch.rewards
+        returns = torch.empty_like(batch.rewards)
+        for t in range(len(returns)):
+            torch.add(batch.rewards[t], s.running_return, alpha=1.0, out=returns[t])
+            torch.mul(returns[t], (~done[t]).to(returns.dtype), out=s.running_return)
+            s.running_return *= self.config.gamma
+        s.reward_norm.update(returns[batch.valid])
+        return s.reward_norm.scale_only(batch.rewards)
+
+    def _update_normalizers(self, batch: RolloutBatch) -> None:
+        """Take the rollout into the observation statistics: after the update, so that its first ratio was exactly 1."""
+        obs = tree_map(lambda x: x[:-1], batch.obs)
+        self.state.policy.encoder.update_normalizers(obs, batch.valid)
+        if not self.config.share_trunk:
+            self.state.critic["encoder"].update_normalizers(obs, batch.valid)  # type: ignore[operator, union-attr]
+
+    def _adapt_learning_rate(self, kl: Tensor) -> None:
+        """Divide the rate by 1.5 where an update moved too far, multiply where it moved too little (rsl_rl)."""
+        rate, target = self.state.optimizer.learning_rate, self.config.desired_kl
+        factor = torch.where(kl > 2 * target, 1 / 1.5, torch.where(kl < target / 2, 1.5, 1.0))
+        rate.copy_((rate * factor).clamp(1e-5, 1e-2))
+
+    def state_dict(self) -> State:
+        """Return everything that learning changes."""
+        return bundle_state(self.state)
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore what `state_dict` returned."""
+        load_bundle(self.state, state)
+
+
+def _groups(data: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """Return the columns under a prefix, by the rest of their name."""
+    return {name.removeprefix(prefix): x for name, x in data.items() if name.startswith(prefix)}

@@ -1,0 +1,218 @@
+"""Soft actor-critic (Haarnoja et al. 2018b, arXiv 1812.05905).
+
+The algorithm alone: networks, losses (from `functional/losses.py`) and one update over a batch of transitions. The loop that collects
+and replays is `training/off_policy.py`. Deviations from the paper: any number of critics, stacked into one batched network;
+n-step targets if asked for; policy and critic may read different observation groups.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from habilis.core.batches import TransitionBatch
+from habilis.core.config import require
+from habilis.core.errors import ConfigError
+from habilis.core.random import RandomStreams
+from habilis.core.specs import BoxAction, EnvSpec
+from habilis.core.state import bundle_state, load_bundle
+from habilis.core.types import Metrics, Obs, State
+from habilis.functional.losses import critic_loss, soft_policy_loss, soft_q_target, temperature_loss
+from habilis.nn.distributions import SquashedGaussian
+from habilis.nn.encoder import ObsEncoder
+from habilis.nn.heads import SquashedGaussianHead
+from habilis.nn.mlp import MLP, Activation, EnsembleMLP
+from habilis.nn.optimizer import Optimizer, flatten_parameters
+from habilis.policies.stochastic import StochasticPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class SACConfig:
+    """Hyper-parameters of SAC, named as in Stable-Baselines3 where it has them."""
+
+    learning_rate: float = 3e-4
+    """Adam's step size for the policy and the temperature."""
+    critic_learning_rate: float | None = None
+    """Adam's step size for the critics; None: as `learning_rate`."""
+    buffer_size: int = 1_000_000
+    """Transitions the replay buffer holds."""
+    batch_size: int = 256
+    """Transitions in a batch."""
+    learning_starts: int = 100
+    """Environment steps, with actions drawn uniformly, before learning begins."""
+    train_freq: int = 1
+    """Steps of each environment between two rounds of gradient steps."""
+    gradient_steps: int = 1
+    """Gradient steps in a round; -1: as many as environment steps were taken since the last."""
+    n_steps: int = 1
+    """Rewards summed before bootstrapping."""
+    gamma: float = 0.99
+    """Discount."""
+    tau: float = 0.005
+    """How far the target critics move towards the critics at each update."""
+    n_critics: int = 2
+    """Critics, of which the target takes the minimum."""
+    ent_coef: float | None = None
+    """Temperature; None learns it."""
+    init_ent_coef: float = 1.0
+    """First value of the learnt temperature."""
+    target_entropy: float | None = None
+    """Entropy the learnt temperature aims at, in nats; None: minus the number of action values."""
+    normalize_obs: bool = False
+    """Normalise vector observations by running mean and variance."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers of policy and critics."""
+    activation: Activation = "relu"
+    """Activation of the hidden layers."""
+
+    def __post_init__(self) -> None:
+        require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
+        require(
+            self.buffer_size >= self.batch_size, f"buffer_size must be at least batch_size, got {self.buffer_size}"
+        )
+        require(self.train_freq > 0, f"train_freq must be positive, got {self.train_freq}")
+        require(self.gradient_steps > 0 or self.gradient_steps == -1, "gradient_steps must be positive or -1")
+        require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
+        require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
+        require(0 < self.tau <= 1, f"tau must be in (0, 1], got {self.tau}")
+        require(self.n_critics > 0, f"n_critics must be positive, got {self.n_critics}")
+        require(self.ent_coef is None or self.ent_coef >= 0, f"ent_coef must not be negative, got {self.ent_coef}")
+        require(self.init_ent_coef > 0, f"init_ent_coef must be positive, got {self.init_ent_coef}")
+
+
+def make_policy(spec: EnvSpec, config: SACConfig, generator: torch.Generator) -> StochasticPolicy:
+    """Build SAC's policy for an environment.
+
+    Raises:
+        ConfigError: the actions are discrete.
+    """
+    if not isinstance(spec.action, BoxAction):
+        raise ConfigError(f"SAC needs real-valued actions and {spec.id} has discrete ones: use ppo")
+    encoder = ObsEncoder(spec.obs, ("policy",), config.normalize_obs, generator)
+    trunk = MLP(encoder.out_dim, config.hidden, None, config.activation, generator)
+    return StochasticPolicy(spec, encoder, trunk, SquashedGaussianHead(trunk.out_dim, spec.action.dim, generator))
+
+
+class Critics(nn.Module):
+    """Q(s, a) of every critic at once: `[B, ...], [B, dim] -> [critics, B]`."""
+
+    def __init__(self, encoder: ObsEncoder, action_dim: int, config: SACConfig, generator: torch.Generator) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.q = EnsembleMLP(
+            config.n_critics, encoder.out_dim + action_dim, config.hidden, 1, config.activation, generator
+        )
+
+    def forward(self, obs: Obs, action: Tensor) -> Tensor:
+        """Evaluate raw observations and actions in the policy's units."""
+        return self.q(torch.cat([self.encoder(obs), action], -1)).squeeze(-1)  # type: ignore[no-any-return]
+
+
+@dataclass
+class SACState:
+    """Everything that learning changes."""
+
+    policy: StochasticPolicy
+    critics: Critics
+    target_critics: Critics
+    log_alpha: Tensor
+    policy_optimizer: Optimizer
+    critic_optimizer: Optimizer
+    alpha_optimizer: Optimizer | None
+    noise: torch.Generator
+
+
+class SAC:
+    """Learns from transitions of any policy."""
+
+    def __init__(self, spec: EnvSpec, config: SACConfig, *, streams: RandomStreams, device: str = "cpu") -> None:
+        self.config = config
+        init = streams.torch("init")
+        policy = make_policy(spec, config, init).to(device)
+        assert isinstance(spec.action, BoxAction)
+        group = "critic" if "critic" in spec.obs else "policy"
+        critics = Critics(
+            ObsEncoder(spec.obs, (group,), config.normalize_obs, init), spec.action.dim, config, init
+        ).to(device)
+        learns_alpha = config.ent_coef is None
+        # a fixed temperature of 0 is allowed: its logarithm is minus infinity and its exponential exactly 0
+        initial_alpha = config.init_ent_coef if config.ent_coef is None else config.ent_coef
+        log_alpha = nn.Parameter(torch.tensor(initial_alpha, device=device).log(), requires_grad=learns_alpha)
+        self.target_entropy = -float(spec.action.dim) if config.target_entropy is None else config.target_entropy
+        critic_rate = config.learning_rate if config.critic_learning_rate is None else config.critic_learning_rate
+        self.state = SACState(
+            policy=policy,
+            critics=critics,
+            target_critics=copy.deepcopy(critics).requires_grad_(False),
+            log_alpha=log_alpha,
+            policy_optimizer=Optimizer(policy.parameters(), config.learning_rate),
+            critic_optimizer=Optimizer(critics.parameters(), critic_rate),
+            alpha_optimizer=Optimizer([log_alpha], config.learning_rate) if learns_alpha else None,
+            noise=streams.torch("update", device),
+        )
+        self._target = flatten_parameters(self.state.target_critics.parameters())
+
+    @property
+    def policy(self) -> StochasticPolicy:
+        """The policy being learnt."""
+        return self.state.policy
+
+    @property
+    def skipped(self) -> Tensor:
+        """Gradient steps left out because the gradient was not finite."""
+        return self.state.policy_optimizer.skipped + self.state.critic_optimizer.skipped
+
+    def update(self, batch: TransitionBatch) -> Metrics:
+        """Take one gradient step on the critics, the policy and the temperature, and move the targets."""
+        s = self.state
+        alpha = s.log_alpha.detach().exp()
+        target = self._q_target(batch, alpha)
+        q = s.critics(batch.obs, batch.action)
+        q_loss = critic_loss(q, target)
+        critic_grad_norm = s.critic_optimizer.step(q_loss)
+
+        action, log_prob = self._sample(batch.obs)
+        policy_loss = soft_policy_loss(s.critics(batch.obs, action), log_prob, alpha)
+        policy_grad_norm = s.policy_optimizer.step(policy_loss)
+        if s.alpha_optimizer is not None:
+            s.alpha_optimizer.step(temperature_loss(s.log_alpha, log_prob, self.target_entropy))
+        self._target.lerp_(s.critic_optimizer.flat, self.config.tau)
+        return {
+            "critic_loss": q_loss.detach(),
+            "policy_loss": policy_loss.detach(),
+            "ent_coef": alpha,
+            "entropy": -log_prob.detach().mean(),
+            "q_mean": q.detach().mean(),
+            "critic_grad_norm": critic_grad_norm,
+            "policy_grad_norm": policy_grad_norm,
+        }
+
+    @torch.no_grad()
+    def _q_target(self, batch: TransitionBatch, alpha: Tensor) -> Tensor:
+        """Return the soft Bellman target `[B]`."""
+        next_action, next_log_prob = self._sample(batch.next_obs)
+        next_q = self.state.target_critics(batch.next_obs, next_action)
+        return soft_q_target(batch.reward, batch.terminated, batch.discount, next_q, next_log_prob, alpha)
+
+    def _sample(self, obs: Obs) -> tuple[Tensor, Tensor]:
+        """Draw actions with gradients through them, and their log-densities."""
+        distribution = self.state.policy.distribution(obs)
+        assert isinstance(distribution, SquashedGaussian)
+        return distribution.sample_with_log_prob(self.state.noise)
+
+    def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
+        """Take observations into the statistics of every encoder; the targets' follow the critics'."""
+        s = self.state
+        for module in (s.policy, s.critics, s.target_critics):
+            module.encoder.update_normalizers(obs, valid)
+
+    def state_dict(self) -> State:
+        """Return everything that learning changes."""
+        return bundle_state(self.state)
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore what `state_dict` returned."""
+        load_bundle(self.state, state)

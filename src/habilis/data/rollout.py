@@ -1,0 +1,88 @@
+"""Time-major storage of one rollout: T steps of N environments, raw as they came."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from habilis.core.batches import RolloutBatch
+from habilis.core.specs import BoxAction, EnvSpec, MultiDiscreteAction
+from habilis.core.tree import tree_index
+from habilis.core.types import Obs, PolicyStep, Step
+
+
+class RolloutBuffer:
+    """Filled step by step, read whole, and filled again.
+
+    Observations are stored once: the successor of step t is row t + 1, except where an episode ended, whose true last observation is
+    kept aside.
+    """
+
+    def __init__(self, spec: EnvSpec, n_steps: int, num_envs: int, device: str = "cpu") -> None:
+        self.n_steps = n_steps
+        shape = (n_steps, num_envs)
+        self.obs = {
+            name: torch.zeros(n_steps + 1, num_envs, *group.shape, dtype=getattr(torch, group.dtype), device=device)
+            for name, group in spec.obs.items()
+        }
+        self.actions = empty_actions(spec, shape, device)
+        self.log_probs = torch.zeros(shape, device=device)
+        self.rewards = torch.zeros(shape, device=device)
+        self.terminated, self.truncated, self.valid = (
+            torch.zeros(shape, dtype=torch.bool, device=device) for _ in range(3)
+        )
+        self._final: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+        self._t = 0
+
+    def start(self, obs: Obs) -> None:
+        """Begin a rollout at `obs`."""
+        self._final.clear()
+        self._t = 0
+        for name, store in self.obs.items():
+            store[0] = obs[name]
+
+    def add(self, policy_step: PolicyStep, step: Step) -> None:
+        """Store what was done and what came of it."""
+        t = self._t
+        for name, store in self.obs.items():
+            store[t + 1] = step.obs[name]
+        self.actions[t] = policy_step.action
+        self.log_probs[t] = policy_step.log_prob  # type: ignore[assignment]
+        self.rewards[t] = step.reward
+        self.terminated[t] = step.terminated
+        self.truncated[t] = step.truncated
+        self.valid[t] = step.valid
+        if step.next_obs is not step.obs:
+            ended = step.done.nonzero().squeeze(-1)
+            self._final.append((torch.full_like(ended, t), ended, tree_index(step.next_obs, ended)))
+        self._t += 1
+
+    def batch(self) -> RolloutBatch:
+        """Return the full rollout; its tensors are the buffer's own and change with the next one."""
+        assert self._t == self.n_steps, "a rollout is read when it is full"
+        if self._final:
+            final_index = torch.cat([t for t, _, _ in self._final]), torch.cat([n for _, n, _ in self._final])
+            final_obs = {name: torch.cat([obs[name] for _, _, obs in self._final]) for name in self.obs}
+        else:
+            none = torch.zeros(0, dtype=torch.long, device=self.rewards.device)
+            final_index, final_obs = (none, none), {name: store[0, :0] for name, store in self.obs.items()}
+        return RolloutBatch(
+            self.obs,
+            self.actions,
+            self.log_probs,
+            self.rewards,
+            self.terminated,
+            self.truncated,
+            self.valid,
+            final_index,
+            final_obs,
+        )
+
+
+def empty_actions(spec: EnvSpec, shape: tuple[int, ...], device: str) -> Tensor:
+    """Make room for actions `[*shape, ...]` of an environment."""
+    if isinstance(spec.action, BoxAction):
+        return torch.zeros(*shape, spec.action.dim, device=device)
+    if isinstance(spec.action, MultiDiscreteAction):
+        return torch.zeros(*shape, len(spec.action.nvec), dtype=torch.long, device=device)
+    return torch.zeros(shape, dtype=torch.long, device=device)

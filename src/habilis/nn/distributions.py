@@ -1,0 +1,155 @@
+"""Action distributions: log-probability, entropy, mode, and samples drawn with a given generator.
+
+`torch.distributions` cannot be handed a generator and validates on every call; these do only what policies need.
+Shapes: parameters and actions carry any leading axes `[...]`; log-probabilities and entropies are `[...]`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+
+class Distribution(Protocol):
+    """A distribution over actions."""
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw one action for each row."""
+        ...
+
+    def mode(self) -> Tensor:
+        """Return the action to take when nothing is left to chance."""
+        ...
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log-probability (density) of actions."""
+        ...
+
+    def entropy(self) -> Tensor:
+        """Return the entropy in nats."""
+        ...
+
+
+class Gaussian:
+    """Independent normal distributions: `mean` is `[..., dim]`, `log_std` broadcasts against it."""
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        self.mean = mean
+        self.log_std = log_std
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw `[..., dim]`."""
+        return self.mean + self.log_std.exp() * _noise(self.mean, generator)
+
+    def mode(self) -> Tensor:
+        """Return the mean."""
+        return self.mean
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log-density."""
+        z = (action - self.mean) * torch.exp(-self.log_std)
+        # summed before it is broadcast: a state-independent deviation costs one row, not a batch of them
+        return -0.5 * z.square().sum(-1) - (self.log_std + LOG_SQRT_2PI).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy."""
+        return (self.log_std + 0.5 + LOG_SQRT_2PI).sum(-1).expand(self.mean.shape[:-1])
+
+
+class SquashedGaussian:
+    """The hyperbolic tangent of a normal distribution: actions in (-1, 1) (Haarnoja et al. 2018, appendix C)."""
+
+    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+        self.mean = mean
+        self.log_std = log_std
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw `[..., dim]`."""
+        return torch.tanh(self.mean + self.log_std.exp() * _noise(self.mean, generator))
+
+    def sample_with_log_prob(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Draw actions with gradients through them, and their log-densities, which are exact for saturated actions too."""
+        noise = _noise(self.mean, generator)
+        pre_tanh = self.mean + self.log_std.exp() * noise
+        log_prob = -0.5 * noise.square() - self.log_std - LOG_SQRT_2PI - log_tanh_derivative(pre_tanh)
+        return torch.tanh(pre_tanh), log_prob.sum(-1)
+
+    def mode(self) -> Tensor:
+        """Return the squashed mean."""
+        return torch.tanh(self.mean)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log-density of actions in (-1, 1); at the bounds it is that of the nearest inner float."""
+        pre_tanh = torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6))
+        z = (pre_tanh - self.mean) * torch.exp(-self.log_std)
+        return (-0.5 * z.square() - self.log_std - LOG_SQRT_2PI - log_tanh_derivative(pre_tanh)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of the normal before squashing: that of the squashed one has no closed form."""
+        return (self.log_std + 0.5 + LOG_SQRT_2PI).sum(-1).expand(self.mean.shape[:-1])
+
+
+def log_tanh_derivative(x: Tensor) -> Tensor:
+    """Return `log(1 - tanh(x)^2)` without cancellation: `2 (log 2 - x - softplus(-2x))`."""
+    return 2 * (math.log(2) - x - F.softplus(-2 * x))
+
+
+class Categorical:
+    """One choice among n: `logits` is `[..., n]`, actions `[...]` int64."""
+
+    def __init__(self, logits: Tensor) -> None:
+        self.log_probs = logits.log_softmax(-1)
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw `[...]` by the Gumbel-max trick."""
+        uniform = torch.rand(
+            self.log_probs.shape, generator=generator, device=self.log_probs.device, dtype=self.log_probs.dtype
+        )
+        gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+        return (self.log_probs + gumbel).argmax(-1)
+
+    def mode(self) -> Tensor:
+        """Return the likeliest choice."""
+        return self.log_probs.argmax(-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log-probability."""
+        return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy."""
+        return -(self.log_probs.exp() * self.log_probs).sum(-1)
+
+
+class MultiCategorical:
+    """Several independent choices: `logits` is `[..., sum(nvec)]`, actions `[..., len(nvec)]` int64."""
+
+    def __init__(self, logits: Tensor, nvec: Sequence[int]) -> None:
+        self.parts = [Categorical(part) for part in logits.split(list(nvec), -1)]
+
+    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+        """Draw `[..., len(nvec)]`."""
+        return torch.stack([p.sample(generator) for p in self.parts], -1)
+
+    def mode(self) -> Tensor:
+        """Return the likeliest choices."""
+        return torch.stack([p.mode() for p in self.parts], -1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log-probability of the choices together."""
+        return torch.stack([p.log_prob(a) for p, a in zip(self.parts, action.unbind(-1), strict=True)]).sum(0)
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of the choices together."""
+        return torch.stack([p.entropy() for p in self.parts]).sum(0)
+
+
+def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)

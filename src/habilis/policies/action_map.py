@@ -1,0 +1,34 @@
+"""From the policy's units to the environment's: the part of a policy that knows the bounds."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from habilis.core.specs import ActionSpec, BoxAction
+
+
+class ActionMap(nn.Module):
+    """Clip to [-1, 1] and scale to the bounds of a `BoxAction`; an unbounded value passes as it is, as does a discrete action."""
+
+    scale: Tensor
+    offset: Tensor
+    limit: Tensor
+
+    def __init__(self, spec: ActionSpec) -> None:
+        super().__init__()
+        self.is_box = isinstance(spec, BoxAction)
+        if isinstance(spec, BoxAction):
+            low, high = spec.low.astype(np.float64), spec.high.astype(np.float64)
+            bounded = np.isfinite(low) & np.isfinite(high)
+            low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+            self.register_buffer("scale", torch.from_numpy((high - low) / 2).float())
+            self.register_buffer("offset", torch.from_numpy((high + low) / 2).float())
+            self.register_buffer("limit", torch.from_numpy(np.where(bounded, 1.0, np.inf)).float())
+
+    def forward(self, action: Tensor) -> Tensor:
+        """Map `[..., dim]` in the policy's units to the environment's."""
+        if not self.is_box:
+            return action
+        return torch.minimum(torch.maximum(action, -self.limit), self.limit) * self.scale + self.offset

@@ -1,0 +1,95 @@
+"""The feed-forward stochastic policy: encoder (with the normaliser), trunk, head and action map.
+
+The head makes it Gaussian (PPO), squashed Gaussian (SAC) or categorical; all else is the same. `forward` is the deterministic
+policy from raw observation to environment action, which is what gets exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from habilis.core.errors import HabilisError
+from habilis.core.specs import EnvSpec
+from habilis.core.types import Obs, PolicyStep
+from habilis.nn.distributions import Categorical, Gaussian, MultiCategorical, SquashedGaussian
+from habilis.nn.encoder import ObsEncoder
+from habilis.policies.action_map import ActionMap
+
+ActionDistribution = Gaussian | SquashedGaussian | Categorical | MultiCategorical
+
+
+class StochasticPolicy(nn.Module):
+    """Observation to action distribution.
+
+    Args:
+        spec: what the environment gives and takes.
+        encoder: from observation groups to one vector; owns the normaliser.
+        trunk: from that vector to features.
+        head: from features to an action distribution.
+    """
+
+    def __init__(self, spec: EnvSpec, encoder: ObsEncoder, trunk: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.spec = spec
+        self.encoder = encoder
+        self.trunk = trunk
+        self.head = head
+        self.action_map = ActionMap(spec.action)
+
+    def distribution(self, obs: Obs) -> ActionDistribution:
+        """Return the distribution over actions, in the policy's units, for raw observations `[..., *shape]`."""
+        return self.head(self.trunk(self.encoder(obs)))  # type: ignore[no-any-return]
+
+    def forward(self, obs: Obs) -> Tensor:
+        """Return the deterministic action in the environment's units."""
+        return self.action_map(self.distribution(obs).mode())  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def act(
+        self, obs: Obs, memory: Any = None, *, deterministic: bool = False, generator: torch.Generator | None = None
+    ) -> PolicyStep:
+        """Choose actions for a batch of observations; the normaliser's statistics stay as they are."""
+        distribution = self.distribution(obs)
+        if deterministic:
+            action = distribution.mode()
+            return PolicyStep(action, self.action_map(action), None, memory)
+        action = distribution.sample(generator)
+        return PolicyStep(action, self.action_map(action), distribution.log_prob(action), memory)
+
+    def predict(
+        self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Any = None, *, deterministic: bool = True
+    ) -> tuple[np.ndarray, Any]:
+        """NumPy in, NumPy out, for one observation or a batch of them.
+
+        Args:
+            obs: one observation or a batch, for the group "policy"; or a mapping of groups.
+            memory: what the last call returned.
+            deterministic: the mode of the distribution, or a sample.
+
+        Returns:
+            The action in the environment's units, batched as the observation was, and the memory for the next call.
+        """
+        groups = obs if isinstance(obs, Mapping) else {"policy": obs}
+        tensors: dict[str, Tensor] = {}
+        single = False
+        for name in self.encoder.names:
+            group = self.spec.obs[name]
+            if name not in groups:
+                raise HabilisError(f"the observation lacks the group {name!r}: the policy reads {self.encoder.names}")
+            array = np.asarray(groups[name])
+            single = array.shape == group.shape
+            if not single and array.shape[1:] != group.shape:
+                raise HabilisError(
+                    f"the observation group {name!r} has shape {array.shape}: expected {group.shape} or a batch of them"
+                )
+            dtype = torch.uint8 if group.dtype == "uint8" else torch.float32
+            tensor = torch.as_tensor(array, device=next(self.parameters()).device).to(dtype)
+            tensors[name] = tensor.unsqueeze(0) if single else tensor
+        step = self.act(tensors, memory, deterministic=deterministic)
+        action = step.env_action.cpu().numpy()
+        return (action[0] if single else action), step.memory
