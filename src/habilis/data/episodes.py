@@ -4,8 +4,8 @@ They are counted from the steps themselves and not taken from what an environmen
 the same everywhere: rewards are summed raw and in float64, a dummy step belongs to no episode, and every number of
 `Step.info` with one value an environment is reduced by its name:
 
-- `success`, `diverged` and `termination/<term>`: the value at the step that ended the episode (an environment that means "ever
-  succeeded" keeps the flag up until the end);
+- `success`, `diverged` and `termination/<term>`: the value at the step that ended the episode (an environment that
+  means "ever succeeded" keeps the flag up until the end);
 - `reward/<term>`, `cost` and `cost/<term>`: the sum over the episode, so that reward terms add up to the return;
 - anything else (`tracking_error`, ...): the mean over the steps of the episode, NaN if one of them was.
 """

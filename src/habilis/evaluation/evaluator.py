@@ -183,12 +183,14 @@ def evaluate(
                 f"an evaluation episode of environment {episode.env} of {env.spec.id} returned {episode.total_reward}, "
                 "which must be finite: check the environment's reward with `habilis doctor --env`"
             )
-    names = [name for name in kept[0].terms if name != "success"]
+    names = sorted({name for episode in kept for name in episode.terms})
+    terms = {name: np.array([episode.terms.get(name, math.nan) for episode in kept]) for name in names}
+    successes = terms.pop("success", None)
     return EvaluationResult(
         returns=np.array([episode.total_reward for episode in kept]),
         lengths=np.array([episode.length for episode in kept]),
-        successes=None if kept[0].success is None else np.array([float(episode.terms["success"]) for episode in kept]),
-        terms={name: np.array([episode.terms[name] for episode in kept]) for name in names},
+        successes=None if successes is None else np.nan_to_num(successes),
+        terms=terms,
         seed=seed,
         deterministic=deterministic,
     )

@@ -48,15 +48,16 @@ def test_dummy_step_belongs_to_no_episode():
 
 def test_diverged_step_ends_the_episode_and_adds_nothing_to_it():
     tracker = EpisodeTracker(2)
-    tracker.update(make_step([1.0, 1.0], tracking_error=[0.5, 0.5], termination__diverged=[0.0, 0.0]))
+    tracker.update(make_step([1.0, 1.0], tracking_error=[0.5, 0.5], diverged=[0.0, 0.0]))
     (episode,) = tracker.update(
-        make_step([float("nan"), 1.0], valid=[False, True], tracking_error=[9.0, 0.5], termination__diverged=[1.0, 0.0])
+        make_step([float("nan"), 1.0], valid=[False, True], tracking_error=[9.0, 0.5], diverged=[1.0, 0.0])
     )
-    assert episode == Episode(0, 1.0, 1, {"termination/diverged": 1.0, "tracking_error": 0.5})
+    assert episode == Episode(0, 1.0, 1, {"diverged": 1.0, "tracking_error": 0.5})
     (other,) = tracker.update(
-        make_step([1.0, 1.0], terminated=[False, True], tracking_error=[0.5, 0.5], termination__diverged=[0.0, 0.0])
+        make_step([1.0, 1.0], terminated=[False, True], tracking_error=[0.5, 0.5], diverged=[0.0, 0.0])
     )
     assert other.total_reward == 3.0
+    assert tracker.summary()["termination/diverged"] == 0.5
 
 
 def test_terms_reduce_by_their_names():
@@ -140,6 +141,23 @@ def test_a_missing_key_is_named():
     tracker.update(make_step([1.0], cost=[1.0]))
     with pytest.raises(EnvError, match="'cost'"):
         tracker.update(make_step([1.0]))
+
+
+def test_an_environment_may_show_a_key_late():
+    tracker = EpisodeTracker(2)
+    tracker.update(make_step([1.0, 1.0], b=[1.0, 1.0]))
+    tracker.update(make_step([1.0, 1.0], b=[1.0, 1.0], terminated=[True, False]))
+    (late,) = tracker.update(
+        make_step([1.0, 1.0], b=[1.0, 1.0], a=[0.0, 6.0], success=[False, True], terminated=[False, True])
+    )
+    assert late == Episode(1, 3.0, 3, {"b": 1.0, "a": 2.0, "success": 1.0})
+    assert tracker.summary()["rollout/success_rate"] == 1.0  # of the one episode of which it is known
+
+
+def test_what_is_not_known_of_an_episode_does_not_count():
+    scalars = summary([Episode(0, 1.0, 1, {"a": float("nan")}), Episode(0, 1.0, 1, {"a": 4.0})])
+    assert scalars["info/a"] == 4.0
+    assert "info/a" not in summary([Episode(0, 1.0, 1, {"a": float("nan")})])
 
 
 def test_an_update_is_cheap():

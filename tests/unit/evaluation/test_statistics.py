@@ -57,6 +57,12 @@ def test_bootstrap_resamples_each_task_within_itself():
     assert high > 70
 
 
+def test_bootstrap_draws_the_runs_of_each_task_apart():
+    """Where runs were drawn whole, the two tasks would always cancel out and the interval vanish."""
+    low, high = bootstrap_interval([[0.0, 1.0], [1.0, 0.0]], rng())
+    assert low < 0.5 < high
+
+
 def test_bootstrap_takes_the_statistic_and_the_confidence():
     scores = [0.0] * 19 + [1000.0]
     assert bootstrap_interval(scores, rng(), statistic=median) == (0.0, 0.0)

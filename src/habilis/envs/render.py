@@ -1,0 +1,107 @@
+"""Frames of one environment as pictures: through MuJoCo for native environments, through the environment for others.
+
+MuJoCo opens its OpenGL context for a window by default; where there is no screen this module asks for EGL instead,
+which renders off screen, in software if there is no GPU (about 22 frames a second at 320x240 on one core).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from typing import Any
+
+import numpy as np
+
+from habilis.core.errors import ConfigError, EnvError
+
+
+class Renderer:
+    """Takes pictures of environment `index` of `env`.
+
+    A native environment is looked at through `camera`, or else through the model's camera called `track`, or else from
+    a free camera that follows the first body that moves freely. Any other environment must have been made with
+    `render_mode="rgb_array"` and draws itself, in its own size.
+
+    Args:
+        env: a `VecEnv`.
+        index: which of its environments.
+        width: of a native environment's frames, in pixels.
+        height: of the same.
+        camera: name of a camera of the model; native environments only.
+
+    Raises:
+        ConfigError: if there is no such camera.
+        EnvError: if no picture can be taken, here or of this environment.
+    """
+
+    def __init__(
+        self, env: Any, index: int = 0, *, width: int = 640, height: int = 480, camera: str | None = None
+    ) -> None:
+        _render_without_a_screen()
+        self._env = env
+        self._index = index
+        self._simulation = getattr(env, "simulation", None)
+        if self._simulation is None:
+            if not hasattr(env, "render"):
+                raise EnvError(
+                    f"{env.spec.id} cannot be rendered on the backend {env.spec.backend}: use native or gymnasium"
+                )
+            if camera is not None or index != 0:
+                raise ConfigError(
+                    f"{env.spec.id} draws its first environment from its own camera: only a native environment offers "
+                    f"others, got camera {camera!r} and index {index}"
+                )
+            return
+        import mujoco
+
+        model = self._simulation.get_model(index)
+        model.vis.global_.offwidth = max(width, model.vis.global_.offwidth)
+        model.vis.global_.offheight = max(height, model.vis.global_.offheight)
+        self._camera = _choose_camera(model, camera)
+        try:
+            self._renderer = mujoco.Renderer(model, height, width)
+        except Exception as error:  # every OpenGL backend raises its own
+            raise EnvError(
+                f"MuJoCo cannot render here with MUJOCO_GL={os.environ.get('MUJOCO_GL', '')!r} ({error}): install a "
+                "driver for it (say libegl1) or set MUJOCO_GL to egl, osmesa or glfw"
+            ) from error
+
+    def frame(self) -> np.ndarray:
+        """Return `[height, width, 3]` uint8: the environment as it is now."""
+        if self._simulation is None:
+            return np.asarray(self._env.render(), dtype=np.uint8)
+        self._renderer.update_scene(self._simulation.get_data(self._index), self._camera)
+        return np.asarray(self._renderer.render())
+
+    def close(self) -> None:
+        """Free the OpenGL context."""
+        if self._simulation is not None:
+            self._renderer.close()
+
+
+def _render_without_a_screen() -> None:
+    """Let MuJoCo (and what renders through it) use EGL where there is no screen and the user has chosen nothing."""
+    if sys.platform != "linux" or any(os.environ.get(k) for k in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")):
+        return
+    os.environ["MUJOCO_GL"] = "egl"
+    if "mujoco.rendering.classic.gl_context" in sys.modules:  # it has read the variable already
+        importlib.reload(sys.modules["mujoco.rendering.classic.gl_context"])
+
+
+def _choose_camera(model: Any, name: str | None) -> Any:
+    """Return what `mujoco.Renderer.update_scene` takes as a camera."""
+    import mujoco
+
+    names = [model.camera(i).name for i in range(model.ncam)]
+    if name is not None and name not in names:
+        raise ConfigError(f"the model has no camera {name!r}: it has {', '.join(names) or 'none'}")
+    if name is not None or "track" in names:
+        return name or "track"
+    camera = mujoco.MjvCamera()
+    mujoco.mjv_defaultFreeCamera(model, camera)
+    free = np.flatnonzero(model.jnt_type == mujoco.mjtJoint.mjJNT_FREE.value)
+    if free.size:
+        camera.type = mujoco.mjtCamera.mjCAMERA_TRACKING.value
+        camera.trackbodyid = int(model.jnt_bodyid[free[0]])
+    return camera

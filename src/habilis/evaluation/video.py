@@ -1,0 +1,83 @@
+"""A film of a policy at work, in real time, as an mp4 file that every browser plays (extra `video`)."""
+
+from __future__ import annotations
+
+import os
+from contextlib import closing
+from pathlib import Path
+
+import torch
+
+from habilis.core.errors import MissingExtraError
+from habilis.core.protocols import Policy, VecEnv
+from habilis.envs.render import Renderer
+from habilis.evaluation.evaluator import rollout
+
+FRAMES_PER_SECOND = 30
+"""What a film comes near to; also the speed at which an environment that does not know its `control_dt` is shown."""
+
+
+def record_video(
+    policy: Policy,
+    env: VecEnv,
+    path: Path,
+    *,
+    seed: int,
+    episodes: int = 1,
+    seconds: float = 20.0,
+    width: int = 640,
+    height: int = 480,
+    camera: str | None = None,
+    deterministic: bool = True,
+    device: str | torch.device | None = None,
+) -> Path:
+    """Film `policy` in the first environment of `env` and return `path`.
+
+    Args:
+        policy: what acts; left as it was found.
+        env: one environment, reset here; one that is not native needs `render_mode="rgb_array"`.
+        path: an mp4 file, which appears when it is complete.
+        seed: as in `evaluate`: the film of a seed shows the episodes that the evaluation with one environment counts.
+        episodes: how many to show.
+        seconds: the film's greatest length.
+        width: in pixels, for native environments.
+        height: in pixels, for native environments.
+        camera: name of a camera of the model; None for one that follows the robot.
+        deterministic: whether the policy acts by its mode or mean instead of drawing.
+        device: where the policy computes; None for where its parameters are.
+
+    Raises:
+        MissingExtraError: if imageio or its ffmpeg is not installed.
+        EnvError: if the environment cannot be rendered.
+    """
+    try:
+        import imageio.v2 as imageio
+        import imageio_ffmpeg  # type: ignore[import-untyped]  # noqa: F401  imageio finds it by itself
+    except ImportError:
+        raise MissingExtraError("imageio with imageio-ffmpeg", "video") from None
+    rate = 1 / env.spec.control_dt if env.spec.control_dt else FRAMES_PER_SECOND
+    stride = max(1, round(rate / FRAMES_PER_SECOND))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial.mp4")
+    ended = 0
+    with (
+        closing(rollout(policy, env, seed=seed, deterministic=deterministic, device=device)) as steps,
+        closing(Renderer(env, width=width, height=height, camera=camera)) as renderer,
+        imageio.get_writer(
+            partial,
+            fps=rate / stride,
+            codec="libx264",
+            macro_block_size=2,  # what yuv420p needs; the usual 16 would stretch the picture
+            output_params=["-crf", "24", "-movflags", "+faststart"],
+        ) as film,
+    ):
+        for count, step in enumerate(steps):
+            done = bool(step.done[0])
+            if count % stride == 0 and not done:  # after the last step the environment shows its next episode
+                film.append_data(renderer.frame())  # type: ignore[attr-defined]
+            ended += done
+            if ended == episodes or count + 1 >= seconds * rate:
+                break
+    os.replace(partial, path)
+    return path

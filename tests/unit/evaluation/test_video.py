@@ -1,0 +1,69 @@
+"""Films and pictures of native and of Gymnasium's environments, looked at with an eye of numbers."""
+
+from __future__ import annotations
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+import torch
+
+from habilis.core.errors import ConfigError, EnvError
+from habilis.core.types import PolicyStep
+from habilis.envs.gymnasium import make_gymnasium
+from habilis.envs.mujoco import make_native
+from habilis.envs.render import Renderer
+from habilis.evaluation.video import record_video
+
+
+class Still:
+    """Does nothing."""
+
+    def __init__(self, dim):
+        self.dim = dim
+
+    def act(self, obs, memory=None, *, deterministic=False, generator=None):
+        action = torch.zeros(len(obs["policy"]), self.dim)
+        return PolicyStep(action, action)
+
+
+def test_a_native_environment_is_pictured_as_it_is_now():
+    env = make_native("HalfCheetah-v5", num_envs=2, seed=0)
+    env.reset(0)
+    renderer = Renderer(env, 1, width=160, height=120)
+    before = renderer.frame()
+    assert before.shape == (120, 160, 3)
+    assert before.dtype == np.uint8
+    assert before.std() > 20  # a robot before a floor and a sky, not an empty picture
+    np.testing.assert_array_equal(renderer.frame(), before)
+    for _ in range(10):
+        env.step(torch.tensor([[0.0] * 6, [1.0] * 6]))
+    assert np.abs(renderer.frame().astype(int) - before).mean() > 1.0
+    renderer.close()
+    with pytest.raises(ConfigError, match="no camera 'tarck': it has track"):
+        Renderer(env, camera="tarck")
+    env.close()
+
+
+def test_film_of_a_native_environment_is_in_real_time(tmp_path):
+    env = make_native("HalfCheetah-v5", num_envs=1, seed=0)
+    path = record_video(Still(6), env, tmp_path / "deep" / "film.mp4", seed=0, seconds=1.0, width=160, height=120)
+    frames = iio.imread(path)
+    assert frames.shape == (20, 120, 160, 3)  # a second at the task's 20 Hz
+    assert iio.immeta(path)["fps"] == 20.0
+    assert frames.std() > 20
+    assert [p.name for p in path.parent.iterdir()] == ["film.mp4"]
+    env.close()
+
+
+def test_film_of_a_gymnasium_environment_ends_with_its_episode(tmp_path):
+    env = make_gymnasium("InvertedPendulum-v5", 1, render_mode="rgb_array", width=96, height=64)
+    path = record_video(Still(1), env, tmp_path / "film.mp4", seed=0, episodes=1)
+    assert 2 < len(iio.imread(path)) < 200
+    env.close()
+
+
+def test_an_environment_that_draws_nothing_is_named(tmp_path):
+    env = make_gymnasium("InvertedPendulum-v5", 1)
+    with pytest.raises(EnvError, match="rgb_array"):
+        record_video(Still(1), env, tmp_path / "film.mp4", seed=0)
+    env.close()
