@@ -1,0 +1,229 @@
+"""A Gymnasium MuJoCo task as N simulations stepped together: the part that all robots share.
+
+`NativeMujocoEnv` steps, counts, resets and saves; what is observed and rewarded it asks of a `Robot`, a small frozen
+dataclass of pure functions on batched arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import ClassVar, Protocol
+
+import gymnasium
+import mujoco
+import numpy as np
+import torch
+from torch import Tensor
+
+from habilis.core.errors import EnvError
+from habilis.core.random import derive_seed, generator_state, set_generator_state
+from habilis.core.specs import BoxAction, EnvSpec, ObsGroup
+from habilis.core.types import Obs, State, Step
+from habilis.envs.simulation import Simulation
+
+Rows = slice | np.ndarray
+"""Which environments: all of them (`slice(None)`) or sorted indices."""
+
+
+class Robot(Protocol):
+    """What makes a task of a simulation. Arrays are float64 with one row per environment."""
+
+    external_forces: ClassVar[bool]
+    """Whether it reads `cfrc_ext`."""
+
+    @property
+    def xml_file(self) -> str:
+        """The model: a name among Gymnasium's own, or a path that starts with `.`, `/` or `~`."""
+        ...
+
+    @property
+    def frame_skip(self) -> int:
+        """Substeps of physics for one action."""
+        ...
+
+    def position(self, sim: Simulation) -> np.ndarray:
+        """Return `[N, k]`: the planar position whose change is rewarded; k = 0 where none is."""
+        ...
+
+    def observe(self, sim: Simulation, rows: Rows) -> Sequence[np.ndarray]:
+        """Return the parts of the observation of the chosen environments, `[rows, *]` each, in order."""
+        ...
+
+    def judge(self, sim: Simulation, velocity: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray]:
+        """Return the reward terms `[N]`, whose sum is the reward, and `terminated` `[N]`.
+
+        Args:
+            sim: the simulation after the step; `sim.ctrl` is the action.
+            velocity: `[N, k]`, the change of `position` over the step by its duration.
+        """
+        ...
+
+    def start(self, model: mujoco.MjModel, count: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Draw the first `qpos` `[count, nq]` and `qvel` `[count, nv]` of `count` episodes."""
+        ...
+
+
+class NativeMujocoEnv:
+    """N copies of one Gymnasium MuJoCo task on MuJoCo's batched engine; a `VecEnv`.
+
+    Given the same state and actions it returns what Gymnasium's environment returns; computed in float64, handed out in
+    float32. As there, an action beyond its bounds is not clipped: the motors saturate, and its cost is that of the
+    action given. A simulation that diverges ends its episode with `truncated` and without `valid`, its last finite
+    observation as `next_obs` and no reward, and starts a new one; `info["diverged"]` shows it.
+
+    `simulation.qpos` and `simulation.qvel` may be written between steps; an episode goes on from there.
+
+    Args:
+        id: the id of the task, for `spec`.
+        robot: what is observed, rewarded and reset.
+        num_envs: N.
+        max_episode_steps: steps after which an episode is truncated.
+        seed: of the stream that episodes are started from.
+        threads: CPU threads; None measures.
+    """
+
+    def __init__(
+        self, id: str, robot: Robot, num_envs: int, *, max_episode_steps: int, seed: int, threads: int | None = None
+    ) -> None:
+        model = mujoco.MjModel.from_xml_path(str(_model_path(robot.xml_file)))
+        self.robot = robot
+        self.num_envs = num_envs
+        self.simulation = Simulation(model, num_envs, threads=threads, external_forces=robot.external_forces)
+        self._dt = self.simulation.timestep * robot.frame_skip
+        self._limit = max_episode_steps
+        self._generator = np.random.default_rng(derive_seed(seed, "env"))
+        self._elapsed = np.zeros(num_envs, dtype=np.int64)
+        self._position = robot.position(self.simulation).copy()
+        self._obs = self._observe(slice(None))
+        self._dynamics = self.simulation.dynamics.copy()
+        self._begin(np.arange(num_envs))
+        low, high = model.actuator_ctrlrange.astype(np.float32).T
+        self.spec = EnvSpec(
+            id=id,
+            obs={"policy": ObsGroup((self._obs.shape[1],))},
+            action=BoxAction(low.copy(), high.copy()),
+            max_episode_steps=max_episode_steps,
+            saves_state=True,
+            backend="native",
+            control_dt=self._dt,
+            action_names=tuple(model.actuator(i).name for i in range(model.nu)),
+        )
+
+    def reset(self, seed: int | None = None) -> Obs:
+        """Start N new episodes, from the seed where one is given."""
+        if seed is not None:
+            self._generator = np.random.default_rng(derive_seed(seed, "env"))
+        self._begin(np.arange(self.num_envs))
+        return {"policy": torch.from_numpy(self._obs.copy())}
+
+    def step(self, action: Tensor) -> Step:
+        """Apply `[N, dim]` actions for `frame_skip` substeps; environments whose episode ended begin the next."""
+        simulation, robot = self.simulation, self.robot
+        control = action.detach().cpu().numpy()
+        if control.shape != simulation.ctrl.shape:
+            raise EnvError(f"{self.spec.id} takes actions of shape {simulation.ctrl.shape}, got {control.shape}")
+        self._notice_writes()
+        simulation.ctrl[:] = control
+        diverged = simulation.step(robot.frame_skip)
+        self._elapsed += 1
+
+        position = robot.position(simulation)
+        velocity = (position - self._position) / self._dt
+        terms, terminated = robot.judge(simulation, velocity)
+        truncated = (self._elapsed >= self._limit) & ~terminated
+        reward, info = self._tensors(terms, velocity, diverged)
+        next_obs = self._observe(slice(None))
+        if diverged.any():
+            terminated &= ~diverged
+            truncated |= diverged
+            next_obs[diverged] = self._obs[diverged]
+
+        self._obs[:] = next_obs
+        self._position[:] = position
+        ended = np.flatnonzero(terminated | truncated)
+        if ended.size:
+            self._begin(ended)
+        self._dynamics[:] = simulation.dynamics
+        after = {"policy": torch.from_numpy(next_obs)}
+        return Step(
+            obs={"policy": torch.from_numpy(self._obs.copy())} if ended.size else after,
+            next_obs=after,
+            reward=reward,
+            terminated=torch.from_numpy(terminated),
+            truncated=torch.from_numpy(truncated),
+            valid=torch.from_numpy(~diverged),
+            info=info,
+        )
+
+    def state_dict(self) -> State:
+        """Return the physics, the episode counters, and what a step needs of the one before it."""
+        return {
+            "simulation": self.simulation.state_dict(),
+            "elapsed": self._elapsed.copy(),
+            "position": self._position.copy(),
+            "obs": self._obs.copy(),
+            "generator": generator_state(self._generator),
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore what `state_dict` returned; the environments go on bit for bit."""
+        self.simulation.load_state_dict(state["simulation"])
+        self._elapsed[:] = np.asarray(state["elapsed"])
+        self._position[:] = np.asarray(state["position"])
+        self._obs[:] = np.asarray(state["obs"])
+        self._dynamics[:] = self.simulation.dynamics
+        set_generator_state(self._generator, state["generator"])
+
+    def close(self) -> None:
+        """Free the threads."""
+        self.simulation.close()
+
+    def _begin(self, rows: np.ndarray) -> None:
+        """Start new episodes in the environments `rows`."""
+        simulation = self.simulation
+        simulation.reset(rows)
+        simulation.qpos[rows], simulation.qvel[rows] = self.robot.start(simulation.model, len(rows), self._generator)
+        simulation.forward(rows)
+        self._elapsed[rows] = 0
+        self._position[rows] = self.robot.position(simulation)[rows]
+        self._obs[rows] = self._observe(rows)
+        self._dynamics[rows] = simulation.dynamics[rows]
+
+    def _notice_writes(self) -> None:
+        """Measure anew the position of environments whose state was written from outside, as Gymnasium would."""
+        written = (self._dynamics != self.simulation.dynamics).any(axis=1)
+        if written.any():
+            self.simulation.kinematics(written)
+            self._position[written] = self.robot.position(self.simulation)[written]
+
+    def _observe(self, rows: Rows) -> np.ndarray:
+        """Return fresh float32 observations of the environments `rows`."""
+        return np.concatenate(self.robot.observe(self.simulation, rows), axis=1, dtype=np.float32, casting="same_kind")
+
+    def _tensors(
+        self, terms: Mapping[str, np.ndarray], velocity: np.ndarray, diverged: np.ndarray
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the reward and the info; their numbers are rows of one fresh float32 array."""
+        named = {"reward": sum(terms.values()), **{f"reward/{name}": term for name, term in terms.items()}}
+        if velocity.shape[1]:
+            named |= {"x_position": self.simulation.qpos[:, 0], "x_velocity": velocity[:, 0]}
+        rows = np.empty((len(named), self.num_envs), dtype=np.float32)
+        for row, values in zip(rows, named.values(), strict=True):
+            row[:] = values
+        if diverged.any():
+            rows[:, diverged] = 0.0
+        info = dict(zip(named, torch.from_numpy(rows).unbind(), strict=True))
+        info["diverged"] = torch.from_numpy(diverged)
+        return info.pop("reward"), info
+
+
+def _model_path(xml_file: str) -> Path:
+    """Return the path of a model, by the rule of Gymnasium's environments."""
+    if xml_file.startswith(("~", ".", "/")):
+        path = Path(xml_file).expanduser()
+    else:
+        path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml_file
+    if not path.is_file():
+        raise EnvError(f"there is no model file {path}: give the name of one of Gymnasium's or a path")
+    return path
