@@ -64,7 +64,10 @@ class Simulation:
         return float(self.model.opt.timestep)
 
     def bind(self, name: str) -> np.ndarray:
-        """Return the live `[N, ...]` array of a field of `MjData`; derived fields are read-only."""
+        """Return the live `[N, ...]` array of a field of `MjData`.
+
+        Derived fields are read-only, and zero until the first `step` or `forward` after they are bound.
+        """
         if name == "cfrc_ext" and self._external_forces is not None:
             return self._external_forces.values
         array: np.ndarray = self._batch.bind(name)

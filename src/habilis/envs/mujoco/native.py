@@ -94,8 +94,10 @@ class NativeMujocoEnv:
         self._limit = max_episode_steps
         self._generator = np.random.default_rng(derive_seed(seed, "env"))
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
+        # sizes; and a derived field is filled only by the calls that follow its first use
         self._position = robot.position(self.simulation).copy()
         self._obs = self._observe(slice(None))
+        robot.judge(self.simulation, self._position)
         self._dynamics = self.simulation.dynamics.copy()
         self._begin(np.arange(num_envs))
         low, high = model.actuator_ctrlrange.astype(np.float32).T
