@@ -7,7 +7,7 @@ one. How spaces become groups and actions is told in `habilis.envs.spaces`, how 
 
 - SAME_STEP (what we make): `obs` is the new episode's first observation, `next_obs` the recovered `final_obs`.
 - DISABLED: the adapter resets what ended, with `options={"reset_mask": ...}`, which comes to the same.
-- NEXT_STEP: `obs` and `next_obs` are the old episode's last observation; the next step only resets: its `valid` is false.
+- NEXT_STEP: `obs` and `next_obs` are the old episode's last observation; the next step only resets, with `valid` false.
 
 A 6-tuple step (observation, reward, cost, terminated, truncated, info) puts the cost in the info, and an observation
 that an environment resetting itself leaves in `info["terminal_observation"]` is taken as the true successor.
@@ -53,8 +53,9 @@ def make_gymnasium(
         EnvError: The environment cannot be made.
         gymnasium.error.Error: The id is not registered.
     """
-    named = isinstance(env, str)
-    make_one = partial(gym.make, env, disable_env_checker=True, **kwargs) if named else partial(env, **kwargs)
+    id = env if isinstance(env, str) else None
+    entry = partial(gym.make, env, disable_env_checker=True) if isinstance(env, str) else env
+    make_one = partial(entry, **kwargs)
     vector = AsyncVectorEnv if asynchronous else SyncVectorEnv
     makers = [partial(_make_guarded, make_one, index) for index in range(num_envs)]
     try:
@@ -62,12 +63,12 @@ def make_gymnasium(
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv):
         raise
     except Exception as error:
-        raise EnvError(f"the environment {env} cannot be made ({type(error).__name__}: {error})") from error
-    registered = gym.registry.get(env.split(":")[-1]) if named else None
+        raise EnvError(f"the environment {id or env} cannot be made ({type(error).__name__}: {error})") from error
+    registered = gym.registry.get(id.split(":")[-1]) if id else None
     if registered is not None:  # which the environments know themselves, but those in other processes cannot be asked
         limit = kwargs.get("max_episode_steps", registered.max_episode_steps)
         made.spec = dataclasses.replace(registered, max_episode_steps=limit)
-    return GymnasiumVecEnv(made, id=env if named else None, seed=seed)
+    return GymnasiumVecEnv(made, id=id, seed=seed)
 
 
 class GymnasiumVecEnv:
@@ -103,7 +104,7 @@ class GymnasiumVecEnv:
         self.spec = self._describe(id)
 
     def reset(self, seed: int | None = None) -> Obs:
-        """Start N new episodes; with a seed (or at the first reset, with that of the constructor) all streams start anew."""
+        """Start N new episodes; with a seed, or the constructor's at the first reset, all random streams start anew."""
         seed, self._seed = self._seed if seed is None else seed, None
         self._resetting = np.zeros(self.num_envs, bool)
         seeds: Any = seed
@@ -126,7 +127,8 @@ class GymnasiumVecEnv:
         terminated = np.array(terminated, bool)
         truncated = np.asarray(truncated, bool) & ~terminated
         ended = terminated | truncated
-        obs = next_obs = self._to_obs(observations, self.num_envs)
+        obs: Obs = self._to_obs(observations, self.num_envs)
+        next_obs = obs
         final_infos = None
         if ended.any():
             next_obs = self._true_successor(obs, infos, ended)

@@ -1,14 +1,13 @@
 """From an id to a `VecEnv`: the native engine where there is one, else Gymnasium, else what the user names.
 
 Native are the probe environments, the batched twins of Gymnasium's MuJoCo tasks, and whatever a higher floor registers
-with `register_native`. Importing this file imports no simulator; an engine is imported when one of its ids is asked for.
+with `register_native`. Importing this file imports no simulator: an engine is imported when an id is asked for.
 """
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any, cast
 
 from habilis.core.errors import ConfigError, did_you_mean

@@ -1,16 +1,16 @@
 """Probe environments: tiny tasks with known answers, each of which fails for one kind of mistake in a learner.
 
-| id | episode | what a correct learner finds |
+| `probe/<Name>-v0` | episode | what a correct learner finds |
 |---|---|---|
-| `probe/ConstantReward-v0` | 1 step, observation 0 | V = 1 |
-| `probe/ObservationReward-v0` | 1 step, observation +-1 | V = the observation |
-| `probe/TwoStepCredit-v0` | 2 steps, observation = step, reward 1 at the second | V(0) = gamma, V(1) = 1 |
-| `probe/ActionReward-v0` | 1 step, reward +1 for action 1, -1 for action 0 | action 1 |
-| `probe/ActionObservationReward-v0` | 1 step, observation +-1, reward +-1 | action 1 where the observation is +1, else 0 |
-| `probe/Identity-v0` | 8 steps, a new one-hot observation of 4 each step | the action it shows; reward 1, else 0 |
-| `probe/IdentityMultiDiscrete-v0` | the same with two choices (3 and 2) | both; reward is the share that is right |
-| `probe/TruncationValue-v0` | reward 1, truncated after 5 steps, never terminated, observation 0 | V = 1 / (1 - gamma) |
-| `probe/Memory-v0` | 4 steps; the cue +-1 is seen in the first only, 0 afterwards | the cue at the last step; reward +-1 |
+| ConstantReward | 1 step, observation 0, reward 1 | V = 1 |
+| ObservationReward | 1 step, observation +-1, reward = observation | V = the observation |
+| TwoStepCredit | 2 steps, observation = step, reward 1 at the second | V(0) = gamma, V(1) = 1 |
+| ActionReward | 1 step, reward +1 for action 1, -1 for action 0 | action 1 |
+| ActionObservationReward | 1 step, observation +-1, reward +-1 | action 1 where it is +1, else 0 |
+| Identity | 8 steps, each with a new one-hot observation of 4 | the action it shows; reward 1, else 0 |
+| IdentityMultiDiscrete | the same with two choices (3 and 2) | both; reward is the share that is right |
+| TruncationValue | reward 1, truncated after 5 steps, never terminated | V = 1 / (1 - gamma) |
+| Memory | 4 steps; a cue +-1 is seen in the first only | the cue at the last step; reward +-1 |
 
 Each but the MultiDiscrete one has a twin with actions in [-1, 1], named `...Continuous-v0`: the reward of the right or
 wrong answer becomes minus the mean squared distance to a target (0.5; half the observation or cue; for Identity two

@@ -36,9 +36,9 @@ class ObsLayout:
         leaves = list(_leaves(space))
         keyed = isinstance(space, spaces.Dict) and "policy" in space.spaces
         self._parts: dict[str, list[tuple[Path, spaces.Space]]] = {}
-        bases = dict.fromkeys(path[0] if keyed else "policy" for path, _ in leaves)
+        bases = dict.fromkeys(str(path[0]) if keyed else "policy" for path, _ in leaves)
         for base in bases:
-            members = [leaf for leaf in leaves if not keyed or leaf[0][0] == base]
+            members = [leaf for leaf in leaves if not keyed or str(leaf[0][0]) == base]
             vectors = [leaf for leaf in members if not _is_image(leaf[1])]
             images = [leaf for leaf in members if _is_image(leaf[1])]
             if vectors:
