@@ -1,0 +1,192 @@
+"""The batched simulation: state exact, fields per simulation, divergence named and isolated."""
+
+from __future__ import annotations
+
+import mujoco
+import numpy as np
+import pytest
+
+from habilis.core.errors import CheckpointError, ConfigError
+from habilis.envs import simulation as simulation_module
+from habilis.envs.simulation import Simulation
+
+XML = """
+<mujoco>
+  <option timestep="0.005"/>
+  <worldbody>
+    <geom type="plane" size="5 5 1"/>
+    <body name="box" pos="0 0 0.3">
+      <freejoint/>
+      <geom name="hull" type="box" size="0.1 0.1 0.05" mass="2"/>
+      <body pos="0.1 0 0">
+        <joint name="hinge" axis="0 1 0" damping="0.1"/>
+        <geom type="capsule" fromto="0 0 0 0.2 0 0" size="0.03" mass="0.5"/>
+      </body>
+    </body>
+  </worldbody>
+  <actuator><motor joint="hinge" gear="2" ctrlrange="-1 1"/></actuator>
+  <keyframe><key name="high" qpos="0 0 2 1 0 0 0 0.5"/></keyframe>
+</mujoco>
+"""
+
+
+def make(num_envs: int = 4, **kwargs: object) -> Simulation:
+    return Simulation(mujoco.MjModel.from_xml_string(XML), num_envs, **{"threads": 1, **kwargs})
+
+
+def drive(simulation: Simulation, steps: int, seed: int = 0) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    for _ in range(steps):
+        simulation.ctrl[:] = generator.uniform(-1, 1, simulation.ctrl.shape)
+        assert not simulation.step(2).any()
+    return simulation.dynamics.copy()
+
+
+def test_steps_as_mujoco_does():
+    simulation = make(2)
+    drive(simulation, 150)
+    model = mujoco.MjModel.from_xml_string(XML)
+    data = mujoco.MjData(model)
+    generator = np.random.default_rng(0)
+    for _ in range(150):
+        data.ctrl[:] = generator.uniform(-1, 1, (2, 1))[0]
+        mujoco.mj_step(model, data, 2)
+    assert (simulation.qpos[0] == data.qpos).all()
+    assert (simulation.qvel[0] == data.qvel).all()
+    assert simulation.time[0] == data.time
+
+
+@pytest.mark.parametrize("threads", [2, 3])
+def test_threads_do_not_change_the_numbers(threads):
+    assert (drive(make(5, threads=threads), 100) == drive(make(5), 100)).all()
+
+
+def test_threads_are_measured_once(monkeypatch):
+    monkeypatch.setattr(simulation_module, "_available_cpus", lambda: 2)
+    monkeypatch.setattr(simulation_module, "_measured_threads", {})
+    asked = []
+    monkeypatch.setattr(simulation_module, "_best_time", lambda step: asked.append(step) or 1.0 / len(asked))
+    assert make(4, threads=None).threads == 2  # the second measurement is twice as fast
+    assert make(4, threads=None).threads == 2
+    assert len(asked) == 2
+    assert make(1, threads=None).threads == 1
+    assert make(4, threads=3).threads == 3
+
+
+def test_partial_reset_and_keyframe():
+    simulation = make()
+    drive(simulation, 20)
+    before = simulation.dynamics.copy()
+    simulation.reset(np.array([1]))
+    simulation.reset(np.array([False, False, True, False]), keyframe=0)
+    assert (simulation.qpos[1] == simulation.model.qpos0).all()
+    assert (simulation.qpos[2] == simulation.model.key_qpos[0]).all()
+    assert (simulation.time == 0.0).tolist() == [False, True, True, False]
+    assert (simulation.dynamics[[0, 3]] == before[[0, 3]]).all()
+
+
+@pytest.mark.parametrize("field", ["qpos", "qvel"])
+@pytest.mark.parametrize("poison", [np.nan, -np.inf, 1e200])
+def test_divergence_is_named_and_isolated(field, poison):
+    simulation, healthy = make(threads=2), make()
+    drive(simulation, 10)
+    drive(healthy, 10)
+    getattr(simulation, field)[2, 1] = poison
+    assert simulation.step().tolist() == [False, False, True, False]
+    healthy.step()
+    assert simulation.diverged_total == 1
+    simulation.reset(np.array([2]))
+    assert not simulation.step().any()
+    healthy.step()
+    others = [0, 1, 3]
+    assert (simulation.dynamics[others] == healthy.dynamics[others]).all()
+    assert simulation.diverged_total == 1
+
+
+def test_divergence_in_the_last_substep_is_seen_at_once():
+    # negative damping: the velocity passes 1e10 within the only substep, where MuJoCo itself does not look again
+    xml = XML.replace('damping="0.1"', 'damping="-1e9"').replace("<option", '<option integrator="RK4"')
+    simulation = Simulation(mujoco.MjModel.from_xml_string(xml), 2, threads=1)
+    simulation.qvel[1, -1] = 1.0
+    assert simulation.step().tolist() == [False, True]
+
+
+def test_goes_on_bit_for_bit_after_a_restore():
+    simulation, other = make(), make()
+    simulation.expand("geom_friction")[:, 0, 0] = [0.2, 0.4, 0.6, 0.8]
+    simulation.expand("opt.gravity")[1] = 0.0
+    simulation.expand("body_mass")[:, 1] *= [0.5, 1.0, 1.5, 2.0]
+    simulation.set_const()
+    drive(simulation, 50)
+    drive(other, 7)
+    other.expand("geom_size")[:] *= 2.0  # not in the saved state: goes back to the model's
+    state = simulation.state_dict()
+    expected = drive(simulation, 100, seed=3)
+    other.load_state_dict(state)
+    assert (drive(other, 100, seed=3) == expected).all()
+    assert (expected[0] != expected[3]).any()
+    assert set(state["fields"]) >= {"geom_friction", "opt.gravity", "body_mass", "body_subtreemass"}
+
+
+def test_saving_does_not_alias():
+    simulation = make()
+    simulation.expand("body_mass")
+    state = simulation.state_dict()
+    before = {"state": state["state"].copy(), "mass": state["fields"]["body_mass"].copy()}
+    simulation.expand("body_mass")[:] = 9.0
+    drive(simulation, 5)
+    assert (state["state"] == before["state"]).all()
+    assert (state["fields"]["body_mass"] == before["mass"]).all()
+
+
+def test_set_const_computes_derived_constants():
+    simulation = make(2)
+    box = simulation.model.body("box").id
+    simulation.expand("body_mass")[1, box] = 20.0
+    assert simulation.get_model(1).body_subtreemass[box] == pytest.approx(2.5)
+    simulation.set_const()
+    assert simulation.get_model(0).body_subtreemass[box] == pytest.approx(2.5)
+    assert simulation.get_model(1).body_subtreemass[box] == pytest.approx(20.5)
+    assert simulation.get_model(1).body_mass[box] == 20.0
+
+
+def test_external_forces_hold_the_weight():
+    simulation = make(2, external_forces=True)
+    simulation.qpos[1, 2] = 50.0  # in the air
+    for _ in range(400):
+        simulation.step()
+    up = simulation.bind("cfrc_ext")[:, :, 5].sum(axis=1)
+    assert up == pytest.approx([2.5 * 9.81, 0.0], abs=0.05)
+    simulation.bind("xfrc_applied")[1, 1, 2] = 3.0
+    simulation.step()
+    assert simulation.bind("cfrc_ext")[1, 1, 5] == pytest.approx(3.0)
+    simulation.reset(np.array([1]))
+    assert (simulation.bind("cfrc_ext")[1] == 0.0).all()
+    assert (simulation.bind("cfrc_ext")[0] != 0.0).any()
+
+
+def test_data_and_model_of_one_simulation():
+    simulation = make(3)
+    simulation.expand("geom_rgba")[2, 1] = (1.0, 0.0, 0.0, 1.0)
+    drive(simulation, 5)
+    data = simulation.get_data(2)
+    assert (data.qpos == simulation.qpos[2]).all()
+    assert data.xpos[1] == pytest.approx(simulation.qpos[2, :3])
+    assert simulation.get_model(2).geom_rgba[1].tolist() == [1.0, 0.0, 0.0, 1.0]
+
+
+def test_kinematics_leaves_the_dynamics_alone():
+    simulation, other = make(2), make(2)
+    xpos = simulation.bind("xpos")
+    drive(simulation, 100)
+    drive(other, 100)
+    simulation.kinematics()
+    assert xpos[:, 1] == pytest.approx(simulation.qpos[:, :3])
+    assert (drive(simulation, 50) == drive(other, 50)).all()
+
+
+def test_refuses_what_does_not_fit():
+    with pytest.raises(ConfigError, match="at least 1"):
+        make(0)
+    with pytest.raises(CheckpointError, match="number of environments"):
+        make(3).load_state_dict(make(2).state_dict())
