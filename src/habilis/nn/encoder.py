@@ -38,7 +38,7 @@ class ImageEncoder(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode images with any leading axes."""
-        x = image.flatten(0, -4).to(torch.float32) / 255
+        x = image.flatten(0, -4).to(self.project.weight.dtype) / 255
         if self.channels_last:
             x = x.movedim(-1, -3)
         x = torch.relu(self.project(self.convolutions(x).flatten(1)))

@@ -1,0 +1,172 @@
+"""From a policy in PyTorch to `policy.onnx`: traced, checked against the original, and only then published.
+
+The exported function is the policy's `forward`: raw observation groups to the deterministic action in the environment's
+units, normaliser and action map inside, any batch size. "Agrees" means that for 1,000 observations each value of the
+action differs by at most 1e-5 of half its range (of 1 where it has no bounds). A policy whose own float32 arithmetic is
+rougher than that, because it saturates, say, is granted four times its own distance from float64, but never more than
+1e-4; a choice among several must be the same wherever float32 and float64 choose alike.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import logging
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from habilis.core.errors import ExportError
+from habilis.core.random import derive_seed
+from habilis.core.specs import BoxAction, EnvSpec
+from habilis.core.types import Obs
+from habilis.deploy.contract import ACTION, GOLDEN_FILE, POLICY_FILE, require, to_metadata
+from habilis.deploy.runtime import OnnxPolicy
+from habilis.deploy.verify import check_answers, write_golden, write_manifest
+from habilis.policies.stochastic import StochasticPolicy
+
+TOLERANCE = 1e-5
+ROUGHEST = 1e-4
+CHECKED = 1000
+"""Observations that are drawn for the check."""
+GOLDEN = 16
+"""Observations whose actions are kept as golden vectors."""
+OPSET = 18
+
+
+def export_policy(
+    policy: StochasticPolicy, output: str | Path, *, seed: int = 0, observations: Obs | None = None
+) -> Path:
+    """Write the policy to a new folder, after ONNX Runtime has agreed with it.
+
+    Args:
+        policy: what to export; it stays as it is.
+        output: the folder to make. It appears whole or not at all.
+        seed: seed of the observations that are drawn for the check, of a size from 0.1 to 10.
+        observations: more observations `[n, *shape]` to check on, from the environment itself, say.
+
+    Returns:
+        The folder, with `policy.onnx`, `golden.json` and `manifest.json`.
+
+    Raises:
+        ExportError: the folder exists, the policy cannot be traced, gives values that are not finite, or the exported
+            model disagrees with it.
+        MissingExtraError: onnx, onnxscript or ONNX Runtime is not installed.
+    """
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        require(package)
+    output = Path(output)
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ExportError(f"{output} exists and nothing is overwritten: choose another folder or remove it")
+    policy = copy.deepcopy(policy).cpu().eval()
+    spec = replace(policy.spec, obs={name: policy.spec.obs[name] for name in policy.encoder.names})
+    obs = draw_observations(spec, CHECKED, torch.Generator().manual_seed(derive_seed(seed, "export")))
+    if observations is not None:
+        obs = {name: torch.cat([rows, observations[name].cpu()]) for name, rows in obs.items()}
+    staging = output.with_name(f"{output.name}.partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        write_onnx(policy, spec, staging / POLICY_FILE)
+        raw, actions, tolerance = answers_of(policy, obs)
+        check_answers(OnnxPolicy(staging), raw, actions, tolerance)
+        golden = {name: rows[-GOLDEN:] for name, rows in raw.items()}
+        write_golden(staging / GOLDEN_FILE, golden, actions[-GOLDEN:], tolerance)
+        write_manifest(staging)
+        staging.rename(output)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return output
+
+
+def draw_observations(spec: EnvSpec, count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draw `[count, *shape]` for every group: vectors of a size between 0.1 and 10, images of uniform noise."""
+    obs: dict[str, Tensor] = {}
+    for name, group in spec.obs.items():
+        shape = (count, *group.shape)
+        if group.dtype == "uint8":
+            obs[name] = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+        else:
+            exponent = torch.rand((count, *[1] * len(group.shape)), generator=generator) * 2 - 1
+            obs[name] = torch.randn(shape, generator=generator) * 10**exponent
+    return obs
+
+
+def write_onnx(policy: StochasticPolicy, spec: EnvSpec, file: Path) -> None:
+    """Trace the policy's `forward` and write it with the metadata of `spec`.
+
+    Raises:
+        ExportError: the policy cannot be traced.
+    """
+    example = draw_observations(spec, 2, torch.Generator().manual_seed(0))
+    try:
+        with _quiet():
+            program = torch.onnx.export(
+                policy,
+                kwargs={"obs": example},
+                input_names=list(example),
+                output_names=[ACTION],
+                dynamic_shapes={"obs": {name: {0: "batch"} for name in example}},
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ExportError(
+            f"the policy cannot be traced to ONNX ({reason}): its forward must be plain tensor code"
+        ) from error
+    assert program is not None
+    program.model.metadata_props.update(to_metadata(spec, importlib.metadata.version("habilis")))
+    program.save(file, external_data=False)
+
+
+def answers_of(
+    policy: StochasticPolicy, obs: Mapping[str, Tensor]
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+    """Return what the export is held to: observations, the policy's actions for them, and the tolerance.
+
+    Args:
+        policy: the original, on the CPU.
+        obs: observations `[n, *shape]` of every group that it reads.
+
+    Returns:
+        The observations, without those in which float32 and float64 choose differently; the actions, `[n, dim]`,
+        `[n, k]` or `[n]`; the tolerance, `[dim]` for real-valued actions and 0-d for choices.
+
+    Raises:
+        ExportError: an action is not finite.
+    """
+    precise = {name: rows.double() if rows.is_floating_point() else rows for name, rows in obs.items()}
+    with torch.no_grad():
+        actions, exact = policy(obs).numpy(), copy.deepcopy(policy).double()(precise).numpy()
+    raw = {name: rows.numpy() for name, rows in obs.items()}
+    if not np.isfinite(actions).all():
+        raise ExportError("the policy's actions are not finite: export an earlier checkpoint")
+    if isinstance(policy.spec.action, BoxAction):
+        half_range = (policy.spec.action.high.astype(np.float64) - policy.spec.action.low) / 2
+        unit = np.where(np.isfinite(half_range), half_range, 1.0)
+        rounding = np.abs(exact - actions).max(0)
+        return raw, actions, np.clip(4 * rounding, TOLERANCE * unit, ROUGHEST * unit)
+    firm = (actions == exact).reshape(len(actions), -1).all(1)
+    return {name: rows[firm] for name, rows in raw.items()}, actions[firm], np.array(0)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the exporter's remarks on its own workings."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,72 @@
+"""An exported policy on the robot's computer: NumPy in, NumPy out, with nothing but NumPy and ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from habilis.core.errors import ExportError
+from habilis.deploy.contract import ACTION, POLICY_FILE, from_metadata, require
+
+
+class OnnxPolicy:
+    """The deterministic policy of a `policy.onnx`.
+
+    Args:
+        path: the exported folder or the file itself.
+        threads: threads for one inference; the networks of policies are too small to gain from more than one.
+
+    Attributes:
+        spec: the environment it was made for: groups that it reads, action with bounds and names, `control_dt`.
+        version: the version of Habilis that exported it.
+
+    Raises:
+        ExportError: the file does not exist, or is no policy that Habilis exported.
+        MissingExtraError: ONNX Runtime is not installed.
+    """
+
+    def __init__(self, path: str | Path, threads: int = 1) -> None:
+        file = Path(path) / POLICY_FILE if Path(path).is_dir() else Path(path)
+        if not file.is_file():
+            raise ExportError(f"there is no exported policy at {file}: give the folder that `habilis export` wrote")
+        runtime = require("onnxruntime")
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        try:
+            self._session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime's errors have no common base
+            raise ExportError(f"{file} is not a whole ONNX model ({error}): export the policy again") from error
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.spec = from_metadata(metadata)
+        self.version = metadata["habilis.version"].strip('"')
+
+    def predict(self, obs: np.ndarray | Mapping[str, np.ndarray], memory: None = None) -> tuple[np.ndarray, None]:
+        """Answer one raw observation or a batch of them, as `predict` of the policy in PyTorch does.
+
+        Args:
+            obs: one observation or a batch, for the group "policy"; or a mapping of groups.
+            memory: what the last call returned; None, since an exported policy has no memory.
+
+        Returns:
+            The action in the environment's units, batched as the observation was, and the memory for the next call.
+
+        Raises:
+            ExportError: a group is missing or has another shape.
+        """
+        groups = obs if isinstance(obs, Mapping) else {"policy": obs}
+        inputs: dict[str, np.ndarray] = {}
+        single = False
+        for name, group in self.spec.obs.items():
+            if name not in groups:
+                raise ExportError(f"the observation lacks the group {name!r}: the policy reads {list(self.spec.obs)}")
+            array = np.asarray(groups[name], group.dtype)
+            single = array.shape == group.shape
+            inputs[name] = array[None] if single else array
+            if inputs[name].shape[1:] != group.shape:
+                raise ExportError(
+                    f"the observation group {name!r} has shape {array.shape}: expected {group.shape} or a batch of them"
+                )
+        action = self._session.run([ACTION], inputs)[0]
+        return (action[0] if single else action), memory

@@ -1,0 +1,259 @@
+"""Exported policies answer as the originals; whatever is not what was exported is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from habilis.core.errors import ExportError, MissingExtraError
+from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, ObsGroup
+from habilis.deploy.contract import from_metadata, require, to_metadata
+from habilis.deploy.export import answers_of, draw_observations, export_policy
+from habilis.deploy.runtime import OnnxPolicy
+from habilis.deploy.verify import check_answers, checksum, verify_policy
+from habilis.nn.encoder import ObsEncoder
+from habilis.nn.heads import CategoricalHead, GaussianHead, SquashedGaussianHead
+from habilis.nn.mlp import MLP
+from habilis.policies.stochastic import StochasticPolicy
+
+VECTORS = {"policy": ObsGroup((7,)), "goal": ObsGroup((7,)), "critic": ObsGroup((11,))}
+BOX = BoxAction(np.array([-1.0, -3.0, -np.inf], np.float32), np.array([1.0, 5.0, np.inf], np.float32))
+
+
+def make_policy(kind="gaussian", action=BOX, groups=VECTORS, names=("policy", "goal"), normalize=True):
+    generator = torch.Generator().manual_seed(3)
+    spec = EnvSpec("Robot-v0", groups, action, control_dt=0.02, action_names=("hip", "knee", "wheel"))
+    encoder = ObsEncoder(groups, names, normalize, generator)
+    obs = draw_observations(spec, 200, generator)
+    encoder.update_normalizers({name: rows * 0.1 + 3 for name, rows in obs.items()})
+    trunk = MLP(encoder.out_dim, (32, 32), None, "tanh", generator)
+    if kind == "gaussian":
+        head = GaussianHead(trunk.out_dim, action.dim, "independent", 1.0, 1.0, generator)
+    elif kind == "squashed":
+        head = SquashedGaussianHead(trunk.out_dim, action.dim, generator)
+    else:
+        head = CategoricalHead(trunk.out_dim, action, generator)
+    with torch.no_grad():
+        for parameter in head.parameters():
+            parameter.mul_(30)
+    return StochasticPolicy(spec, encoder, trunk, head)
+
+
+@pytest.fixture(scope="module")
+def exported_once(tmp_path_factory):
+    policy = make_policy()
+    return policy, export_policy(policy, tmp_path_factory.mktemp("deploy") / "out")
+
+
+@pytest.fixture
+def folder(exported_once, tmp_path):
+    """An exported folder to do harm to."""
+    return Path(shutil.copytree(exported_once[1], tmp_path / "copy"))
+
+
+def make_obs(policy, count, seed=5):
+    obs = draw_observations(policy.spec, count, torch.Generator().manual_seed(seed))
+    return {name: rows.numpy() for name, rows in obs.items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "action"),
+    [
+        ("gaussian", BOX),
+        ("squashed", BOX),
+        ("categorical", DiscreteAction(5)),
+        ("categorical", MultiDiscreteAction((3, 4))),
+    ],
+)
+def test_exported_policy_answers_as_the_original(tmp_path, kind, action):
+    policy = make_policy(kind, action)
+    exported = verify_policy(export_policy(policy, tmp_path / "out"))
+    for count in (1, 37):
+        obs = make_obs(policy, count)
+        expected, _ = policy.predict(obs)
+        answer, memory = exported.predict(obs)
+        assert memory is None
+        assert answer.dtype == expected.dtype
+        np.testing.assert_allclose(answer, expected, atol=2e-5, rtol=0)
+        single, _ = exported.predict({name: rows[0] for name, rows in obs.items()})
+        np.testing.assert_allclose(single, expected[0], atol=2e-5, rtol=0)
+
+
+def test_images_are_exported(tmp_path):
+    groups = {"policy": ObsGroup((40, 36, 3), "uint8"), "state": ObsGroup((4,))}
+    policy = make_policy("categorical", DiscreteAction(4), groups, ("policy", "state"))
+    exported = verify_policy(export_policy(policy, tmp_path / "out"))
+    obs = make_obs(policy, 5)
+    np.testing.assert_array_equal(exported.predict(obs)[0], policy.predict(obs)[0])
+
+
+def test_the_model_says_what_it_reads_and_does(folder):
+    model = onnx.load(folder / "policy.onnx")
+    assert [i.name for i in model.graph.input] == ["policy", "goal"]
+    assert [o.name for o in model.graph.output] == ["action"]
+    assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    spec = OnnxPolicy(folder / "policy.onnx").spec
+    assert (spec.id, spec.control_dt, spec.action_names) == ("Robot-v0", 0.02, ("hip", "knee", "wheel"))
+    assert spec.obs == {"policy": ObsGroup((7,)), "goal": ObsGroup((7,))}
+    np.testing.assert_array_equal(spec.action.high, BOX.high)
+    np.testing.assert_array_equal(spec.action.low, BOX.low)
+
+
+def test_metadata_survives_for_every_kind_of_action():
+    for action in (DiscreteAction(3), MultiDiscreteAction((2, 5))):
+        spec = EnvSpec("E", VECTORS, action)
+        assert from_metadata(to_metadata(spec, "1.0")) == spec
+
+
+def test_exporting_leaves_the_policy_as_it_is(tmp_path):
+    policy = make_policy().train()
+    before = {name: value.clone() for name, value in policy.state_dict().items()}
+    export_policy(policy, tmp_path / "out")
+    assert policy.training
+    assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
+
+
+def test_observations_handed_in_are_checked_too(tmp_path):
+    policy = make_policy()
+    obs = {name: torch.full((20, *group.shape), 7.0) for name, group in VECTORS.items()}
+    export_policy(policy, tmp_path / "out", observations=obs)
+    golden = json.loads((tmp_path / "out" / "golden.json").read_text())
+    assert np.all(np.array(golden["observations"]["policy"]) == 7.0)
+    obs["goal"][3] = torch.nan
+    with pytest.raises(ExportError, match="not finite"):
+        export_policy(policy, tmp_path / "other", observations=obs)
+
+
+class Inconstant(StochasticPolicy):
+    """Does something else while it is traced, as a forgotten `if self.training` would."""
+
+    def forward(self, obs):
+        return super().forward(obs) + (1e-3 if torch.compiler.is_compiling() else 0)
+
+
+class Restless(StochasticPolicy):
+    """Answers otherwise at every call, which must not pass for the rounding of float32."""
+
+    calls = 0
+
+    def forward(self, obs):
+        self.calls += 1
+        return super().forward(obs) + 1e-2 * self.calls
+
+
+class Untraceable(StochasticPolicy):
+    def forward(self, obs):
+        return super().forward(obs) if obs["policy"].mean().item() > 0 else obs["policy"]
+
+
+@pytest.mark.parametrize(
+    ("cls", "reason"), [(Inconstant, "disagrees"), (Restless, "disagrees"), (Untraceable, "cannot be traced")]
+)
+def test_a_policy_that_is_not_its_trace_is_refused_and_leaves_nothing(tmp_path, cls, reason):
+    policy = make_policy()
+    policy.__class__ = cls
+    with pytest.raises(ExportError, match=reason):
+        export_policy(policy, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_policy_altered_after_its_export_is_refused(folder):
+    policy, exported = make_policy(), OnnxPolicy(folder)
+    obs = {name: torch.from_numpy(rows) for name, rows in make_obs(policy, 100).items() if name != "critic"}
+    check_answers(exported, *answers_of(policy, obs))
+    with torch.no_grad():
+        policy.head.mean.bias[1] += 1e-3
+    with pytest.raises(ExportError, match="disagrees"):
+        check_answers(exported, *answers_of(policy, obs))
+
+
+def test_a_normaliser_that_moved_after_the_export_is_refused(folder):
+    policy, exported = make_policy(), OnnxPolicy(folder)
+    obs = {name: torch.from_numpy(rows) for name, rows in make_obs(policy, 100).items() if name != "critic"}
+    policy.encoder.update_normalizers({name: rows + 1 for name, rows in obs.items()})
+    with pytest.raises(ExportError, match="disagrees"):
+        check_answers(exported, *answers_of(policy, obs))
+
+
+@pytest.mark.parametrize("name", ["policy.onnx", "golden.json"])
+def test_altered_and_truncated_files_are_refused_by_name(folder, name):
+    file = folder / name
+    whole = file.read_bytes()
+    middle = len(whole) // 2
+    for altered in (whole[:-1], whole[:middle] + bytes([whole[middle] ^ 1]) + whole[middle + 1 :]):
+        file.write_bytes(altered)
+        with pytest.raises(ExportError, match=name):
+            verify_policy(folder)
+    file.unlink()
+    with pytest.raises(ExportError, match=name):
+        verify_policy(folder)
+
+
+def test_golden_vectors_catch_what_checksums_cannot(folder):
+    golden = json.loads((folder / "golden.json").read_text())
+    golden["actions"][3][1] += 1e-3
+    (folder / "golden.json").write_text(json.dumps(golden))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["sha256"]["golden.json"] = checksum(folder / "golden.json")
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ExportError, match="observation 3"):
+        verify_policy(folder)
+
+
+def test_a_manifest_that_is_none_is_refused(folder):
+    for text in ("{", "[]", '{"format": 99}'):
+        (folder / "manifest.json").write_text(text)
+        with pytest.raises(ExportError, match=r"manifest\.json"):
+            verify_policy(folder)
+
+
+def test_nothing_is_overwritten(folder):
+    before = checksum(folder / "policy.onnx")
+    with pytest.raises(ExportError, match="nothing is overwritten"):
+        export_policy(make_policy(), folder)
+    assert checksum(folder / "policy.onnx") == before
+
+
+def test_an_empty_folder_is_filled(tmp_path):
+    (tmp_path / "empty").mkdir()
+    verify_policy(export_policy(make_policy(), tmp_path / "empty"))
+
+
+def test_what_is_no_exported_policy_is_refused(tmp_path):
+    with pytest.raises(ExportError, match="no exported policy"):
+        OnnxPolicy(tmp_path)
+    (tmp_path / "policy.onnx").write_bytes(b"not a model")
+    with pytest.raises(ExportError, match="not a whole ONNX model"):
+        OnnxPolicy(tmp_path)
+    with pytest.raises(ExportError, match="format None"):
+        from_metadata({})
+
+
+def test_wrong_observations_are_named(folder):
+    exported = OnnxPolicy(folder)
+    with pytest.raises(ExportError, match="lacks the group 'goal'"):
+        exported.predict(np.zeros(7))
+    with pytest.raises(ExportError, match=r"'goal' has shape \(8,\)"):
+        exported.predict({"policy": np.zeros(7), "goal": np.zeros(8)})
+
+
+def test_a_missing_package_names_its_extra():
+    with pytest.raises(MissingExtraError, match=r"habilis\[deploy\]"):
+        require("onnx_that_is_not_installed")
+
+
+def test_running_and_verifying_need_no_pytorch(folder):
+    code = f"""
+import sys; sys.modules["torch"] = None
+from habilis.deploy.verify import verify_policy
+verify_policy({str(folder)!r})
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
