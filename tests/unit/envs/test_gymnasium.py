@@ -1,0 +1,451 @@
+"""The Gymnasium adapter: autoreset modes, observation kinds, actions, infos, errors, seeds."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+
+from habilis.core.errors import EnvError
+from habilis.core.specs import BoxAction, DiscreteAction, MultiDiscreteAction, ObsGroup
+from habilis.envs.gymnasium import GymnasiumVecEnv, make_gymnasium
+from habilis.envs.infos import InfoTable
+from habilis.envs.spaces import ActionLayout, ObsLayout
+
+
+class Counter(gym.Env):
+    """Observation (episode, step); episodes of `length` steps. What it returns is one array, written to for ever."""
+
+    def __init__(self, length: int = 3, ending: str = "terminated", info: dict | None = None) -> None:
+        self.observation_space = spaces.Box(0, 1000, (2,), np.float32)
+        self.action_space = spaces.Discrete(2)
+        self.length, self.ending, self.info = length, ending, info or {}
+        self.buffer = np.array([-1, 0], np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.buffer[:] = self.buffer[0] + 1, 0
+        return self.buffer, {"fresh": 1.0}
+
+    def step(self, action):
+        self.buffer[1] += 1
+        end = bool(self.buffer[1] >= self.length)
+        both = self.ending == "both"
+        terminated, truncated = end and self.ending != "truncated", end and (both or self.ending == "truncated")
+        return self.buffer, float(self.buffer[1]), terminated, truncated, {"count": int(self.buffer[1]), **self.info}
+
+
+class Copying(Counter):
+    """The counter with a fresh array every time, which a vector environment that is not ours may need."""
+
+    def reset(self, **kwargs):
+        observation, info = super().reset(**kwargs)
+        return observation.copy(), info
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return observation.copy(), *rest
+
+
+class Nested(Counter):
+    """The counter in a Dict or Tuple observation with an image."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        parts = {
+            "number": spaces.Box(0, 1000, (2,), np.float64),
+            "camera": spaces.Box(0, 255, (2, 2, 3), np.uint8),
+            "mode": spaces.Discrete(4, start=1),
+        }
+        self.kind = kind
+        self.observation_space = spaces.Tuple(list(parts.values())) if kind == "tuple" else spaces.Dict(parts)
+
+    def _nest(self, observation):
+        step = observation[1]
+        parts = {
+            "number": observation.astype(np.float64),
+            "camera": np.full((2, 2, 3), step, np.uint8),
+            "mode": np.int64(1 + step),
+        }
+        return tuple(parts.values()) if self.kind == "tuple" else parts
+
+    def reset(self, **kwargs):
+        observation, info = super().reset(**kwargs)
+        return self._nest(observation), info
+
+    def step(self, action):
+        observation, *rest = super().step(action)
+        return self._nest(observation), *rest
+
+
+class Raising(Counter):
+    """Raises in its second step where `broken`."""
+
+    def __init__(self, broken: bool) -> None:
+        super().__init__()
+        self.broken = broken
+
+    def step(self, action):
+        if self.broken and self.buffer[1] == 1:
+            raise RuntimeError("the motor burnt out")
+        return super().step(action)
+
+
+class Safe(Counter):
+    """A step of six."""
+
+    def step(self, action):
+        observation, reward, terminated, truncated, info = super().step(action)
+        return observation, reward, 0.5 * float(self.buffer[1]), terminated, truncated, info
+
+
+def zeros(env):
+    return torch.zeros(env.num_envs, dtype=torch.int64)
+
+
+def play(env, steps, first=None):
+    """Return the valid transitions (obs, next_obs, reward, done) of each environment."""
+    obs = env.reset(0)["policy"] if first is None else first
+    transitions = [[] for _ in range(env.num_envs)]
+    for _ in range(steps):
+        step = env.step(zeros(env))
+        for i in range(env.num_envs):
+            if step.valid[i]:
+                after = step.next_obs["policy"][i].tolist()
+                transitions[i].append((obs[i].tolist(), after, float(step.reward[i]), bool(step.done[i])))
+        obs = step.obs["policy"]
+    return transitions
+
+
+@pytest.mark.parametrize("vector", [SyncVectorEnv, AsyncVectorEnv])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_valid_transitions_never_cross_episodes(mode, vector):
+    one = Counter if vector is SyncVectorEnv else Copying
+    makers = [lambda length=length: one(length) for length in (2, 3, 5)]
+    env = GymnasiumVecEnv(vector(makers, autoreset_mode=mode))
+    for length, transitions in zip((2, 3, 5), play(env, 23), strict=True):
+        assert len(transitions) >= 15
+        episode, count = transitions[0][0][0], 0
+        for before, after, reward, done in transitions:
+            assert before == [episode, count]
+            count += 1
+            assert after == [episode, count]
+            assert reward == count
+            assert done == (count == length)
+            if done:
+                episode, count = episode + 1, 0
+    env.close()
+
+
+def test_environments_of_ours_in_processes_may_reuse_their_arrays():
+    env = make_gymnasium(Counter, 2, asynchronous=True)
+    ends = [after for *_, after, _, done in play(env, 9)[0] if done]
+    assert ends == [[0, 3], [1, 3], [2, 3]]
+    env.close()
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_only_next_step_has_dummy_steps(mode):
+    env = GymnasiumVecEnv(SyncVectorEnv([lambda: Counter(2)] * 2, autoreset_mode=mode))
+    env.reset(0)
+    steps = [env.step(zeros(env)) for _ in range(3)]
+    assert steps[1].done.all()
+    assert steps[2].valid.tolist() == [mode is not AutoresetMode.NEXT_STEP] * 2
+    same = torch.equal(steps[1].obs["policy"], steps[1].next_obs["policy"])
+    assert same == (mode is AutoresetMode.NEXT_STEP)
+    assert steps[0].obs is steps[0].next_obs
+
+
+def test_gymnasiums_own_vector_environments():
+    sync = GymnasiumVecEnv(gym.make_vec("CartPole-v1", 2, vectorization_mode="sync"))
+    own = GymnasiumVecEnv(gym.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point"))
+    for env in (sync, own):
+        assert env.spec.max_episode_steps == 500
+        env.reset(0)
+        ended = 0
+        for _ in range(60):
+            previous = ended
+            step = env.step(zeros(env))
+            ended = step.done
+            assert torch.equal(step.valid, ~torch.as_tensor(previous).bool().expand(2))
+        assert step.reward.dtype == torch.float32
+
+
+def test_a_vector_environment_without_a_mode_is_refused():
+    env = SyncVectorEnv([Counter])
+    del env.metadata["autoreset_mode"]
+    with pytest.raises(EnvError, match="autoreset_mode"):
+        GymnasiumVecEnv(env)
+
+
+def test_same_step_without_final_obs_is_refused():
+    class Forgetful(gym.vector.VectorWrapper):
+        def step(self, actions):
+            *rest, infos = self.env.step(actions)
+            return *rest, {k: v for k, v in infos.items() if "final" not in k}
+
+    env = GymnasiumVecEnv(Forgetful(SyncVectorEnv([lambda: Counter(1)], autoreset_mode=AutoresetMode.SAME_STEP)))
+    env.reset(0)
+    with pytest.raises(EnvError, match="final_obs"):
+        env.step(zeros(env))
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_terminal_observation_of_a_self_resetting_environment(mode):
+    class SelfResetting(Counter):
+        def step(self, action):
+            observation, reward, terminated, truncated, info = super().step(action)
+            if terminated or truncated:
+                info["terminal_observation"] = observation.copy()
+                observation, _ = self.reset()
+            return observation, reward, terminated, truncated, info
+
+    env = GymnasiumVecEnv(SyncVectorEnv([lambda: SelfResetting(2)] * 2, autoreset_mode=mode))
+    env.reset(0)
+    env.step(zeros(env))
+    step = env.step(zeros(env))
+    assert step.done.all()
+    assert step.next_obs["policy"].tolist() == [[0, 2]] * 2
+    assert step.obs["policy"][:, 1].tolist() == [0, 0]
+    assert "terminal_observation" not in step.info
+
+
+@pytest.mark.parametrize("ending", ["terminated", "truncated", "both"])
+def test_terminated_and_truncated_are_never_both_true(ending):
+    env = make_gymnasium(lambda: Counter(1, ending))
+    env.reset(0)
+    step = env.step(zeros(env))
+    assert bool(step.terminated) == (ending != "truncated")
+    assert bool(step.truncated) == (ending == "truncated")
+
+
+@pytest.mark.parametrize(("kind", "image"), [("dict", "camera"), ("tuple", "1")])
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_nested_observations_become_groups(kind, image, asynchronous):
+    env = make_gymnasium(lambda: Nested(kind), 2, asynchronous=asynchronous)
+    assert env.spec.obs == {"policy": ObsGroup((6,)), image: ObsGroup((2, 2, 3), "uint8")}
+    first = env.reset(0)
+    assert first[image].dtype == torch.uint8
+    number, mode = first["policy"][0].split([2, 4])
+    if kind == "dict":  # Gymnasium orders the keys of a Dict: camera, mode, number
+        mode, number = first["policy"][0].split([4, 2])
+    assert mode.tolist() == [1, 0, 0, 0]
+    assert number[1] == 0
+    for _ in range(3):
+        step = env.step(zeros(env))
+    assert step.done.all()
+    assert (step.next_obs[image] == 3).all()
+    assert (step.obs[image] == 0).all()
+    assert step.next_obs["policy"].sum(1).tolist() == [4 + float(number[0])] * 2
+    env.close()
+
+
+def test_layout_of_spaces():
+    image = spaces.Box(0, 255, (8, 8, 3), np.uint8)
+    vector = spaces.Box(-1, 1, (2, 3), np.float64)
+    assert ObsLayout(image).groups == {"policy": ObsGroup((8, 8, 3), "uint8")}
+    assert ObsLayout(vector).groups == {"policy": ObsGroup((6,))}
+    assert ObsLayout(spaces.Box(0, 255, (5,), np.uint8)).groups == {"policy": ObsGroup((5,))}
+    assert ObsLayout(spaces.MultiBinary((2, 2))).groups == {"policy": ObsGroup((4,))}
+    assert ObsLayout(spaces.MultiDiscrete([2, 3])).groups == {"policy": ObsGroup((5,))}
+    keyed = spaces.Dict({"policy": vector, "critic": spaces.Dict({"a": vector, "eye": image}), "depth": image})
+    assert ObsLayout(keyed).groups == {
+        "policy": ObsGroup((6,)),
+        "critic": ObsGroup((6,)),
+        "critic.eye": ObsGroup((8, 8, 3), "uint8"),
+        "depth": ObsGroup((8, 8, 3), "uint8"),
+    }
+    two_eyes = ObsLayout(spaces.Dict({"left": image, "right": image})).groups
+    assert set(two_eyes) == {"policy", "right"}
+    with pytest.raises(EnvError, match="Text"):
+        ObsLayout(spaces.Text(5))
+
+
+def test_rows_of_spaces():
+    space = spaces.Dict(
+        {"a": spaces.MultiDiscrete([2, 3]), "b": spaces.Discrete(3, start=-1), "c": spaces.MultiBinary(2)}
+    )
+    batch = {"a": np.array([[1, 0], [0, 2]]), "b": np.array([-1, 1]), "c": np.array([[0, 1], [1, 1]], np.int8)}
+    rows = ObsLayout(space)(batch, 2)["policy"]
+    assert rows.tolist() == [[0, 1, 1, 0, 0, 1, 0, 0, 0, 1], [1, 0, 0, 0, 1, 0, 0, 1, 1, 1]]
+    with pytest.raises(EnvError, match="policy"):
+        ObsLayout(spaces.Box(0, 1, (3,)))(np.zeros((2, 4)), 2)
+
+
+def test_actions_of_spaces():
+    box = ActionLayout(spaces.Box(np.array([[-1, -2]]), np.array([[1, 2]]), (1, 2), np.float64))
+    assert isinstance(box.spec, BoxAction)
+    assert box.spec.high.tolist() == [1, 2]
+    converted = box(torch.tensor([[0.5, 1.0], [0.0, 0.1]]))
+    assert converted.shape == (2, 1, 2)
+    assert converted.dtype == np.float64
+    discrete = ActionLayout(spaces.Discrete(3, start=5))
+    assert discrete.spec == DiscreteAction(3)
+    assert discrete(torch.tensor([0, 2])).tolist() == [5, 7]
+    several = ActionLayout(spaces.MultiDiscrete([[2, 3]], start=[[1, -1]]))
+    assert several.spec == MultiDiscreteAction((2, 3))
+    assert several(torch.tensor([[1, 2]])).tolist() == [[[2, 1]]]
+    assert ActionLayout(spaces.MultiBinary((2, 2))).spec == MultiDiscreteAction((2, 2, 2, 2))
+    integers = ActionLayout(spaces.Box(np.array([-1, 0]), np.array([1, 4]), dtype=np.int32))
+    assert integers.spec == MultiDiscreteAction((3, 5))
+    assert integers(torch.tensor([[2, 4]])).tolist() == [[1, 4]]
+    with pytest.raises(EnvError, match="Tuple"):
+        ActionLayout(spaces.Tuple([spaces.Discrete(2)]))
+
+
+@pytest.mark.parametrize("action_space", [spaces.MultiDiscrete([3, 2], start=[0, 1]), spaces.MultiBinary(2)])
+def test_actions_reach_the_environment(action_space):
+    class Echo(Counter):
+        def step(self, action):
+            assert action in self.action_space
+            return np.asarray(action, np.float32), *super().step(action)[1:]
+
+    def make():
+        env = Echo(100)
+        env.action_space = action_space
+        return env
+
+    env = make_gymnasium(make, 2)
+    env.reset(0)
+    start = getattr(action_space, "start", 0)
+    step = env.step(torch.tensor([[0, 1], [1, 0]]))
+    assert step.obs["policy"].tolist() == (np.array([[0, 1], [1, 0]]) + start).tolist()
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_infos_belong_to_the_step_that_gave_them(mode):
+    makers = [lambda: Counter(2, info={"is_success": np.bool_(True)}), lambda: Counter(3)]
+    env = GymnasiumVecEnv(SyncVectorEnv(makers, autoreset_mode=mode))
+    env.reset(0)
+    infos = [env.step(zeros(env)).info for _ in range(3)]
+    assert [info["success"].tolist()[1] for info in infos] == [False] * 3
+    assert infos[0]["success"].dtype == torch.bool
+    assert infos[1]["success"][0]
+    assert infos[1]["count"].tolist() == [2, 2]
+    assert infos[2]["count"][1] == 3
+    if mode is AutoresetMode.SAME_STEP:
+        assert "fresh" not in infos[1] or infos[1]["fresh"].isnan().all()
+
+
+def test_info_keys_stay_and_missing_values_are_marked():
+    table = InfoTable(2)
+    assert table({}) == {}
+    shown = table(
+        {
+            "cost": np.array([2.0, 0.0]),
+            "_cost": np.array([True, False]),
+            "episode": {"r": np.array([3, 4])},
+            "pose": np.zeros((2, 3)),
+            "name": np.array(["a", "b"], object),
+            "frame": np.zeros((2, 4, 4)),
+        }
+    )
+    assert set(shown) == {"cost", "episode/r", "pose"}
+    later = table({})
+    assert set(later) == set(shown)
+    assert later["cost"].tolist() == [0, 0]
+    assert later["episode/r"].isnan().all()
+    assert later["pose"].shape == (2, 3)
+
+
+def test_cost_as_sixth_value_of_a_step():
+    env = make_gymnasium(Safe, 2)
+    env.reset(0)
+    assert [env.step(zeros(env)).info["cost"].tolist() for _ in range(3)] == [[0.5] * 2, [1.0] * 2, [1.5] * 2]
+
+
+def test_cost_of_a_vector_step_of_six():
+    class SafeVector(gym.vector.VectorWrapper):
+        def step(self, actions):
+            observations, reward, *rest = self.env.step(actions)
+            return observations, reward, np.array([1.0, 2.0]), *rest
+
+    env = GymnasiumVecEnv(SafeVector(SyncVectorEnv([Counter] * 2, autoreset_mode=AutoresetMode.SAME_STEP)))
+    env.reset(0)
+    step = env.step(zeros(env))
+    assert step.info["cost"].tolist() == [1, 2]
+    assert step.reward.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("made", [True, False])
+def test_an_environment_that_raises_is_named(made):
+    broken = iter([False, True])
+
+    def make():
+        return Raising(next(broken))
+
+    env = make_gymnasium(make, 2) if made else GymnasiumVecEnv(SyncVectorEnv([make, make]))
+    env.reset(0)
+    env.step(zeros(env))
+    with pytest.raises(EnvError, match="environment 1 raised RuntimeError in step: the motor burnt out"):
+        env.step(zeros(env))
+
+
+@pytest.mark.filterwarnings("ignore:.*")  # Gymnasium warns with the traceback of the other process
+def test_an_asynchronous_environment_that_raises_is_named():
+    env = make_gymnasium(lambda: Raising(True), 1, asynchronous=True)
+    env.reset(0)
+    env.step(zeros(env))
+    with pytest.raises(EnvError, match="environment 0 raised RuntimeError in step: the motor burnt out"):
+        env.step(zeros(env))
+    env.close()
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_seeds(asynchronous):
+    def start(seed):
+        env = make_gymnasium("Pendulum-v1", 3, seed=7, asynchronous=asynchronous)
+        obs = env.reset(seed)["policy"]
+        env.close()
+        return obs
+
+    assert torch.equal(start(7), start(None))
+    assert not torch.equal(start(7), start(8))
+    assert len({tuple(row) for row in start(7).tolist()}) == 3
+    assert not {tuple(row) for row in start(7).tolist()} & {tuple(row) for row in start(8).tolist()}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_spec_of_a_registered_environment(asynchronous):
+    env = make_gymnasium("Pendulum-v1", 2, asynchronous=asynchronous, max_episode_steps=9)
+    assert env.spec.id == "Pendulum-v1"
+    assert env.spec.max_episode_steps == 9
+    assert env.spec.backend == "gymnasium"
+    assert not env.spec.saves_state
+    assert isinstance(env.spec.action, BoxAction)
+    env.reset(0)
+    steps = [env.step(torch.zeros(2, 1)) for _ in range(9)]
+    assert [bool(step.truncated.all()) for step in steps] == [False] * 8 + [True]
+    with pytest.raises(EnvError, match="saves_state"):
+        env.state_dict()
+    env.close()
+
+
+def test_a_single_environment():
+    env = GymnasiumVecEnv(gym.make("CartPole-v1", render_mode="rgb_array"))
+    assert env.num_envs == 1
+    assert env.spec.id == "CartPole-v1"
+    assert env.reset(3)["policy"].shape == (1, 4)
+    assert env.spec.max_episode_steps == 500
+
+
+def test_render_needs_a_mode():
+    env = make_gymnasium("CartPole-v1")
+    env.reset(0)
+    with pytest.raises(EnvError, match="rgb_array"):
+        env.render()
+
+
+def test_returned_tensors_are_not_written_to():
+    env = make_gymnasium(Counter, 2)
+    first = env.reset(0)["policy"]
+    step = env.step(zeros(env))
+    kept = first.clone(), step.obs["policy"].clone(), step.reward.clone()
+    for _ in range(5):
+        env.step(zeros(env))
+    assert torch.equal(first, kept[0])
+    assert torch.equal(step.obs["policy"], kept[1])
+    assert torch.equal(step.reward, kept[2])

@@ -1,0 +1,101 @@
+"""From ids to environments: backends, errors with the nearest ids, and imports that stay lazy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from habilis.core.errors import ConfigError, EnvError
+from habilis.envs.make import NATIVE, list_env_ids, make_vec_env, register_native
+from habilis.envs.probes import ProbeEnv
+
+
+def test_the_default_is_native_where_there_is_one():
+    for id, backend in (("HalfCheetah-v5", "native"), ("CartPole-v1", "gymnasium"), ("probe/Memory-v0", "native")):
+        env = make_vec_env(id, 2, threads=1)
+        assert env.spec.backend == backend
+        assert env.num_envs == 2
+        env.close()
+
+
+@pytest.mark.parametrize("backend", ["gymnasium", "envpool", "native"])
+def test_a_backend_can_be_chosen(backend):
+    if backend == "envpool":
+        pytest.importorskip("envpool")
+    env = make_vec_env("HalfCheetah-v5", 2, backend=backend, threads=1)
+    assert env.spec.backend == backend
+    assert env.reset(0)["policy"].shape == (2, 17)
+    assert env.step(torch.zeros(2, 6)).reward.shape == (2,)
+    env.close()
+
+
+def test_asynchronous_means_gymnasium():
+    env = make_vec_env("Pendulum-v1", 2, asynchronous=True)
+    assert env.spec.backend == "gymnasium"
+    assert type(env.env).__name__ == "AsyncVectorEnv"
+    env.close()
+    for backend in ("native", "envpool"):
+        with pytest.raises(ConfigError, match="asynchronous"):
+            make_vec_env("HalfCheetah-v5", backend=backend, asynchronous=True)
+
+
+def test_arguments_reach_the_environment():
+    env = make_vec_env("Pendulum-v1", max_episode_steps=4, g=1.0)
+    assert env.spec.max_episode_steps == 4
+    env.reset(0)
+    assert [bool(env.step(torch.zeros(1, 1)).truncated) for _ in range(4)] == [False] * 3 + [True]
+    with pytest.raises(EnvError, match="nonsense"):
+        make_vec_env("Pendulum-v1", nonsense=1)
+
+
+@pytest.mark.parametrize(
+    ("id", "backend", "message"),
+    [
+        ("CartPol-v1", None, "did you mean 'CartPole-v1'"),
+        ("halfcheeta-v5", None, "did you mean 'HalfCheetah-v5'"),
+        ("probe/Memry-v0", None, "did you mean 'probe/Memory-v0'"),
+        ("CartPole-v1", "native", "no native environment"),
+        ("probe/Memory-v0", "gymnasium", "there is no environment 'probe/Memory-v0'"),
+        ("CartPole-v1", "envpol", "native, gymnasium, envpool"),
+    ],
+)
+def test_what_does_not_exist_is_refused_with_what_does(id, backend, message):
+    with pytest.raises(ConfigError, match=message):
+        make_vec_env(id, backend=backend)
+
+
+def test_no_environments_are_refused():
+    with pytest.raises(ConfigError, match="num_envs"):
+        make_vec_env("CartPole-v1", 0)
+
+
+def test_a_higher_floor_registers_its_own():
+    def build(id, num_envs, *, seed, threads, gain=1):
+        env = ProbeEnv("probe/Memory-v0", num_envs, seed=seed)
+        env.made_with = (id, num_envs, seed, threads, gain)
+        return env
+
+    if "test/Registered-v0" not in NATIVE:
+        register_native("test/Registered-v0", build)
+    env = make_vec_env("test/Registered-v0", 3, seed=4, threads=2, gain=5)
+    assert env.made_with == ("test/Registered-v0", 3, 4, 2, 5)
+    assert "test/Registered-v0" in list_env_ids("native")
+    with pytest.raises(ConfigError, match="already registered"):
+        register_native("test/Registered-v0", build)
+
+
+def test_lists_of_ids():
+    assert {"HalfCheetah-v5", "probe/Memory-v0", "CartPole-v1"} <= set(list_env_ids())
+    assert "CartPole-v1" not in list_env_ids("native")
+    assert "probe/Memory-v0" not in list_env_ids("gymnasium")
+    with pytest.raises(ConfigError, match="no backend"):
+        list_env_ids("nonsense")
+
+
+def test_importing_it_imports_no_simulator():
+    code = "import sys, habilis.envs.make; print([m for m in ('gymnasium', 'mujoco', 'envpool') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
