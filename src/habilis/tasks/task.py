@@ -178,7 +178,6 @@ class Task:
             "streams": self.streams.state_dict(),
             "episode_step": self.episode_step.clone(),
             "action": self.action.clone(),
-            "last_action": self.last_action.clone(),
             "memory": {name: value.clone() for name, value in self.memory.items()},
         }
 
@@ -188,7 +187,7 @@ class Task:
         self.streams = RandomStreams(state["streams"]["seed"])
         self.streams.load_state_dict(state["streams"])
         self.episode_step = state["episode_step"].clone()
-        self.action, self.last_action = state["action"].clone(), state["last_action"].clone()
+        self.action = state["action"].clone()  # the last action is set anew at every step
         for name, value in state["memory"].items():
             self.memory[name].copy_(value)
 
