@@ -136,15 +136,18 @@ class CheckpointStore:
 
     def _candidates(self, problems: list[str]) -> list[Path]:
         """Return the folders to try for `latest`, in order; what is wrong with the pointer is added to `problems`."""
-        paths = [self.path(step) for step in reversed(self.steps())]
         # a kill while a checkpoint was being replaced may have left the old one set aside and nothing in its place
-        paths += sorted(self.directory.glob(".replaced-step_*"), reverse=True)
+        paths = [*map(self.path, self.steps()), *self.directory.glob(".replaced-step_*")]
+        paths.sort(key=lambda path: path.name.removeprefix(".replaced-"), reverse=True)
         try:
             pointed = self._pointed("last")
         except CheckpointError as error:
             problems.append(str(error))
             return paths
-        return paths if pointed is None else [pointed, *(path for path in paths if path != pointed)]
+        if pointed is None:
+            return paths
+        first = [pointed, *(path for path in paths if path == self._set_aside(pointed))]
+        return first + [path for path in paths if path not in first]
 
     def _set_aside(self, path: Path) -> Path:
         return path.with_name(f".replaced-{path.name}")

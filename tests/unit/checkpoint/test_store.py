@@ -148,7 +148,7 @@ def test_a_damaged_best_pointer_stops_rotation_not_the_run(store, caplog):
 KILLS = """
 import os, random, signal, sys, time, torch
 from pathlib import Path
-from habilis.checkpoint import CheckpointStore, load_checkpoint
+from habilis.checkpoint import CheckpointStore, load_checkpoint, verify_checkpoint
 
 def components(step):
     return {"policy": {"w": torch.full((3000,), float(step))}, "counters": {"value": step}}
@@ -189,6 +189,8 @@ def check(store, at_least, at_most, where):
     value = states["counters"]["value"]
     assert (states["policy"]["w"] == value).all(), where
     assert at_least <= value <= at_most, (where, value)
+    for step in store.steps():
+        verify_checkpoint(store.path(step))
     return value
 """
 
@@ -199,6 +201,7 @@ for keep in (1, 2):
     for second in (2, 1):  # a new step, and the same step once more
         for count in range(1, 1000):
             store = CheckpointStore(Path(sys.argv[1]) / f"{keep}_{second}_{count}", keep=keep)
+            save(store, 0)
             save(store, 1)
             store.mark_best(1)
             def work():
