@@ -128,6 +128,7 @@ class PPOState:
     """`[N]`: the discounted sum of each environment's rewards so far, of which `reward_norm` keeps the deviation."""
     clip_range: Tensor
     shuffle: torch.Generator
+    gradient_steps: int = 0
 
 
 class PPO:
@@ -171,9 +172,14 @@ class PPO:
         return self.state.policy
 
     @property
-    def skipped(self) -> Tensor:
-        """Gradient steps left out because the gradient was not finite."""
-        return self.state.optimizer.skipped
+    def gradient_steps(self) -> int:
+        """Gradient steps taken so far."""
+        return self.state.gradient_steps
+
+    @property
+    def skipped(self) -> dict[str, Tensor]:
+        """Gradient steps left out because the gradient was not finite, by what was learnt."""
+        return {"policy and value": self.state.optimizer.skipped}
 
     def set_progress(self, progress: float) -> None:
         """Set what is scheduled, for `progress` in [0, 1] of the run."""
@@ -219,6 +225,7 @@ class PPO:
         entropy = distribution.entropy().mean()
         loss = surrogate.loss + c.vf_coef * critic_loss - c.ent_coef * entropy
         grad_norm = s.optimizer.step(loss)
+        s.gradient_steps += 1
         if c.learning_rate_schedule == "adaptive":
             self._adapt_learning_rate(surrogate.approx_kl)
         return (

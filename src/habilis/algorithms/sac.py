@@ -123,6 +123,7 @@ class SACState:
     critic_optimizer: Optimizer
     alpha_optimizer: Optimizer | None
     noise: torch.Generator
+    gradient_steps: int = 0
 
 
 class SAC:
@@ -161,9 +162,14 @@ class SAC:
         return self.state.policy
 
     @property
-    def skipped(self) -> Tensor:
-        """Gradient steps left out because the gradient was not finite."""
-        return self.state.policy_optimizer.skipped + self.state.critic_optimizer.skipped
+    def gradient_steps(self) -> int:
+        """Gradient steps taken so far."""
+        return self.state.gradient_steps
+
+    @property
+    def skipped(self) -> dict[str, Tensor]:
+        """Gradient steps left out because the gradient was not finite, by what was learnt."""
+        return {"policy": self.state.policy_optimizer.skipped, "critics": self.state.critic_optimizer.skipped}
 
     def update(self, batch: TransitionBatch) -> Metrics:
         """Take one gradient step on the critics, the policy and the temperature, and move the targets."""
@@ -180,6 +186,7 @@ class SAC:
         if s.alpha_optimizer is not None:
             s.alpha_optimizer.step(temperature_loss(s.log_alpha, log_prob, self.target_entropy))
         self._target.lerp_(s.critic_optimizer.flat, self.config.tau)
+        s.gradient_steps += 1
         return {
             "critic_loss": q_loss.detach(),
             "policy_loss": policy_loss.detach(),

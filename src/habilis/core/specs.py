@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -87,3 +87,39 @@ class EnvSpec:
     def group(self, name: str) -> ObsGroup:
         """Return the group `name`, or `"policy"` where the environment does not have it (no privileged group)."""
         return self.obs.get(name, self.obs["policy"])
+
+
+def spec_to_dict(spec: EnvSpec) -> dict[str, Any]:
+    """Return a spec as JSON values (infinite bounds as text), which `spec_from_dict` reads back."""
+    action: dict[str, Any]
+    if isinstance(spec.action, BoxAction):
+        action = {"low": list(map(str, spec.action.low.tolist())), "high": list(map(str, spec.action.high.tolist()))}
+    elif isinstance(spec.action, DiscreteAction):
+        action = {"n": spec.action.n}
+    else:
+        action = {"nvec": list(spec.action.nvec)}
+    return {
+        "id": spec.id,
+        "obs": {name: {"shape": list(group.shape), "dtype": group.dtype} for name, group in spec.obs.items()},
+        "action": action,
+        "max_episode_steps": spec.max_episode_steps,
+        "saves_state": spec.saves_state,
+        "backend": spec.backend,
+        "control_dt": spec.control_dt,
+        "action_names": list(spec.action_names),
+    }
+
+
+def spec_from_dict(tree: Mapping[str, Any]) -> EnvSpec:
+    """Read what `spec_to_dict` returned."""
+    given = dict(tree["action"])
+    action: ActionSpec
+    if "low" in given:
+        action = BoxAction(*(np.array([float(x) for x in given[k]], dtype=np.float32) for k in ("low", "high")))
+    elif "n" in given:
+        action = DiscreteAction(given["n"])
+    else:
+        action = MultiDiscreteAction(tuple(given["nvec"]))
+    obs = {name: ObsGroup(tuple(group["shape"]), group["dtype"]) for name, group in tree["obs"].items()}
+    rest = {k: v for k, v in tree.items() if k not in ("obs", "action", "action_names")}
+    return EnvSpec(obs=obs, action=action, action_names=tuple(tree["action_names"]), **rest)

@@ -82,7 +82,16 @@ class ReplayBuffer:
         return capacity * (observation + action.numel() * action.element_size() + 4 + 3 + 4)
 
     def start(self, obs: Obs) -> None:
-        """Set the observation that the next action answers; transitions already held stay."""
+        """Set the observation that the next action answers.
+
+        Transitions already held stay: an episode under way (environments that could not save their state, after a resume) ends there
+        as truncated, with the observation it had reached.
+        """
+        if self._size:
+            newest = (self._head - 1) % self.rows
+            open_ended = (~self.done[newest]).nonzero().squeeze(-1)
+            self._keep_final(newest, open_ended, {name: store[self._head] for name, store in self.obs.items()})
+            self.done[newest] = True
         for name, store in self.obs.items():
             store[self._head] = obs[name]
 
@@ -131,8 +140,8 @@ class ReplayBuffer:
         return index // self.num_envs + 1, index % self.num_envs
 
     def _valid_at(self, index: np.ndarray) -> np.ndarray:
-        row = torch.from_numpy((self._head - index // self.num_envs - 1) % self.rows)
-        valid = self.valid.cpu()[row, torch.from_numpy(index % self.num_envs)].numpy()
+        row = torch.from_numpy((self._head - index // self.num_envs - 1) % self.rows).to(self.valid.device)
+        valid = self.valid[row, torch.from_numpy(index % self.num_envs).to(row.device)].cpu().numpy()
         if not valid.any() and not self.valid.any():
             raise ConfigError("the replay buffer holds no transition to learn from: every step so far was invalid")
         return valid  # type: ignore[no-any-return]

@@ -1,1 +1,26 @@
-"""F6: configurations tuned and measured for an algorithm on an environment."""
+"""F6: configurations tuned and measured for an algorithm on an environment.
+
+A preset is a mapping of dotted configuration keys to values, as on the command line. What a preset leaves out has the default of the
+configuration; an environment without a preset gets the algorithm's general one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from habilis.presets.ppo import PPO_GENERAL, PPO_PRESETS
+from habilis.presets.sac import SAC_GENERAL, SAC_PRESETS
+
+_GENERAL: dict[str, Mapping[str, Any]] = {"ppo": PPO_GENERAL, "sac": SAC_GENERAL}
+_SPECIAL: dict[str, Mapping[str, Mapping[str, Any]]] = {"ppo": PPO_PRESETS, "sac": SAC_PRESETS}
+
+
+def preset(algorithm: str, env: str) -> dict[str, Any]:
+    """Return the dotted keys for an algorithm on an environment."""
+    return {**_GENERAL[algorithm], **_SPECIAL[algorithm].get(env, {})}
+
+
+def tuned_environments(algorithm: str) -> list[str]:
+    """Return the environments that have a preset of their own."""
+    return sorted(_SPECIAL[algorithm])

@@ -1,0 +1,23 @@
+"""Habilis: deep reinforcement learning for robotics, from a robot model and a reward to a safe, exported, verified policy."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from habilis.api import Run, evaluate, export, load, make_env, resume, train
+
+__version__ = "0.1.0"
+__all__ = ["Run", "__version__", "evaluate", "export", "load", "make_env", "resume", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    # importing PyTorch takes most of a second, which `habilis --help` need not
+    if name in __all__:
+        return getattr(importlib.import_module("habilis.api"), name)
+    raise AttributeError(f"module 'habilis' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -1,0 +1,260 @@
+"""What a user calls from Python: `train`, `resume`, `load`, `evaluate`, `export`, `make_env`; the command line calls the same."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+import time
+from dataclasses import dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from habilis.build import ALGORITHMS, build_trainer, make_env as make_config_env
+from habilis.checkpoint import CheckpointStore, load_checkpoint
+from habilis.core.config import override, require, to_dict
+from habilis.core.errors import CheckpointError, ConfigError
+from habilis.core.protocols import VecEnv
+from habilis.core.random import derive_seed
+from habilis.core.specs import spec_from_dict, spec_to_dict
+from habilis.deploy.export import export_policy
+from habilis.envs.make import make_vec_env
+from habilis.evaluation.evaluator import EvaluationResult
+from habilis.evaluation.evaluator import evaluate as run_evaluation
+from habilis.policies.stochastic import StochasticPolicy
+from habilis.presets import preset
+from habilis.tracking import open_tracking
+from habilis.training.config import TrainConfig
+from habilis.training.session import Session
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished (or interrupted) run, usable without reading files."""
+
+    path: Path
+    """The run's directory."""
+    config: TrainConfig
+    """What it was trained with."""
+    policy: StochasticPolicy
+    """The last policy."""
+    algorithm: Any
+    """What learnt it, with critics and optimisers."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """The last scalars logged."""
+    evaluation: EvaluationResult | None = None
+    """The last evaluation; None where there was none."""
+    interrupted: bool = False
+    """Whether it stopped before its end; `resume(path)` goes on."""
+
+
+def default_config(algorithm: str, env: str, **overrides: Any) -> TrainConfig:
+    """Return the preset for an algorithm on an environment, with keys replaced as `train` takes them."""
+    entry = ALGORITHMS[algorithm]
+    base = TrainConfig(algorithm=algorithm, env=env, algo=entry.config())
+    return override(override(base, preset(algorithm, env)), overrides)
+
+
+def train(algorithm: str, env: str, **overrides: Any) -> Run:
+    """Train a policy and return the run.
+
+    Args:
+        algorithm: `"ppo"` or `"sac"`.
+        env: environment id.
+        **overrides: keys of `TrainConfig`; those of the algorithm dotted (`**{"algo.gamma": 0.9}`) or nested
+            (`algo={"gamma": 0.9}`).
+    """
+    return train_config(default_config(algorithm, env, **overrides))
+
+
+def train_config(config: TrainConfig, *, command: str | None = None, progress: bool = True) -> Run:
+    """Train with a complete configuration.
+
+    Args:
+        config: what to do.
+        command: what the user typed, kept in the run; None for a call from Python.
+        progress: whether to show progress.
+    """
+    run_dir = _new_run_dir(config)
+    trainer = build_trainer(config)
+    record = {"config": to_dict(config), "versions": _versions()}
+    (run_dir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
+    (run_dir / "command.txt").write_text((command or f"habilis.train({config.algorithm!r}, {config.env!r}, ...)") + "\n")
+    return _run(config, trainer, run_dir, checkpoint=None, progress=progress)
+
+
+def resume(path: str | Path, *, progress: bool = True, **overrides: Any) -> Run:
+    """Go on with a run from its last whole checkpoint, exactly where it stopped.
+
+    Args:
+        path: the run's directory.
+        progress: whether to show progress.
+        **overrides: what shall change from here on, `total_timesteps` say.
+    """
+    run_dir = Path(path)
+    config = override(load_config(run_dir), overrides)
+    checkpoint = CheckpointStore(run_dir / "checkpoints").latest()
+    if checkpoint is None:
+        raise CheckpointError(f"{run_dir} has no checkpoint to go on from: train it anew")
+    return _run(config, build_trainer(config), run_dir, checkpoint=checkpoint, progress=progress)
+
+
+def load_config(run_dir: str | Path) -> TrainConfig:
+    """Read the configuration of a run."""
+    path = Path(run_dir) / "config.json"
+    if not path.is_file():
+        raise ConfigError(f"{run_dir} is not a run: it has no config.json; give the directory that `habilis train` named")
+    tree = dict(json.loads(path.read_text())["config"])
+    algo = tree.pop("algo")
+    entry = ALGORITHMS[tree["algorithm"]]
+    return override(
+        TrainConfig(algorithm=tree["algorithm"], env=tree["env"], algo=entry.config()), {**tree, "algo": algo}
+    )
+
+
+def load(path: str | Path, *, which: Literal["last", "best"] = "last") -> StochasticPolicy:
+    """Load a policy from a run's directory or from a checkpoint.
+
+    Args:
+        path: a run's directory, or a checkpoint inside one.
+        which: the last checkpoint of a run, or the one that evaluated best.
+    """
+    path = Path(path)
+    run_dir, checkpoint = _locate(path, which)
+    states, meta = load_checkpoint(checkpoint, ["policy"])
+    config = load_config(run_dir)
+    # the weights are about to be replaced, so any seed will do
+    policy = ALGORITHMS[config.algorithm].make_policy(spec_from_dict(meta["spec"]), config.algo, torch.Generator())
+    policy.load_state_dict(states["policy"])
+    return policy.eval()
+
+
+def evaluate(
+    policy: StochasticPolicy | str | Path,
+    env: str | VecEnv | None = None,
+    *,
+    episodes: int = 20,
+    seed: int = 0,
+    deterministic: bool = True,
+    num_envs: int = 10,
+    **env_kwargs: Any,
+) -> EvaluationResult:
+    """Evaluate a policy, or the last policy of a run.
+
+    Args:
+        policy: a policy, or what `load` takes.
+        env: an environment or its id; None for the one the policy was trained in.
+        episodes: whole episodes to run.
+        seed: of the environments and of a stochastic policy's draws; apart from the seeds of training.
+        deterministic: whether the policy acts by its mode.
+        num_envs: copies stepped together, at most one an episode.
+        **env_kwargs: arguments of the environment.
+    """
+    config = None
+    if not isinstance(policy, torch.nn.Module):
+        config = load_config(_locate(Path(policy), "last")[0])
+        policy = load(policy)
+    if isinstance(env, (str, type(None))):
+        copies = min(num_envs, episodes)
+        if env is None and config is not None:
+            vec = make_config_env(override(config, {"env_kwargs": {**config.env_kwargs, **env_kwargs}}), copies, seed)
+        else:
+            vec = make_env(env or policy.spec.id, copies, seed=seed, **env_kwargs)
+        try:
+            return run_evaluation(policy, vec, episodes=episodes, seed=seed, deterministic=deterministic)
+        finally:
+            vec.close()
+    return run_evaluation(policy, env, episodes=episodes, seed=seed, deterministic=deterministic)
+
+
+def export(policy: StochasticPolicy | str | Path, output: str | Path, *, which: Literal["last", "best"] = "last") -> Path:
+    """Write a policy as ONNX, checked against the original, and return the directory."""
+    if not isinstance(policy, torch.nn.Module):
+        policy = load(policy, which=which)
+    return export_policy(policy, policy.spec, Path(output))
+
+
+def make_env(id: str, num_envs: int = 1, *, backend: str | None = None, seed: int = 0, **kwargs: Any) -> VecEnv:
+    """Make environments that step together; see `habilis.envs.make.make_vec_env`."""
+    return make_vec_env(id, num_envs, backend=backend, seed=seed, **kwargs)
+
+
+def _run(config: TrainConfig, trainer: Any, run_dir: Path, *, checkpoint: Path | None, progress: bool) -> Run:
+    """Drive a trainer in a session and gather what came of it."""
+    spec = trainer.collector.env.spec
+    eval_seed = derive_seed(config.seed, "evaluation")
+    with open_tracking(
+        run_dir,
+        total_steps=config.total_timesteps,
+        tensorboard=config.tensorboard,
+        wandb_project=config.wandb_project,
+        config=to_dict(config),
+        progress=progress,
+    ) as tracking:
+        session = Session(
+            config,
+            trainer,
+            run_dir,
+            tracking,
+            lambda num_envs: make_config_env(config, num_envs, eval_seed),
+            {"spec": spec_to_dict(spec), "algorithm": config.algorithm},
+        )
+        if checkpoint is not None:
+            session.resume(checkpoint)
+        try:
+            session.run()
+        finally:
+            trainer.collector.env.close()
+    algorithm = trainer.algorithm
+    return Run(
+        run_dir, config, algorithm.policy, algorithm, session.metrics, session.evaluation, session.interrupted
+    )
+
+
+def _new_run_dir(config: TrainConfig) -> Path:
+    """Make the run's directory; one that holds a run already is refused."""
+    if config.run_dir is not None:
+        path = Path(config.run_dir)
+        require(
+            not (path / "config.json").exists(),
+            f"{path} already holds a run: choose another --run-dir, or go on with it by --resume {path}",
+        )
+    else:
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        parent = Path("runs") / config.env.replace("/", "-") / config.algorithm
+        path = parent / f"{config.name}_s{config.seed}_{stamp}"
+        count = 1
+        while path.exists():
+            count += 1
+            path = parent / f"{config.name}_s{config.seed}_{stamp}-{count}"
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+def _locate(path: Path, which: str) -> tuple[Path, Path]:
+    """Return the run and the checkpoint that a user's path means."""
+    if (path / "manifest.json").is_file():
+        return path.resolve().parent.parent, path
+    require(path.is_dir(), f"{path} does not exist: give a run's directory or a checkpoint in one")
+    store = CheckpointStore(path / "checkpoints")
+    checkpoint = store.best() if which == "best" else store.latest()
+    if checkpoint is None:
+        raise CheckpointError(f"{path} holds no {which} checkpoint: give the directory of a run that has saved one")
+    return path, checkpoint
+
+
+def _versions() -> dict[str, str]:
+    """Return the versions that decide what a run computes."""
+    packages = ("habilis", "torch", "numpy", "mujoco", "gymnasium", "envpool")
+    found = {name: _version(name) for name in packages}
+    return {"python": sys.version.split()[0], "platform": platform.platform()} | {k: v for k, v in found.items() if v}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,106 @@
+"""The only wiring: from a configuration to environment, algorithm, buffer and trainer.
+
+An algorithm is added to the house by a file in `algorithms/` and an entry here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import habilis.tasks  # noqa: F401  (registers the ids of our own tasks)
+from habilis.algorithms import ppo, sac
+from habilis.core.acceleration import configure, resolve_device
+from habilis.core.protocols import VecEnv
+from habilis.core.random import RandomStreams, derive_seed
+from habilis.core.registry import Registry
+from habilis.core.specs import EnvSpec
+from habilis.data.replay import ReplayBuffer
+from habilis.data.rollout import RolloutBuffer
+from habilis.envs.make import make_vec_env
+from habilis.policies.stochastic import StochasticPolicy
+from habilis.training.collector import Collector
+from habilis.training.config import TrainConfig
+from habilis.training.keeping import Trainer
+from habilis.training.off_policy import OffPolicyTrainer
+from habilis.training.on_policy import OnPolicyTrainer
+
+
+@dataclass(frozen=True)
+class AlgorithmEntry:
+    """What the house knows of an algorithm."""
+
+    title: str
+    """Full name and source."""
+    config: type
+    """Its hyper-parameters."""
+    make_policy: Callable[[EnvSpec, Any, torch.Generator], StochasticPolicy]
+    """Builds the policy alone, to load one without what learnt it."""
+    make_trainer: Callable[[TrainConfig, Collector, RandomStreams, str], Trainer]
+    """Builds algorithm, buffer and trainer."""
+
+
+ALGORITHMS: Registry[AlgorithmEntry] = Registry("algorithm")
+
+
+def make_env(config: TrainConfig, num_envs: int, seed: int) -> VecEnv:
+    """Make environments as a configuration describes them."""
+    return make_vec_env(
+        config.env,
+        num_envs,
+        backend=config.env_backend,
+        seed=seed,
+        threads=config.env_threads,
+        asynchronous=config.env_async,
+        **config.env_kwargs,
+    )
+
+
+def build_trainer(config: TrainConfig) -> Trainer:
+    """Build everything a run consists of, its environment reset and ready."""
+    configure(threads=config.threads, precision=config.matmul_precision)
+    device = resolve_device(config.device)
+    streams = RandomStreams(config.seed)
+    env_seed = derive_seed(config.seed, "env")
+    collector = Collector(make_env(config, config.num_envs, env_seed), skip_nonfinite=config.on_nonfinite == "skip")
+    collector.reset(env_seed)
+    return ALGORITHMS[config.algorithm].make_trainer(config, collector, streams, device)
+
+
+def _ppo_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OnPolicyTrainer:
+    assert isinstance(config.algo, ppo.PPOConfig)
+    spec, num_envs = collector.env.spec, collector.env.num_envs
+    return OnPolicyTrainer(
+        collector,
+        ppo.PPO(spec, config.algo, num_envs=num_envs, streams=streams, device=device),
+        RolloutBuffer(spec, config.algo.n_steps, num_envs, device),
+        streams=streams,
+        total_timesteps=config.total_timesteps,
+    )
+
+
+def _sac_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OffPolicyTrainer:
+    c = config.algo
+    assert isinstance(c, sac.SACConfig)
+    spec, num_envs = collector.env.spec, collector.env.num_envs
+    algorithm = sac.SAC(spec, c, streams=streams, device=device)
+    replay = streams.numpy("replay")
+    buffer = ReplayBuffer(
+        spec, c.buffer_size, num_envs, generator=replay, n_steps=c.n_steps, gamma=c.gamma, device=device
+    )
+    return OffPolicyTrainer(collector, algorithm, buffer, streams=streams, total_timesteps=config.total_timesteps)
+
+
+ALGORITHMS.add(
+    "ppo",
+    AlgorithmEntry(
+        "Proximal policy optimisation (Schulman et al. 2017)", ppo.PPOConfig, ppo.make_policy, _ppo_trainer
+    ),
+)
+ALGORITHMS.add(
+    "sac",
+    AlgorithmEntry("Soft actor-critic (Haarnoja et al. 2018)", sac.SACConfig, sac.make_policy, _sac_trainer),
+)

@@ -1,0 +1,43 @@
+"""How tensors are computed on this machine: threads and matrix products, set in one place.
+
+PyTorch's default float32 product is slow on some processors; under the precision "medium" it may use oneDNN instead, which on
+processors without reduced-precision float32 units computes in float32 all the same, at about twice the speed from 128 columns up
+(`benchmarks/matmul.py` measures both on the machine at hand). Small batches gain nothing from threads.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Literal
+
+import torch
+
+from habilis.core.errors import ConfigError
+
+Precision = Literal["highest", "high", "medium"]
+
+
+def configure(*, threads: int, precision: Precision) -> None:
+    """Set the number of intra-op threads and the precision of float32 matrix products for this process."""
+    torch.set_num_threads(threads)
+    torch.set_float32_matmul_precision(precision)
+
+
+def cpu_count() -> int:
+    """Return the processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def resolve_device(name: str) -> str:
+    """Return `name`, or for "auto" the GPU where there is one and the processor where there is none.
+
+    Raises:
+        ConfigError: a device that PyTorch does not know or this machine does not have.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"the device {name!r} cannot be used ({error}): choose cpu, cuda or auto") from error
+    return name

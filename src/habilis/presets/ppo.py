@@ -1,0 +1,41 @@
+"""PPO's presets. What each reaches is in `docs/algorithms/ppo.md`, with the command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+PPO_GENERAL: Mapping[str, Any] = {"num_envs": 8, "algo.n_steps": 256, "algo.batch_size": 256}
+"""For an environment that was never tried."""
+
+_MUJOCO: Mapping[str, Any] = {
+    "num_envs": 8,
+    "algo.n_steps": 256,
+    "algo.batch_size": 64,
+    "algo.n_epochs": 10,
+    "algo.learning_rate": 3e-4,
+    "algo.learning_rate_schedule": "linear",
+    "algo.init_std": 0.6,
+}
+"""The native MuJoCo tasks."""
+
+PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "CartPole-v1": {"total_timesteps": 50_000, "num_envs": 8, "algo.n_steps": 256, "algo.batch_size": 256},
+    "Pendulum-v1": {"total_timesteps": 100_000, "num_envs": 4, "algo.n_steps": 256, "algo.batch_size": 64, "algo.gamma": 0.9},
+    **{
+        f"{name}-v5": _MUJOCO
+        for name in (
+            "Ant",
+            "HalfCheetah",
+            "Hopper",
+            "Humanoid",
+            "InvertedDoublePendulum",
+            "InvertedPendulum",
+            "Pusher",
+            "Reacher",
+            "Swimmer",
+            "Walker2d",
+        )
+    },
+    "habilis/QuadrupedWalk-v0": {"total_timesteps": 5_000_000, "num_envs": 64},
+}

@@ -1,0 +1,22 @@
+"""SAC's presets. What each reaches is in `docs/algorithms/sac.md`, with the command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+SAC_GENERAL: Mapping[str, Any] = {
+    "num_envs": 1,
+    "total_timesteps": 200_000,
+    "matmul_precision": "medium",
+    "algo.learning_starts": 1000,
+}
+"""For an environment that was never tried."""
+
+_MUJOCO: Mapping[str, Any] = {"algo.learning_starts": 5000}
+"""The native MuJoCo tasks."""
+
+SAC_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "Pendulum-v1": {"total_timesteps": 20_000, "algo.learning_rate": 1e-3, "algo.learning_starts": 100},
+    **{f"{name}-v5": _MUJOCO for name in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d")},
+}

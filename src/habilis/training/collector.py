@@ -1,0 +1,155 @@
+"""Steps the environment: keeps the current observation, follows episodes, refuses what is not finite, and remembers how it came there."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from habilis.core.errors import NonFiniteError
+from habilis.core.protocols import VecEnv
+from habilis.core.tree import tree_map
+from habilis.core.types import Obs, State, Step
+from habilis.data.episodes import EpisodeTracker
+
+SNAPSHOT_EVERY = 1000
+"""Vector steps between two snapshots of the environment's state, from which `Recorder` replays."""
+
+
+class Recorder:
+    """Remembers an environment's state and every action since, so that what went wrong can be played again."""
+
+    def __init__(self, env: VecEnv) -> None:
+        self._env = env
+        self._snapshot: State | None = None
+        self._actions: list[Tensor] = []
+
+    def record(self, action: Tensor) -> None:
+        """Remember an action about to be taken."""
+        if self._env.spec.saves_state and (self._snapshot is None or len(self._actions) >= SNAPSHOT_EVERY):
+            self._snapshot = self._env.state_dict()
+            self._actions.clear()
+        elif len(self._actions) >= SNAPSHOT_EVERY:
+            del self._actions[: SNAPSHOT_EVERY // 2]
+        self._actions.append(action)
+
+    def dump(self) -> State:
+        """Return the snapshot (None where the environment cannot save its state) and the actions since, `[K, N, ...]`."""
+        return {"env": self._snapshot, "actions": torch.stack(self._actions) if self._actions else None}
+
+    def clear(self) -> None:
+        """Forget everything, because the environment's state was set anew."""
+        self._snapshot = None
+        self._actions.clear()
+
+
+class Collector:
+    """One environment as a trainer sees it.
+
+    Args:
+        env: what is stepped.
+        skip_nonfinite: carry on when an observation or reward is not finite: the rows are replaced by zeros and marked invalid, so that
+            nothing is learnt from them; otherwise raise.
+    """
+
+    def __init__(self, env: VecEnv, *, skip_nonfinite: bool = False) -> None:
+        self.env = env
+        self.episodes = EpisodeTracker(env.num_envs)
+        self.recorder = Recorder(env)
+        self.skip_nonfinite = skip_nonfinite
+        self.skipped_rows = 0
+        self.obs: Obs = {}
+        self._untrusted: Tensor | None = None
+        self._floats = [name for name, group in env.spec.obs.items() if group.dtype == "float32"]
+
+    def reset(self, seed: int) -> None:
+        """Start new episodes."""
+        self.recorder.clear()
+        self.obs = self.env.reset(seed)
+
+    def step(self, env_action: Tensor) -> Step:
+        """Apply actions in the environment's units and return what came of them.
+
+        Raises:
+            NonFiniteError: an observation or a reward is not finite, unless such rows are to be skipped.
+        """
+        self.recorder.record(env_action)
+        step = self.env.step(env_action)
+        total = step.reward.sum()
+        for name in self._floats:
+            total = total + step.obs[name].sum()
+            if step.next_obs is not step.obs:
+                total = total + step.next_obs[name].sum()
+        if self._untrusted is not None or not math.isfinite(total):
+            step = self._refuse(step)
+        self.episodes.update(step)
+        self.obs = step.obs
+        return step
+
+    def _refuse(self, step: Step) -> Step:
+        """Raise for rows that are not finite, or mark them invalid and replace them by zeros."""
+        bad = ~step.reward.isfinite()
+        named = "reward" if bad.any() else None
+        bad_next = torch.zeros_like(bad)
+        for name in self._floats:
+            for source, mark in ((step.obs, bad_next), (step.next_obs, bad)):
+                rows = ~source[name].flatten(1).isfinite().all(1)
+                mark |= rows
+                if rows.any() and named is None:
+                    named = f"observation group {name!r}"
+        if named is not None and not self.skip_nonfinite:
+            index = int((bad | bad_next).nonzero()[0])
+            raise NonFiniteError(
+                f"the {named} of environment {index} is not finite: the simulation diverged or the task divides by zero; "
+                "mend the environment, or go on without such steps by --on-nonfinite skip"
+            )
+        invalid = bad | bad_next if self._untrusted is None else bad | bad_next | self._untrusted
+        self.skipped_rows += int(invalid.sum())
+        self._untrusted = bad_next if bad_next.any() else None
+        obs = tree_map(torch.nan_to_num, step.obs)
+        return Step(
+            obs,
+            obs if step.next_obs is step.obs else tree_map(torch.nan_to_num, step.next_obs),
+            torch.where(bad, 0.0, step.reward),
+            step.terminated,
+            step.truncated,
+            step.valid & ~invalid,
+            step.info,
+        )
+
+    def state_dict(self) -> State:
+        """Return the current observation, the episodes under way and the environment's own state where it has one."""
+        return {
+            "obs": dict(self.obs),
+            "episodes": self.episodes.state_dict(),
+            "untrusted": self._untrusted,
+            "skipped_rows": self.skipped_rows,
+            "env": self.env.state_dict() if self.env.spec.saves_state else None,
+        }
+
+    def load_state_dict(self, state: State, seed: int) -> None:
+        """Restore the environment exactly, or start fresh episodes from `seed` where it cannot save its state."""
+        self.recorder.clear()
+        self.episodes.load_state_dict(state["episodes"])
+        self.skipped_rows = state["skipped_rows"]
+        if state["env"] is None:
+            self.episodes.reset()
+            self._untrusted = None
+            self.reset(seed)
+            return
+        self.env.load_state_dict(state["env"])
+        self.obs = state["obs"]
+        self._untrusted = state["untrusted"]
+
+
+def replay_dump(env: VecEnv, dump: dict[str, Any]) -> int | None:
+    """Play a dump again in an environment; return the step at which something was not finite, None where nothing was."""
+    env.load_state_dict(dump["env"])
+    for index, action in enumerate(dump["actions"]):
+        step = env.step(action)
+        groups = [step.reward, *(x for obs in (step.obs, step.next_obs) for x in obs.values() if x.is_floating_point())]
+        if not all(bool(x.isfinite().all()) for x in groups):
+            return index
+    return None

@@ -1,0 +1,81 @@
+"""The configuration of a training run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from habilis.algorithms.ppo import PPOConfig
+from habilis.algorithms.sac import SACConfig
+from habilis.core.acceleration import Precision
+from habilis.core.config import require
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Everything that decides how a run goes. Written into the run as `config.json`."""
+
+    algorithm: str
+    """Which algorithm learns."""
+    env: str
+    """Environment id."""
+    algo: PPOConfig | SACConfig
+    """Hyper-parameters of the algorithm."""
+    env_backend: Literal["native", "gymnasium", "envpool"] | None = None
+    """Engine of the environment; None: the native one where there is one, else Gymnasium."""
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of the environment."""
+    env_async: bool = False
+    """One process for each environment (Gymnasium only)."""
+    env_threads: int | None = None
+    """Threads of the simulation; None: chosen by a short measurement."""
+    num_envs: int = 1
+    """Environments stepped together."""
+    total_timesteps: int = 1_000_000
+    """Environment steps, over all environments, after which training ends."""
+    seed: int = 0
+    """Seed of every random stream."""
+    device: str = "cpu"
+    """Where networks live: cpu, cuda or auto."""
+    threads: int = 1
+    """Threads of PyTorch."""
+    matmul_precision: Precision = "highest"
+    """Precision of float32 products: "medium" lets PyTorch choose its fastest."""
+    eval_freq: int | None = None
+    """Environment steps between evaluations; None: a tenth of the run."""
+    eval_episodes: int = 10
+    """Episodes in an evaluation; 0 for none."""
+    eval_stochastic: bool = False
+    """Whether evaluations also let the policy act at random."""
+    checkpoint_freq: int | None = None
+    """Environment steps between checkpoints; None: a tenth of the run."""
+    keep_checkpoints: int = 2
+    """Checkpoints kept besides the best."""
+    log_freq: int | None = None
+    """Environment steps between two lines of metrics; None: a two-hundredth of the run."""
+    on_nonfinite: Literal["stop", "skip"] = "stop"
+    """What happens when a quantity is not finite: stop with a report, or leave that step out and go on."""
+    tensorboard: bool = True
+    """Write TensorBoard files."""
+    wandb_project: str | None = None
+    """Project of Weights & Biases to log to."""
+    run_dir: str | None = None
+    """Directory of the run; None: `runs/<env>/<algorithm>/<name>_s<seed>_<time>`."""
+    name: str = "run"
+    """Name of the run within its default directory."""
+
+    def __post_init__(self) -> None:
+        require(self.num_envs > 0, f"num_envs must be positive, got {self.num_envs}")
+        require(self.total_timesteps > 0, f"total_timesteps must be positive, got {self.total_timesteps}")
+        require(self.threads > 0, f"threads must be positive, got {self.threads}")
+        require(self.eval_episodes >= 0, f"eval_episodes must not be negative, got {self.eval_episodes}")
+        require(self.keep_checkpoints > 0, f"keep_checkpoints must be positive, got {self.keep_checkpoints}")
+        for name in ("eval_freq", "checkpoint_freq", "log_freq"):
+            value = getattr(self, name)
+            require(value is None or value > 0, f"{name} must be positive, got {value}")
+
+    def every(self, name: Literal["eval_freq", "checkpoint_freq", "log_freq"]) -> int:
+        """Return a frequency in environment steps, its default filled in."""
+        value: int | None = getattr(self, name)
+        return value or max(1, self.total_timesteps // {"eval_freq": 10, "checkpoint_freq": 10, "log_freq": 200}[name])

@@ -1,0 +1,43 @@
+"""A trainer to and from the named components of a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+
+from habilis.core.types import State
+from habilis.data.replay import ReplayBuffer
+from habilis.training.off_policy import OffPolicyTrainer
+from habilis.training.on_policy import OnPolicyTrainer
+from habilis.training.report import Counters
+
+Trainer = OnPolicyTrainer | OffPolicyTrainer
+
+
+def components(trainer: Trainer) -> dict[str, State]:
+    """Return everything that decides how the run goes on: the policy apart, so that it can be loaded alone."""
+    algorithm = trainer.algorithm.state_dict()
+    states = {
+        "policy": algorithm.pop("policy"),
+        "algorithm": algorithm,
+        "collector": trainer.collector.state_dict(),
+        "streams": trainer.streams.state_dict(),
+        "plugins": {"states": [plugin.state_dict() for plugin in trainer.plugins]},
+        "counters": asdict(trainer.counters),
+    }
+    # a rollout buffer is empty between iterations
+    return states | {"replay": trainer.buffer.state_dict()} if isinstance(trainer.buffer, ReplayBuffer) else states
+
+
+def restore(trainer: Trainer, states: Mapping[str, State]) -> None:
+    """Put a trainer where `components` found it; environments that cannot be restored start fresh episodes."""
+    trainer.algorithm.load_state_dict({"policy": states["policy"], **states["algorithm"]})
+    trainer.streams.load_state_dict(states["streams"])
+    for plugin, state in zip(trainer.plugins, states["plugins"]["states"], strict=True):
+        plugin.load_state_dict(state)
+    trainer.counters = Counters(**states["counters"])
+    trainer.collector.load_state_dict(states["collector"], seed=trainer.streams.seed + trainer.counters.iteration)
+    if isinstance(trainer.buffer, ReplayBuffer):
+        trainer.buffer.load_state_dict(states["replay"])
+        if not trainer.collector.env.spec.saves_state:
+            trainer.buffer.start(trainer.collector.obs)

@@ -1,0 +1,97 @@
+"""The off-policy loop: act, remember, learn from what is remembered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from habilis.algorithms.sac import SAC, SACConfig
+from habilis.core.protocols import Plugin
+from habilis.core.random import RandomStreams
+from habilis.core.specs import BoxAction
+from habilis.core.types import Metrics, PolicyStep
+from habilis.data.replay import ReplayBuffer
+from habilis.training.collector import Collector
+from habilis.training.report import Counters, Report
+
+
+class OffPolicyTrainer:
+    """Yields a `Report` after each round of steps and updates until `total_timesteps` environment steps are made.
+
+    A round is `train_freq` steps of every environment, then `gradient_steps` updates: with N environments the ratio of updates to
+    data is `gradient_steps / (train_freq * N)`, and exactly 1 for `gradient_steps=-1`.
+
+    Args:
+        collector: the environment.
+        algorithm: what learns.
+        buffer: what is remembered.
+        streams: the run's random streams.
+        total_timesteps: environment steps to make, over all environments.
+        plugins: modifiers of each batch, applied in order before the algorithm sees it.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        algorithm: SAC,
+        buffer: ReplayBuffer,
+        *,
+        streams: RandomStreams,
+        total_timesteps: int,
+        plugins: Sequence[Plugin] = (),
+    ) -> None:
+        self.collector = collector
+        self.algorithm = algorithm
+        self.buffer = buffer
+        self.streams = streams
+        self.total_timesteps = total_timesteps
+        self.plugins = plugins
+        self.counters = Counters()
+        self._config: SACConfig = algorithm.config
+        self._explore = streams.torch("explore", buffer.rewards.device)
+
+    def __iter__(self) -> Iterator[Report]:
+        while self.counters.env_steps < self.total_timesteps:
+            yield self.iterate()
+
+    def iterate(self) -> Report:
+        """Make one round of steps and, once enough is remembered, of updates."""
+        c, counters = self._config, self.counters
+        if counters.iteration == 0:
+            self.buffer.start(self.collector.obs)
+        for _ in range(c.train_freq):
+            policy_step = self._act()
+            step = self.collector.step(policy_step.env_action)
+            self.buffer.add(policy_step.action, step)
+            if c.normalize_obs:
+                self.algorithm.update_normalizers(step.next_obs, step.valid)
+        counters.iteration += 1
+        counters.env_steps += c.train_freq * self.collector.env.num_envs
+        metrics = self._learn() if counters.env_steps > c.learning_starts else {}
+        return Report(counters.iteration, counters.env_steps, self.algorithm.gradient_steps, metrics)
+
+    def _act(self) -> PolicyStep:
+        """Draw actions from the policy, or uniformly before learning starts."""
+        policy, obs = self.algorithm.policy, self.collector.obs
+        if self.counters.env_steps >= self._config.learning_starts:
+            return policy.act(obs, generator=self._explore)
+        spec = self.collector.env.spec.action
+        assert isinstance(spec, BoxAction)
+        shape = (self.collector.env.num_envs, spec.dim)
+        action: Tensor = torch.rand(shape, generator=self._explore, device=self._explore.device) * 2 - 1
+        return PolicyStep(action, policy.action_map(action))
+
+    def _learn(self) -> Metrics:
+        """Make one round of updates; return the scalars of the last."""
+        c = self._config
+        updates = c.gradient_steps if c.gradient_steps > 0 else c.train_freq * self.collector.env.num_envs
+        metrics: Metrics = {}
+        for _ in range(updates):
+            batch = self.buffer.sample(c.batch_size)
+            for plugin in self.plugins:
+                metrics |= plugin.update(batch)
+                batch = plugin.transform(batch)
+            metrics |= self.algorithm.update(batch)
+        return metrics

@@ -1,0 +1,70 @@
+"""The on-policy loop: collect a rollout with the current policy, learn from it, forget it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from habilis.algorithms.ppo import PPO
+from habilis.core.protocols import Plugin
+from habilis.core.random import RandomStreams
+from habilis.data.rollout import RolloutBuffer
+from habilis.training.collector import Collector
+from habilis.training.report import Counters, Report
+
+
+class OnPolicyTrainer:
+    """Yields a `Report` after each rollout and update until `total_timesteps` environment steps are made.
+
+    Args:
+        collector: the environment.
+        algorithm: what learns.
+        buffer: room for one rollout.
+        streams: the run's random streams.
+        total_timesteps: environment steps to make, over all environments.
+        plugins: modifiers of the batch, applied in order before the algorithm sees it.
+    """
+
+    def __init__(
+        self,
+        collector: Collector,
+        algorithm: PPO,
+        buffer: RolloutBuffer,
+        *,
+        streams: RandomStreams,
+        total_timesteps: int,
+        plugins: Sequence[Plugin] = (),
+    ) -> None:
+        self.collector = collector
+        self.algorithm = algorithm
+        self.buffer = buffer
+        self.streams = streams
+        self.total_timesteps = total_timesteps
+        self.plugins = plugins
+        self.counters = Counters()
+        self._explore = streams.torch("explore", buffer.rewards.device)
+
+    def __iter__(self) -> Iterator[Report]:
+        while self.counters.env_steps < self.total_timesteps:
+            yield self.iterate()
+
+    def iterate(self) -> Report:
+        """Collect one rollout and learn from it."""
+        self.algorithm.set_progress(self.counters.env_steps / self.total_timesteps)
+        self._collect()
+        batch = self.buffer.batch()
+        metrics = {}
+        for plugin in self.plugins:
+            metrics |= plugin.update(batch)
+            batch = plugin.transform(batch)
+        metrics |= self.algorithm.update(batch)
+        self.counters.iteration += 1
+        self.counters.env_steps += batch.rewards.numel()
+        return Report(self.counters.iteration, self.counters.env_steps, self.algorithm.gradient_steps, metrics)
+
+    def _collect(self) -> None:
+        """Fill the buffer with steps of the current policy."""
+        policy, collector, buffer = self.algorithm.policy, self.collector, self.buffer
+        buffer.start(collector.obs)
+        for _ in range(buffer.n_steps):
+            policy_step = policy.act(collector.obs, generator=self._explore)
+            buffer.add(policy_step, collector.step(policy_step.env_action))

@@ -1,0 +1,241 @@
+"""One run from beginning to end: drives a trainer, writes metrics, evaluates, keeps checkpoints, stops cleanly.
+
+Everything here happens between iterations and draws from no random stream of the training, so a run that is evaluated or logged more
+often learns exactly the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from habilis.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
+from habilis.core.errors import NonFiniteError
+from habilis.core.protocols import VecEnv
+from habilis.core.types import State
+from habilis.evaluation.evaluator import EvaluationResult, evaluate
+from habilis.training.config import TrainConfig
+from habilis.training.keeping import Trainer, components, restore
+from habilis.training.report import Report
+
+
+class Tracking(Protocol):
+    """Where a session's scalars go."""
+
+    def log(self, metrics: Mapping[str, Tensor | float], step: int) -> None:
+        """Write scalars at a number of environment steps."""
+        ...
+
+    def message(self, text: str) -> None:
+        """Tell the user something."""
+        ...
+
+    def state_dict(self) -> State:
+        """Return the position in the files written."""
+        ...
+
+    def load_state_dict(self, state: State) -> None:
+        """Go back to that position."""
+        ...
+
+
+class Session:
+    """Runs a trainer in a run directory.
+
+    Args:
+        config: how often to log, evaluate and keep.
+        trainer: what is run.
+        run_dir: where everything is written.
+        tracking: where scalars and messages go.
+        make_eval_env: makes an environment for evaluation with a number of copies.
+        meta: what checkpoints say of the run besides.
+    """
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        trainer: Trainer,
+        run_dir: Path,
+        tracking: Tracking,
+        make_eval_env: Callable[[int], VecEnv],
+        meta: Mapping[str, Any],
+    ) -> None:
+        self.config = config
+        self.trainer = trainer
+        self.run_dir = run_dir
+        self.tracking = tracking
+        self.store = CheckpointStore(run_dir / "checkpoints", keep=config.keep_checkpoints)
+        self.metrics: dict[str, float] = {}
+        self.evaluation: EvaluationResult | None = None
+        self.interrupted = False
+        self._make_eval_env = make_eval_env
+        self._eval_env: VecEnv | None = None
+        self._meta = meta
+        self._best = -math.inf
+        self._wall = 0.0
+        self._started = time.monotonic()
+        self._window = (0, 0.0)
+        self._last_saved = self._last_evaluated = self._last_logged = 0
+        self._metrics: dict[str, Tensor] = {}
+
+    def resume(self, path: Path) -> None:
+        """Continue from a checkpoint: everything as it was, or fresh episodes where the environment cannot be restored."""
+        states, _ = load_checkpoint(path)
+        restore(self.trainer, states)
+        session = states["session"]
+        self._best, self._wall = session["best"], session["wall"]
+        steps = self.trainer.counters.env_steps
+        self._last_saved = self._last_logged = steps
+        self._last_evaluated = session["last_evaluated"]
+        self.tracking.load_state_dict(session["tracking"])
+
+    def run(self) -> None:
+        """Train to the end, or until interrupted; then evaluate and keep the result.
+
+        Raises:
+            NonFiniteError: a quantity was not finite; `nonfinite/` in the run directory holds what replays it.
+        """
+        self._started = time.monotonic()
+        self._window = (self.trainer.counters.env_steps, self._started)
+        try:
+            with self._interruptible():
+                for report in self.trainer:
+                    self._after(report)
+                    if self.interrupted:
+                        break
+            self._finish()
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{error} ({self._dump(error)})") from error
+        finally:
+            if self._eval_env is not None:
+                self._eval_env.close()
+                self._eval_env = None
+
+    def _after(self, report: Report) -> None:
+        """Log, evaluate and keep where it is time to."""
+        steps = report.env_steps
+        if report.metrics:
+            self._metrics = report.metrics
+        if self._due("log_freq", self._last_logged, steps):
+            self._log(report)
+        if self.config.eval_episodes and self._due("eval_freq", self._last_evaluated, steps):
+            self._evaluate(steps)
+        if self._due("checkpoint_freq", self._last_saved, steps):
+            self.save()
+
+    def _due(self, name: Any, last: int, steps: int) -> bool:
+        """Whether a multiple of the frequency lies between two counts of steps."""
+        every = self.config.every(name)
+        return steps // every > last // every
+
+    def _log(self, report: Report) -> None:
+        """Write scalars, and refuse to go on with what is not finite."""
+        steps = report.env_steps
+        now = time.monotonic()
+        since, then = self._window
+        self._window, self._last_logged = (steps, now), steps
+        self.metrics = {f"train/{name}": float(value) for name, value in self._metrics.items()}
+        self._check_finite()
+        self.metrics |= self.trainer.collector.episodes.summary()
+        self.metrics["time/fps"] = (steps - since) / max(now - then, 1e-9)
+        self.metrics["time/wall"] = self._wall + now - self._started
+        self.metrics["time/iterations"] = report.iteration
+        self.metrics["train/gradient_steps"] = report.gradient_steps
+        if self.trainer.collector.skipped_rows:
+            self.metrics["rollout/skipped_steps"] = self.trainer.collector.skipped_rows
+        self.tracking.log(self.metrics, steps)
+
+    def _check_finite(self) -> None:
+        """Stop, where the user did not ask to go on, at the first gradient or scalar that was not finite."""
+        if self.config.on_nonfinite == "skip":
+            return
+        for name, count in self.trainer.algorithm.skipped.items():
+            if count > 0:
+                raise NonFiniteError(
+                    f"the loss or gradient of the {name} was not finite in {int(count)} gradient steps, which were left "
+                    "out: lower learning_rate or max_grad_norm, or look at the rewards' scale"
+                )
+        for name, value in self.metrics.items():
+            if not math.isfinite(value):
+                raise NonFiniteError(f"{name} is {value}: lower learning_rate, or look at the rewards' scale")
+
+    def _evaluate(self, steps: int) -> None:
+        """Evaluate the policy, write the result and remember the best."""
+        env = self._eval_env = self._eval_env or self._make_eval_env(min(self.config.eval_episodes, 10))
+        policy, episodes, seed = self.trainer.algorithm.policy, self.config.eval_episodes, self.config.seed
+        self._last_evaluated = steps
+        self.evaluation = result = evaluate(policy, env, episodes=episodes, seed=seed)
+        stochastic = None
+        metrics = {"eval/mean_reward": result.mean, "eval/iqm_reward": result.iqm, "eval/mean_ep_length": result.mean_length}
+        if self.config.eval_stochastic:
+            stochastic = evaluate(policy, env, episodes=episodes, seed=seed, deterministic=False)
+            metrics["eval/mean_reward_stochastic"] = stochastic.mean
+        if result.success_rate is not None:
+            metrics["eval/success_rate"] = result.success_rate
+        self.tracking.log(metrics, steps)
+        tree = {"step": steps, "deterministic": result.to_dict(), "stochastic": stochastic and stochastic.to_dict()}
+        folder = self.run_dir / "eval"
+        folder.mkdir(exist_ok=True)
+        (folder / f"step_{steps:012d}.json").write_text(json.dumps(tree, allow_nan=False) + "\n")
+        if result.mean > self._best:
+            self._best = result.mean
+            self.save()
+            self.store.mark_best(steps)
+
+    def save(self) -> Path:
+        """Write a checkpoint of this moment, which must lie between two iterations."""
+        steps = self.trainer.counters.env_steps
+        self._last_saved = steps
+        session = {
+            "best": self._best,
+            "wall": self._wall + time.monotonic() - self._started,
+            "last_evaluated": self._last_evaluated,
+            "tracking": self.tracking.state_dict(),
+        }
+        exact = self.trainer.collector.env.spec.saves_state
+        return self.store.save(steps, components(self.trainer) | {"session": session}, {"exact": exact, **self._meta})
+
+    def _finish(self) -> None:
+        """Evaluate and keep the last policy, unless the run was interrupted: then only keep it."""
+        steps = self.trainer.counters.env_steps
+        if not self.interrupted and self.config.eval_episodes and self._last_evaluated != steps:
+            self._evaluate(steps)
+        if self._last_saved != steps:
+            self.save()
+
+    def _dump(self, error: NonFiniteError) -> str:
+        """Write what replays a fault, and say where."""
+        path = self.run_dir / "nonfinite" / f"step_{self.trainer.counters.env_steps:012d}"
+        if path.exists():
+            return f"{path} holds an earlier dump"
+        states = {"recorder": self.trainer.collector.recorder.dump(), "policy": components(self.trainer)["policy"]}
+        save_checkpoint(path, states, meta={"exact": states["recorder"]["env"] is not None, "error": str(error), **self._meta})
+        return f"`habilis doctor --replay {path}` plays it again"
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Let the first Ctrl-C end the run after the iteration under way, and the second at once."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(signum: int, frame: object) -> None:
+            self.interrupted = True
+            signal.signal(signal.SIGINT, previous)
+            self.tracking.message("Stopping after this iteration; press Ctrl-C again to stop at once.")
+
+        previous = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
