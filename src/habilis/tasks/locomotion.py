@@ -56,10 +56,8 @@ class WalkState:
     """[n, 3]: sensed angular velocity."""
     sensed_gravity: Tensor
     """[n, 3]: direction of gravity by the IMU's orientation."""
-    foot_force: Tensor
-    """[n, 4]: normal force on each foot, N."""
     foot_contact: Tensor
-    """[n, 4] float: 1 where a foot presses the floor."""
+    """[n, 4] float: 1 where a foot presses the floor with more than 1 N."""
     foot_height: Tensor
     """[n, 4]: clearance of each foot above the floor."""
     foot_velocity: Tensor
@@ -125,7 +123,6 @@ class Sense:
         base_velocity = into_frame(quaternion, qvel[:, :3])
         error = torch.linalg.vector_norm(command[:, :2] - base_velocity[:, :2], dim=1)
         episode_step = task.episode_step[rows].clone()
-        force = sensed[:, self._force]
         return WalkState(
             command=command,
             base_velocity=base_velocity,
@@ -140,8 +137,7 @@ class Sense:
             torque=sensed[:, self._torque],
             gyro=sensed[:, self._gyro],
             sensed_gravity=down_in_frame(sensed[:, self._orientation]),
-            foot_force=force,
-            foot_contact=(force > 1.0).float(),
+            foot_contact=(sensed[:, self._force] > 1.0).float(),
             foot_height=sensed[:, self._foot_position].view(-1, 4, 3)[:, :, 2] - self._foot_radius,
             foot_velocity=sensed[:, self._foot_velocity].view(-1, 4, 3),
             leg_phase=(clock + self._offsets) % 1.0,
@@ -254,11 +250,6 @@ def height_error(state: WalkState, target: float) -> Tensor:
 def torque(state: WalkState) -> Tensor:
     """Sum of the squared joint torques: the heat of the motors."""
     return state.torque.square().sum(1)
-
-
-def power(state: WalkState) -> Tensor:
-    """Mechanical power of the motors, W."""
-    return (state.torque * state.joint_velocity).abs().sum(1)
 
 
 def action_rate(state: WalkState) -> Tensor:

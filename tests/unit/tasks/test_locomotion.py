@@ -12,7 +12,7 @@ from habilis.tasks import locomotion as walk
 WIDTHS = {
     "height": (), "moving": (), "friction": (), "trunk_mass": (), "tracking_error": (), "mean_tracking_error": (),
     "episode_step": (), "command": (3,), "base_velocity": (3,), "base_rate": (3,), "gravity": (3,), "gyro": (3,),
-    "sensed_gravity": (3,), "foot_force": (4,), "foot_contact": (4,), "foot_height": (4,), "leg_phase": (4,),
+    "sensed_gravity": (3,), "foot_contact": (4,), "foot_height": (4,), "leg_phase": (4,),
     "foot_velocity": (4, 3), "clock": (2,),
 }  # fmt: skip
 
@@ -38,7 +38,6 @@ CASES = [
     (walk.tilt, {}, {"gravity": [0.3, -0.4, -0.9]}, 0.25),
     (walk.height_error, {"target": 0.3}, {"height": 0.2}, 0.01),
     (walk.torque, {}, {"torque": joints(_0=3.0, _11=-4.0)}, 25.0),
-    (walk.power, {}, {"torque": joints(_0=3.0, _1=2.0), "joint_velocity": joints(_0=-2.0, _1=1.0)}, 8.0),
     (walk.action_rate, {}, {"action": joints(_2=0.5), "last_action": joints(_2=-0.5, _3=2.0)}, 5.0),
     (walk.joint_limits, {}, {"beyond_limits": joints(_2=0.1, _5=0.2)}, 0.3),
     (walk.abduction, {}, {"joint_offset": joints(_0=0.1, _3=0.2, _4=9.0, _9=0.2)}, 0.09),
