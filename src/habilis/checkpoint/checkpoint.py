@@ -136,14 +136,17 @@ def load_checkpoint(path: Path, components: Iterable[str] | None = None) -> tupl
     return states, unflatten(manifest["meta"], {})
 
 
-def verify_checkpoint(path: Path) -> None:
-    """Check every file of a checkpoint.
+def verify_checkpoint(path: Path, components: Iterable[str] | None = None) -> None:
+    """Check the manifest and every file of a checkpoint, or those of some components.
 
     Raises:
         CheckpointError: If one is missing, truncated or altered, or the format is of another version.
     """
+    path = resolve(Path(path))
+    wanted = None if components is None else set(components)
     for name, expected in read_manifest(path)["files"].items():
-        check_fingerprint(path / name, expected)
+        if wanted is None or name.rpartition(".")[0] in wanted:
+            check_fingerprint(path / name, expected)
 
 
 def resolve(path: Path) -> Path:

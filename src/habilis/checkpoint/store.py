@@ -12,7 +12,7 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +84,15 @@ class CheckpointStore:
         self._rotate(step)
         return path
 
-    def latest(self) -> Path | None:
+    def latest(self, components: Sequence[str] | None = None) -> Path | None:
         """Return the last whole checkpoint, None where there is none at all.
 
         The one that `last` points to is verified; if it or the pointer is damaged, a warning is logged and the newest
         whole one is taken.
+
+        Args:
+            components: What must be whole; None for everything. Who wants the policy alone need not wait for the sum
+                of a large replay buffer.
 
         Raises:
             CheckpointError: If there are checkpoints but every one is damaged.
@@ -96,7 +100,7 @@ class CheckpointStore:
         problems: list[str] = []
         for candidate in self._candidates(problems):
             try:
-                verify_checkpoint(candidate)
+                verify_checkpoint(candidate, components)
             except CheckpointError as error:
                 problems.append(str(error))
                 continue
@@ -107,15 +111,18 @@ class CheckpointStore:
             raise CheckpointError(f"no checkpoint in {self.directory} is whole: {'; '.join(problems)}")
         return None
 
-    def best(self) -> Path | None:
+    def best(self, components: Sequence[str] | None = None) -> Path | None:
         """Return the checkpoint that `best` points to, None where none was marked.
+
+        Args:
+            components: What must be whole, as in `latest`.
 
         Raises:
             CheckpointError: If the pointer or its checkpoint is damaged.
         """
         path = self._pointed("best")
         if path is not None:
-            verify_checkpoint(path)
+            verify_checkpoint(path, components)
         return path
 
     def mark_best(self, step: int) -> None:
