@@ -22,24 +22,11 @@ FILE_LINES = 500
 ALGORITHM_LINES = 300
 READING_LINES = 1200
 
+SHARED = ["functional/losses.py", "functional/returns.py", "policies/stochastic.py", "policies/action_map.py"]
+SHARED += ["training/collector.py"]
 READING = {
-    "ppo": [
-        "algorithms/ppo.py",
-        "functional/losses.py",
-        "functional/returns.py",
-        "policies/gaussian.py",
-        "data/rollout.py",
-        "training/collector.py",
-        "training/on_policy.py",
-    ],
-    "sac": [
-        "algorithms/sac.py",
-        "functional/losses.py",
-        "policies/squashed.py",
-        "data/replay.py",
-        "training/collector.py",
-        "training/off_policy.py",
-    ],
+    "ppo": [*SHARED, "algorithms/ppo.py", "data/rollout.py", "training/on_policy.py"],
+    "sac": [*SHARED, "algorithms/sac.py", "data/replay.py", "training/off_policy.py"],
 }
 """What a person reads to understand an algorithm end to end: algorithm, losses, policy, buffer and loop."""
 

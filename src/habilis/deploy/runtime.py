@@ -38,9 +38,7 @@ class OnnxPolicy:
             self._session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise ExportError(f"{file} is not a whole ONNX model ({error}): export the policy again") from error
-        metadata = self._session.get_modelmeta().custom_metadata_map
-        self.spec = from_metadata(metadata)
-        self.version = metadata["habilis.version"].strip('"')
+        self.spec, self.version = from_metadata(self._session.get_modelmeta().custom_metadata_map)
 
     def predict(self, obs: np.ndarray | Mapping[str, np.ndarray], memory: None = None) -> tuple[np.ndarray, None]:
         """Answer one raw observation or a batch of them, as `predict` of the policy in PyTorch does.

@@ -110,7 +110,7 @@ def test_the_model_says_what_it_reads_and_does(folder):
 def test_metadata_survives_for_every_kind_of_action():
     for action in (DiscreteAction(3), MultiDiscreteAction((2, 5))):
         spec = EnvSpec("E", VECTORS, action)
-        assert from_metadata(to_metadata(spec, "1.0")) == spec
+        assert from_metadata(to_metadata(spec, "1.0")) == (spec, "1.0")
 
 
 def test_exporting_leaves_the_policy_as_it_is(tmp_path):
