@@ -1,0 +1,176 @@
+"""Run directories read as they were left, and the page on them: its numbers, its groups, and its independence."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from habilis.core.errors import ConfigError
+from habilis.evaluation.report import environment_charts, group_runs, write_report
+from habilis.evaluation.report_page import count, duration, number
+from habilis.evaluation.runs import read_run
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+class Page(HTMLParser):
+    """Collects a page's text, its charts, and whether every tag that was opened is closed."""
+
+    VOID = ("meta", "br", "img", "input", "link")
+
+    def __init__(self, path):
+        super().__init__()
+        self.open, self.text, self.charts, self.links, self.scripts = [], "", {}, [], 0
+        self.feed(path.read_text(encoding="utf-8"))
+        assert not self.open
+
+    def handle_starttag(self, tag, attrs):
+        self.links += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop()[0] == tag
+
+    def handle_data(self, data):
+        tag, attributes = self.open[-1] if self.open else ("", {})
+        if tag == "script" and attributes.get("type") == "application/json":
+            chart = json.loads(data, parse_constant=pytest.fail)
+            self.charts[chart["name"]] = chart
+        elif tag not in ("script", "style"):
+            self.text += f" {data}"
+
+
+def test_page_of_three_seeds(tmp_path, write_run):
+    runs = [write_run(tmp_path, seed=seed, success=True) for seed in range(3)]
+    output = write_report(runs, tmp_path / "out" / "report.html")
+    page = Page(output)
+    finals = [json.loads((run / "eval" / "step_000001000000.json").read_text())["deterministic"] for run in runs]
+    assert "PPO on HalfCheetah-v5" in page.text
+    assert number(np.mean([final["mean"] for final in finals])) in page.text
+    for final in finals:
+        assert f"{number(final['interval'][0])} to {number(final['interval'][1])}" in page.text
+    assert "not finished" not in page.text
+    (line,) = page.charts["evaluation/return"]["lines"]
+    assert len(line["runs"]) == 3
+    assert line["x"] == [100_000 * k for k in range(1, 11)]
+    assert line["y"][-1] == pytest.approx(np.mean([final["mean"] for final in finals]), rel=1e-4)  # IQM of three
+    assert line["low"][-1] == pytest.approx(min(final["mean"] for final in finals), rel=1e-4)
+    assert {"reward/forward", "termination/fall", "train/value_loss", "time/fps"} <= set(page.charts)
+    assert not {"time/wall", "time/iterations"} & set(page.charts)
+    assert page.charts["train/value_loss"]["not_finite"] == 3
+    assert page.charts["train/value_loss"]["cut"]
+    assert page.charts["train/value_loss"]["y"][1] < 100
+    assert page.charts["evaluation/success_rate"]["y"] == [0, 1]
+    assert len(page.charts["rollout/ep_rew_mean"]["lines"][0]["x"]) <= 240
+
+
+def test_page_needs_nothing_from_elsewhere(tmp_path, write_run):
+    run = write_run(tmp_path)
+    (run / "videos").mkdir()
+    (run / "videos" / "step_000001000000.mp4").write_bytes(b"\0\1film")
+    page = Page(write_report([run], tmp_path))
+    assert page.links == ["data:video/mp4;base64,AAFmaWxt"]
+    assert not re.search(r"url\((?!#)", (tmp_path / "report.html").read_text().replace("`url(#${id})`", ""))
+
+
+def test_a_large_film_is_linked(tmp_path, monkeypatch, write_run):
+    monkeypatch.setattr("habilis.evaluation.report_page.LARGEST_VIDEO", 3)
+    run = write_run(tmp_path)
+    (run / "videos").mkdir()
+    (run / "videos" / "film.mp4").write_bytes(b"film")
+    (link,) = Page(write_report([run], tmp_path)).links
+    assert (tmp_path / link).read_bytes() == b"film"
+
+
+def test_runs_that_differ_in_more_than_the_seed_are_told_apart(tmp_path, write_run):
+    runs = [write_run(tmp_path, seed=seed) for seed in range(2)]
+    runs += [write_run(tmp_path, seed=seed, learning_rate=0.001) for seed in range(2)]
+    runs += [write_run(tmp_path, algorithm="sac", total=500_000)]
+    groups = group_runs(read_run(run) for run in runs)
+    assert [(group.label, len(group.runs)) for group in groups] == [
+        ("PPO learning_rate=0.0003", 2),
+        ("PPO learning_rate=0.001", 2),
+        ("SAC", 1),
+    ]
+    page = Page(write_report(runs, tmp_path))
+    assert [line["label"] for line in page.charts["evaluation/return"]["lines"]] == [group.label for group in groups]
+    differing = page.text.split("What differs")[1].split("Every value")[0]
+    assert "algo.learning_rate" in differing
+    assert "algo.gamma" not in differing
+    assert "seed" not in differing.replace("seed 0", "")
+
+
+def test_a_line_goes_as_far_as_all_of_its_runs(tmp_path, write_run):
+    runs = [read_run(write_run(tmp_path, seed=0)), read_run(write_run(tmp_path, seed=1, reached=0.5))]
+    sections = dict(environment_charts(group_runs(runs)))
+    (line,) = next(chart for chart in sections["Learning"] if chart["name"] == "evaluation/return")["lines"]
+    assert line["x"] == [100_000 * k for k in range(1, 6)]
+    assert [run["x"][-1] for run in line["runs"]] == [1_000_000, 500_000]
+
+
+def test_two_environments_have_their_own_charts(tmp_path, write_run):
+    runs = [write_run(tmp_path, env="Hopper-v5"), write_run(tmp_path, env="Ant-v5")]
+    text = Page(write_report(runs, tmp_path)).text
+    assert "PPO on Hopper-v5, Ant-v5" in text
+    assert text.count("Return in evaluation") == 2
+
+
+def test_a_killed_run_is_reported_as_far_as_it_came(tmp_path, write_run):
+    run = write_run(tmp_path, reached=0.1, evaluations=0)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 102500, "time/wa')
+    page = Page(write_report([run], tmp_path))
+    assert "not finished, 100k of 1M env steps" in page.text
+    assert "not evaluated yet" in page.text
+    assert page.charts["rollout/ep_rew_mean"]["x"] == [0, 100_000]
+
+
+def test_runs_without_episodes_or_without_anything(tmp_path, write_run):
+    silent = write_run(tmp_path, reached=0.02, evaluations=0, episodes_end=False)
+    assert "no episode has ended yet" in Page(write_report([silent], tmp_path)).text
+    unborn = write_run(tmp_path, seed=1)
+    (unborn / "metrics.jsonl").unlink()
+    for path in (unborn / "eval").iterdir():
+        path.unlink()
+    page = Page(write_report([unborn], tmp_path))
+    assert page.charts == {}
+    assert "0 of 1M env steps" in page.text
+
+
+def test_a_resumed_run_counts_from_where_it_was_resumed(tmp_path):
+    lines = [(100, 1.0), (200, 2.0), (300, 3.0), (200, 20.0), (250, 25.0)]
+    text = "".join(json.dumps({"step": step, "a": value}) + "\n" for step, value in lines)
+    (tmp_path / "metrics.jsonl").write_text(text)
+    curve = read_run(tmp_path).curves["a"]
+    assert curve.steps.tolist() == [100, 200, 250]
+    assert curve.values.tolist() == [1.0, 20.0, 25.0]
+
+
+def test_what_comes_from_files_cannot_write_into_the_page(tmp_path, write_run):
+    run = write_run(tmp_path)
+    saved = json.loads((run / "config.json").read_text())
+    saved["config"]["env"] = "<script>alert(1)</script>"
+    (run / "config.json").write_text(json.dumps(saved))
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 1_000_000, "train/</script><b>": 1.0}) + "\n")
+    html = write_report([run], tmp_path).read_text()
+    assert "alert(1)</script>" not in html
+    assert "train/</script>" not in html
+
+
+def test_what_is_not_a_run_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"neither config\.json nor metrics\.jsonl"):
+        write_report([tmp_path], tmp_path / "report.html")
+    with pytest.raises(ConfigError, match="at least one run"):
+        write_report([], tmp_path / "report.html")
+
+
+def test_figures_read_as_people_say_them():
+    assert [number(v) for v in (5123.4, -81.44, 1.234, 0.03123, 0)] == ["5,123", "-81.4", "1.23", "0.0312", "0"]
+    assert [count(v) for v in (940, 12_500, 1_000_000)] == ["940", "12.5k", "1M"]
+    assert [duration(v) for v in (42, 545, 11_520)] == ["42 s", "9 min 5 s", "3 h 12 min"]
