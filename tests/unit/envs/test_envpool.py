@@ -104,6 +104,7 @@ class TestWithEnvPool:
         at_reset, again = play(6, 5)
         assert torch.equal(at_start, at_reset)
         assert torch.equal(again, at_reset[0])
+        assert torch.equal(play(5, 5)[1], at_start[0])
         assert not torch.equal(fresh, at_start[0])
         assert not torch.equal(play(6, None)[0], at_start)
         assert len({tuple(row) for row in fresh.tolist()}) == 3

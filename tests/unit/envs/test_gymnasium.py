@@ -159,6 +159,14 @@ def test_only_next_step_has_dummy_steps(mode):
     assert steps[0].obs is steps[0].next_obs
 
 
+def test_a_reset_after_an_end_leaves_no_dummy_step():
+    env = GymnasiumVecEnv(SyncVectorEnv([lambda: Counter(1)], autoreset_mode=AutoresetMode.NEXT_STEP))
+    env.reset(0)
+    assert env.step(zeros(env)).done.all()
+    env.reset()
+    assert env.step(zeros(env)).valid.all()
+
+
 def test_gymnasiums_own_vector_environments():
     sync = GymnasiumVecEnv(gym.make_vec("CartPole-v1", 2, vectorization_mode="sync"))
     own = GymnasiumVecEnv(gym.make_vec("CartPole-v1", 2, vectorization_mode="vector_entry_point"))
@@ -440,12 +448,11 @@ def test_render_needs_a_mode():
 
 
 def test_returned_tensors_are_not_written_to():
-    env = make_gymnasium(Counter, 2)
-    first = env.reset(0)["policy"]
+    env = make_gymnasium(lambda: Nested("dict"), 2)
+    first = env.reset(0)
     step = env.step(zeros(env))
-    kept = first.clone(), step.obs["policy"].clone(), step.reward.clone()
-    for _ in range(5):
+    returned = [*first.values(), *step.obs.values(), step.reward, step.terminated, step.info["count"]]
+    kept = [tensor.clone() for tensor in returned]
+    for _ in range(4):
         env.step(zeros(env))
-    assert torch.equal(first, kept[0])
-    assert torch.equal(step.obs["policy"], kept[1])
-    assert torch.equal(step.reward, kept[2])
+    assert all(torch.equal(now, then) for now, then in zip(returned, kept, strict=True))
