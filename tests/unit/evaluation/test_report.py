@@ -14,8 +14,6 @@ from habilis.evaluation.report import environment_charts, group_runs, write_repo
 from habilis.evaluation.report_page import count, duration, number
 from habilis.evaluation.runs import read_run
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 
 class Page(HTMLParser):
     """Collects a page's text, its charts, and whether every tag that was opened is closed."""
