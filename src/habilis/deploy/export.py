@@ -42,12 +42,13 @@ OPSET = 18
 
 
 def export_policy(
-    policy: StochasticPolicy, output: str | Path, *, seed: int = 0, observations: Obs | None = None
+    policy: StochasticPolicy, spec: EnvSpec, output: str | Path, *, seed: int = 0, observations: Obs | None = None
 ) -> Path:
     """Write the policy to a new folder, after ONNX Runtime has agreed with it.
 
     Args:
         policy: what to export; it stays as it is.
+        spec: the environment it acts in, which the exported file describes as far as the policy reads it.
         output: the folder to make. It appears whole or not at all.
         seed: seed of the observations that are drawn for the check, of a size from 0.1 to 10.
         observations: more observations `[n, *shape]` to check on, from the environment itself, say.
@@ -66,7 +67,7 @@ def export_policy(
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ExportError(f"{output} exists and nothing is overwritten: choose another folder or remove it")
     policy = copy.deepcopy(policy).cpu().eval()
-    spec = replace(policy.spec, obs={name: policy.spec.obs[name] for name in policy.encoder.names})
+    spec = replace(spec, obs={name: spec.obs[name] for name in policy.encoder.names})
     obs = draw_observations(spec, CHECKED, torch.Generator().manual_seed(derive_seed(seed, "export")))
     if observations is not None:
         obs = {name: torch.cat([rows, observations[name].cpu()]) for name, rows in obs.items()}

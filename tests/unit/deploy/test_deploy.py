@@ -50,7 +50,7 @@ def make_policy(kind="gaussian", action=BOX, groups=VECTORS, names=("policy", "g
 @pytest.fixture(scope="module")
 def exported_once(tmp_path_factory):
     policy = make_policy()
-    return policy, export_policy(policy, tmp_path_factory.mktemp("deploy") / "out")
+    return policy, export_policy(policy, policy.spec, tmp_path_factory.mktemp("deploy") / "out")
 
 
 @pytest.fixture
@@ -75,7 +75,7 @@ def make_obs(policy, count, seed=5):
 )
 def test_exported_policy_answers_as_the_original(tmp_path, kind, action):
     policy = make_policy(kind, action)
-    exported = verify_policy(export_policy(policy, tmp_path / "out"))
+    exported = verify_policy(export_policy(policy, policy.spec, tmp_path / "out"))
     for count in (1, 37):
         obs = make_obs(policy, count)
         expected, _ = policy.predict(obs)
@@ -90,7 +90,7 @@ def test_exported_policy_answers_as_the_original(tmp_path, kind, action):
 def test_images_are_exported(tmp_path):
     groups = {"policy": ObsGroup((40, 36, 3), "uint8"), "state": ObsGroup((4,))}
     policy = make_policy("categorical", DiscreteAction(4), groups, ("policy", "state"))
-    exported = verify_policy(export_policy(policy, tmp_path / "out"))
+    exported = verify_policy(export_policy(policy, policy.spec, tmp_path / "out"))
     obs = make_obs(policy, 5)
     np.testing.assert_array_equal(exported.predict(obs)[0], policy.predict(obs)[0])
 
@@ -116,7 +116,7 @@ def test_metadata_survives_for_every_kind_of_action():
 def test_exporting_leaves_the_policy_as_it_is(tmp_path):
     policy = make_policy().train()
     before = {name: value.clone() for name, value in policy.state_dict().items()}
-    export_policy(policy, tmp_path / "out")
+    export_policy(policy, policy.spec, tmp_path / "out")
     assert policy.training
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
@@ -124,12 +124,12 @@ def test_exporting_leaves_the_policy_as_it_is(tmp_path):
 def test_observations_handed_in_are_checked_too(tmp_path):
     policy = make_policy()
     obs = {name: torch.full((20, *group.shape), 7.0) for name, group in VECTORS.items()}
-    export_policy(policy, tmp_path / "out", observations=obs)
+    export_policy(policy, policy.spec, tmp_path / "out", observations=obs)
     golden = json.loads((tmp_path / "out" / "golden.json").read_text())
     assert np.all(np.array(golden["observations"]["policy"]) == 7.0)
     obs["goal"][3] = torch.nan
     with pytest.raises(ExportError, match="not finite"):
-        export_policy(policy, tmp_path / "other", observations=obs)
+        export_policy(policy, policy.spec, tmp_path / "other", observations=obs)
 
 
 class Inconstant(StochasticPolicy):
@@ -161,7 +161,7 @@ def test_a_policy_that_is_not_its_trace_is_refused_and_leaves_nothing(tmp_path, 
     policy = make_policy()
     policy.__class__ = cls
     with pytest.raises(ExportError, match=reason):
-        export_policy(policy, tmp_path / "out")
+        export_policy(policy, policy.spec, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -218,13 +218,13 @@ def test_a_manifest_that_is_none_is_refused(folder):
 def test_nothing_is_overwritten(folder):
     before = checksum(folder / "policy.onnx")
     with pytest.raises(ExportError, match="nothing is overwritten"):
-        export_policy(make_policy(), folder)
+        export_policy(make_policy(), make_policy().spec, folder)
     assert checksum(folder / "policy.onnx") == before
 
 
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "empty").mkdir()
-    verify_policy(export_policy(make_policy(), tmp_path / "empty"))
+    verify_policy(export_policy(make_policy(), make_policy().spec, tmp_path / "empty"))
 
 
 def test_what_is_no_exported_policy_is_refused(tmp_path):
