@@ -1,9 +1,10 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347).
 
-The algorithm alone: networks, losses (from `functional/losses.py`) and one update over a rollout. The loop that collects rollouts is
-`training/on_policy.py`. Deviations from the paper, all customary (Engstrom et al. 2020; Andrychowicz et al. 2021): separate networks
-for policy and value by default, orthogonal initialisation, gradient clipping, advantages normalised per minibatch, and the
-options below. Truncated episodes bootstrap from their true last observation.
+The algorithm alone: networks, losses (from `functional/losses.py`) and one update over a rollout. The loop that
+collects rollouts is `training/on_policy.py`. Deviations from the paper, all customary (Engstrom et al. 2020;
+Andrychowicz et al. 2021): separate networks for policy and value by default, orthogonal initialisation, gradient
+clipping, advantages normalised per minibatch, and the options below. Truncated episodes bootstrap from their true last
+observation.
 """
 
 from __future__ import annotations
@@ -16,20 +17,22 @@ from torch import Tensor, nn
 
 from habilis.core.batches import RolloutBatch
 from habilis.core.config import require
+from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
 from habilis.core.schedules import scheduled
 from habilis.core.specs import BoxAction, EnvSpec
 from habilis.core.state import bundle_state, load_bundle
-from habilis.core.tree import tree_index, tree_map
+from habilis.core.tree import tree_index, tree_map, tree_stack
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.losses import ppo_clip, standardize, value_loss
 from habilis.functional.returns import explained_variance, generalized_advantage
+from habilis.nn.distributions import Gaussian
 from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import CategoricalHead, GaussianHead, StdType
-from habilis.nn.init import linear
 from habilis.nn.mlp import MLP, Activation
-from habilis.nn.normalizer import RunningNorm
+from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
+from habilis.nn.value import ValueNetwork
 from habilis.policies.stochastic import StochasticPolicy
 
 
@@ -93,11 +96,12 @@ class PPOConfig:
         require(self.n_epochs > 0, f"n_epochs must be positive, got {self.n_epochs}")
         require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
         require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
+        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
         require(self.clip_range > 0, f"clip_range must be positive, got {self.clip_range}")
         require(self.init_std > 0 and self.final_std > 0, "init_std and final_std must be positive")
         require(
             not (self.share_trunk and self.critic_hidden is not None),
-            "critic_hidden has no meaning with share_trunk: the value is then a head on the policy's trunk; leave one out",
+            "critic_hidden has no meaning with share_trunk: the value is then a head on the policy's trunk",
         )
 
 
@@ -115,17 +119,25 @@ def make_policy(spec: EnvSpec, config: PPOConfig, generator: torch.Generator) ->
     return StochasticPolicy(spec, encoder, trunk, head)
 
 
+def make_critic(policy: StochasticPolicy, config: PPOConfig, generator: torch.Generator) -> ValueNetwork:
+    """Build PPO's value network, which reads the group "critic" where there is one and no trunk is shared."""
+    if config.share_trunk:
+        return ValueNetwork(policy.encoder, policy.trunk, generator)
+    group = "critic" if "critic" in policy.spec.obs else "policy"
+    encoder = ObsEncoder(policy.spec.obs, (group,), config.normalize_obs, generator)
+    hidden = config.hidden if config.critic_hidden is None else config.critic_hidden
+    trunk = MLP(encoder.out_dim, hidden, None, config.activation, generator, orthogonal=True)
+    return ValueNetwork(encoder, trunk, generator)
+
+
 @dataclass
 class PPOState:
     """Everything that learning changes."""
 
     policy: StochasticPolicy
-    critic: nn.ModuleDict
-    """`encoder` and `trunk` (absent with a shared trunk) and `head`."""
+    critic: ValueNetwork
     optimizer: Optimizer
-    reward_norm: RunningNorm
-    running_return: Tensor
-    """`[N]`: the discounted sum of each environment's rewards so far, of which `reward_norm` keeps the deviation."""
+    reward_norm: RewardNorm
     clip_range: Tensor
     shuffle: torch.Generator
     gradient_steps: int = 0
@@ -139,29 +151,18 @@ class PPO:
     ) -> None:
         self.config = config
         init = streams.torch("init")
-        policy = make_policy(spec, config, init)
-        self.critic_group = "critic" if "critic" in spec.obs and not config.share_trunk else "policy"
-        critic = nn.ModuleDict({"head": linear(policy.trunk.out_dim, 1, init, gain=1.0)})
-        if not config.share_trunk:
-            hidden = config.hidden if config.critic_hidden is None else config.critic_hidden
-            encoder = ObsEncoder(spec.obs, (self.critic_group,), config.normalize_obs, init)
-            trunk = MLP(encoder.out_dim, hidden, None, config.activation, init, orthogonal=True)
-            critic = nn.ModuleDict(
-                {"encoder": encoder, "trunk": trunk, "head": linear(trunk.out_dim, 1, init, gain=1.0)}
-            )
-        policy.to(device)
-        critic.to(device)
+        policy = make_policy(spec, config, init).to(device)
+        critic = make_critic(policy, config, init).to(device)
         self.state = PPOState(
             policy=policy,
             critic=critic,
             optimizer=Optimizer(
-                [*policy.parameters(), *critic.parameters()],
+                dict.fromkeys([*policy.parameters(), *critic.parameters()]),  # what they share, once
                 config.learning_rate,
                 eps=1e-5,
                 max_grad_norm=config.max_grad_norm,
             ),
-            reward_norm=RunningNorm(()).to(device),
-            running_return=torch.zeros(num_envs, device=device),
+            reward_norm=RewardNorm(num_envs, config.gamma).to(device),
             clip_range=torch.tensor(config.clip_range, device=device),
             shuffle=streams.torch("shuffle", device),
         )
@@ -190,36 +191,45 @@ class PPO:
         if isinstance(s.policy.head, GaussianHead):
             s.policy.head.anneal(progress)
 
-    def update(self, batch: RolloutBatch) -> Metrics:
-        """Learn from one rollout, then take its observations into the normalisers."""
-        c, s = self.config, self.state
-        data, explained = self._prepare(batch)
-        rows = batch.valid.flatten().nonzero().squeeze(-1)
-        size = min(c.batch_size, len(rows))
-        history: list[tuple[Tensor, ...]] = []
-        for _ in range(c.n_epochs):
-            order = rows[torch.randperm(len(rows), generator=s.shuffle, device=rows.device)]
-            shuffled = tree_index(data, order)
-            for start in range(0, len(rows) - size + 1, size):
-                history.append(self._minibatch(tree_map(lambda x: x[start : start + size], shuffled)))  # noqa: B023
-            if c.target_kl is not None and history[-1][3] > 1.5 * c.target_kl:
-                break
-        self._update_normalizers(batch)
-        names = ("policy_loss", "value_loss", "entropy", "approx_kl", "clip_fraction", "grad_norm")
-        metrics = {name: torch.stack(values).mean() for name, values in zip(names, zip(*history, strict=True), strict=True)}
-        metrics["explained_variance"] = explained
-        metrics["learning_rate"] = s.optimizer.learning_rate.clone()
-        if isinstance(s.policy.head, GaussianHead):
-            metrics["std"] = s.policy.head.log_std.detach().exp().mean()
-        return metrics
+    @torch.no_grad()
+    def value(self, obs: Obs) -> Tensor:
+        """Return V `[...]` of raw observations, in units of the scaled reward where rewards are normalised."""
+        critic = self.state.critic
+        return critic(critic.encoder.normalize(obs))  # type: ignore[no-any-return]
 
-    def _minibatch(self, data: dict[str, Tensor]) -> tuple[Tensor, ...]:
+    def update(self, batch: RolloutBatch) -> Metrics:
+        """Learn from one rollout, then take its observations into the normalisers.
+
+        Raises:
+            HabilisError: fewer than two steps of the rollout are valid.
+        """
+        c, s = self.config, self.state
+        rows = batch.valid.flatten().nonzero().squeeze(-1)
+        if len(rows) < 2:
+            raise HabilisError(f"a rollout needs two valid steps to learn from and this has {len(rows)}: raise n_steps")
+        data, explained = self._prepare(batch)
+        size = min(c.batch_size, len(rows))
+        history: list[Metrics] = []
+        for _ in range(c.n_epochs):
+            shuffled = tree_index(data, rows[torch.randperm(len(rows), generator=s.shuffle, device=rows.device)])
+            # minibatches are of one size: what remains behind the last is another draw in each epoch
+            for start in range(0, len(rows) - size + 1, size):
+                history.append(self._minibatch(tree_index(shuffled, slice(start, start + size))))
+            if c.target_kl is not None and history[-1]["approx_kl"] > 1.5 * c.target_kl:
+                break
+        # the normalisers move last: the first ratio of every update is exactly 1
+        for encoder in {s.policy.encoder, s.critic.encoder}:
+            encoder.update_normalizers(tree_index(batch.obs, slice(-1)), batch.valid)
+        metrics = tree_map(torch.mean, tree_stack(history))
+        return {**metrics, "explained_variance": explained, "learning_rate": s.optimizer.learning_rate.clone()}
+
+    def _minibatch(self, data: dict[str, Tensor]) -> Metrics:
         """Take one gradient step on flat transitions."""
         c, s = self.config, self.state
         advantages = standardize(data["advantage"]) if c.normalize_advantage else data["advantage"]
         features = s.policy.trunk(s.policy.encoder.features(_groups(data, "policy_obs/")))
         distribution = s.policy.head(features)
-        values = self._value(features if c.share_trunk else None, _groups(data, "critic_obs/"))
+        values = s.critic.from_features(features) if c.share_trunk else s.critic(_groups(data, "critic_obs/"))
         surrogate = ppo_clip(distribution.log_prob(data["action"]), data["log_prob"], advantages, s.clip_range)
         critic_loss = value_loss(values, data["return"], data["value"], c.clip_range_vf)
         entropy = distribution.entropy().mean()
@@ -228,25 +238,31 @@ class PPO:
         s.gradient_steps += 1
         if c.learning_rate_schedule == "adaptive":
             self._adapt_learning_rate(surrogate.approx_kl)
-        return (
-            surrogate.loss.detach(),
-            critic_loss.detach(),
-            entropy.detach(),
-            surrogate.approx_kl,
-            surrogate.clip_fraction,
-            grad_norm,
-        )
+        metrics = {
+            "policy_loss": surrogate.loss.detach(),
+            "value_loss": critic_loss.detach(),
+            "entropy": entropy.detach(),
+            "approx_kl": surrogate.approx_kl,
+            "clip_fraction": surrogate.clip_fraction,
+            "grad_norm": grad_norm,
+        }
+        if isinstance(distribution, Gaussian):
+            metrics["std"] = distribution.log_std.detach().exp().mean()
+        return metrics
 
     @torch.no_grad()
     def _prepare(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], Tensor]:
         """Compute advantages and returns, and flatten the rollout to rows: `{name: [T * N, ...]}`."""
         c, s = self.config, self.state
         done = batch.terminated | batch.truncated
-        critic_obs = self._critic_obs(batch.obs)
-        values = self._values(critic_obs)
+        critic_obs = s.critic.encoder.normalize(batch.obs)
+        values = s.critic(critic_obs)
         next_values = values[1:].clone()
-        next_values[batch.final_index] = self._values(self._critic_obs(batch.final_obs))
-        rewards = self._scaled_rewards(batch, done)
+        next_values[batch.final_index] = self.value(batch.final_obs)
+        rewards = batch.rewards
+        if c.normalize_reward:
+            s.reward_norm.update(rewards, done, batch.valid)
+            rewards = s.reward_norm(rewards)
         advantages = generalized_advantage(
             rewards, values[:-1], next_values, batch.terminated, done, batch.valid, c.gamma, c.gae_lambda
         )
@@ -260,45 +276,8 @@ class PPO:
             **{f"policy_obs/{k}": v[:-1] for k, v in s.policy.encoder.normalize(batch.obs).items()},
             **({} if c.share_trunk else {f"critic_obs/{k}": v[:-1] for k, v in critic_obs.items()}),
         }
-        return tree_map(lambda x: x.flatten(0, 1), columns), explained_variance(values[:-1], returns)
-
-    def _critic_obs(self, obs: Obs) -> Obs:
-        """Normalise the groups that the value network reads."""
-        encoder = self.state.policy.encoder if self.config.share_trunk else self.state.critic["encoder"]
-        return encoder.normalize(obs)  # type: ignore[no-any-return, operator, union-attr]
-
-    def _values(self, critic_obs: Obs) -> Tensor:
-        """Return V `[...]` for normalised observations."""
-        policy = self.state.policy
-        features = policy.trunk(policy.encoder.features(critic_obs)) if self.config.share_trunk else None
-        return self._value(features, critic_obs)
-
-    def _value(self, features: Tensor | None, critic_obs: Obs) -> Tensor:
-        """Return V from the policy's features where the trunk is shared, else from the critic's own."""
-        critic = self.state.critic
-        if features is None:
-            features = critic["trunk"](critic["encoder"].features(critic_obs))  # type: ignore[operator]
-        return critic["head"](features).squeeze(-1)  # type: ignore[no-any-return]
-
-    def _scaled_rewards(self, batch: RolloutBatch, done: Tensor) -> Tensor:
-        """Divide rewards by the running deviation of the discounted return, this rollout's included."""
-        s = self.state
-        if not self.config.normalize_reward:
-            return batch.rewards
-        returns = torch.empty_like(batch.rewards)
-        for t in range(len(returns)):
-            torch.add(batch.rewards[t], s.running_return, alpha=1.0, out=returns[t])
-            torch.mul(returns[t], (~done[t]).to(returns.dtype), out=s.running_return)
-            s.running_return *= self.config.gamma
-        s.reward_norm.update(returns[batch.valid])
-        return s.reward_norm.scale_only(batch.rewards)
-
-    def _update_normalizers(self, batch: RolloutBatch) -> None:
-        """Take the rollout into the observation statistics: after the update, so that its first ratio was exactly 1."""
-        obs = tree_map(lambda x: x[:-1], batch.obs)
-        self.state.policy.encoder.update_normalizers(obs, batch.valid)
-        if not self.config.share_trunk:
-            self.state.critic["encoder"].update_normalizers(obs, batch.valid)  # type: ignore[operator, union-attr]
+        explained = explained_variance(values[:-1][batch.valid], returns[batch.valid])
+        return tree_map(lambda x: x.flatten(0, 1), columns), explained
 
     def _adapt_learning_rate(self, kl: Tensor) -> None:
         """Divide the rate by 1.5 where an update moved too far, multiply where it moved too little (rsl_rl)."""

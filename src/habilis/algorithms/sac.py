@@ -1,8 +1,8 @@
 """Soft actor-critic (Haarnoja et al. 2018b, arXiv 1812.05905).
 
-The algorithm alone: networks, losses (from `functional/losses.py`) and one update over a batch of transitions. The loop that collects
-and replays is `training/off_policy.py`. Deviations from the paper: any number of critics, stacked into one batched network;
-n-step targets if asked for; policy and critic may read different observation groups.
+The algorithm alone: networks, losses (from `functional/losses.py`) and one update over a batch of transitions. The
+loop that collects and replays is `training/off_policy.py`. Deviations from the paper: any number of critics, stacked
+into one batched network; n-step targets if asked for; policy and critic may read different observation groups.
 """
 
 from __future__ import annotations
@@ -69,10 +69,9 @@ class SACConfig:
     """Activation of the hidden layers."""
 
     def __post_init__(self) -> None:
+        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
         require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
-        require(
-            self.buffer_size >= self.batch_size, f"buffer_size must be at least batch_size, got {self.buffer_size}"
-        )
+        require(self.buffer_size >= self.batch_size, f"buffer_size must be at least batch_size, got {self.buffer_size}")
         require(self.train_freq > 0, f"train_freq must be positive, got {self.train_freq}")
         require(self.gradient_steps > 0 or self.gradient_steps == -1, "gradient_steps must be positive or -1")
         require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
@@ -135,9 +134,8 @@ class SAC:
         policy = make_policy(spec, config, init).to(device)
         assert isinstance(spec.action, BoxAction)
         group = "critic" if "critic" in spec.obs else "policy"
-        critics = Critics(
-            ObsEncoder(spec.obs, (group,), config.normalize_obs, init), spec.action.dim, config, init
-        ).to(device)
+        encoder = ObsEncoder(spec.obs, (group,), config.normalize_obs, init)
+        critics = Critics(encoder, spec.action.dim, config, init).to(device)
         learns_alpha = config.ent_coef is None
         # a fixed temperature of 0 is allowed: its logarithm is minus infinity and its exponential exactly 0
         initial_alpha = config.init_ent_coef if config.ent_coef is None else config.ent_coef

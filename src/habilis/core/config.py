@@ -1,4 +1,4 @@
-"""Configurations as frozen dataclasses of plain values: to and from dictionaries, dotted overrides, errors that name the nearest key."""
+"""Configurations as frozen dataclasses of plain values: to and from dictionaries, dotted overrides, helpful errors."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ def override(config: C, changes: Mapping[str, Any], prefix: str = "") -> C:
         head, _, rest = raw.replace("-", "_").partition(".")
         if head not in types_of:
             known = ", ".join(sorted(types_of))
-            raise ConfigError(f"unknown configuration key {prefix + head!r}{did_you_mean(head, types_of)}; known: {known}")
+            near = did_you_mean(head, types_of)
+            raise ConfigError(f"unknown configuration key {prefix + head!r}{near}; known: {known}")
         if rest:
             nested.setdefault(head, {})[rest] = value
         elif dataclasses.is_dataclass(getattr(config, head)) and isinstance(value, Mapping):
@@ -87,7 +88,7 @@ def _coerce(value: Any, kind: Any, name: str) -> Any:
         return dict(value)
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
-    elif kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and int(value) == value:
+    elif kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0:
         return int(value)
     elif kind is Any or (kind is type(None) and value is None) or (kind not in (int, float) and type(value) is kind):
         return value

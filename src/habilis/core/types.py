@@ -23,7 +23,7 @@ State = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """What N environments answer to one action each. Every tensor is fresh: the environment does not write to it again."""
+    """What N environments answer to one action each; the tensors are fresh: no environment writes to them again."""
 
     obs: Obs
     """What to act on next: already reset where an episode ended."""

@@ -1,7 +1,8 @@
-"""Replay: a time-major ring of transitions of N environments, sampled uniformly, with n-step returns assembled at sampling.
+"""Replay: a time-major ring of transitions of N environments, sampled uniformly, n-step returns assembled at sampling.
 
-Observations are stored once. The successor of row t is row t + 1, except where an episode ended: its true last observation lies in
-a side store that grows with the number of episodes. A million transitions of HalfCheetah take 102 MB.
+Observations are stored once. The successor of row t is row t + 1, except where an episode ended: its true last
+observation lies in a side store that grows with the number of episodes. A million transitions of HalfCheetah take
+103 MB.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class ReplayBuffer:
     ) -> None:
         # one row more than is held: the newest row has its observation already, its action not yet
         self.rows = -(-capacity // num_envs) + 1
-        if self.rows <= n_steps + 1:
+        if self.rows - 1 < n_steps:
             raise ConfigError(
                 f"a replay buffer of {capacity} transitions holds {self.rows - 1} of each of {num_envs} environments, "
                 f"fewer than {n_steps}-step targets need: raise buffer_size"
@@ -84,8 +85,8 @@ class ReplayBuffer:
     def start(self, obs: Obs) -> None:
         """Set the observation that the next action answers.
 
-        Transitions already held stay: an episode under way (environments that could not save their state, after a resume) ends there
-        as truncated, with the observation it had reached.
+        Transitions already held stay: an episode under way (environments that could not save their state, after a
+        resume) ends there as truncated, with the observation it had reached.
         """
         if self._size:
             newest = (self._head - 1) % self.rows
@@ -103,6 +104,7 @@ class ReplayBuffer:
         self.rewards[row] = step.reward
         self.terminated[row] = step.terminated
         self.valid[row] = step.valid
+        self.valid[following] = False
         done = step.done
         self.done[row] = done
         self.final_slot[row] = -1
@@ -116,56 +118,50 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> TransitionBatch:
         """Draw transitions uniformly, with replacement, from those that may be learnt from."""
-        back, env = self._draw(batch_size)
-        device = self.rewards.device
-        row = torch.from_numpy((self._head - back) % self.rows).to(device)
-        env_index = torch.from_numpy(env).to(device)
-        flat = row * self.num_envs + env_index
-        obs = {name: store.flatten(0, 1)[flat] for name, store in self.obs.items()}
-        action = self.actions.flatten(0, 1)[flat]
+        index = self._draw(batch_size)
+        obs = {name: store.flatten(0, 1).index_select(0, index) for name, store in self.obs.items()}
+        action = self.actions.flatten(0, 1).index_select(0, index)
         if self.n_steps == 1:
-            reward, terminated = self.rewards.flatten()[flat], self.terminated.flatten()[flat]
+            reward, terminated, last = self.rewards.take(index), self.terminated.take(index), index
             discount = torch.full_like(reward, self.gamma)
-            last = flat
         else:
-            reward, discount, last, terminated = self._n_step(row, env_index, torch.from_numpy(back).to(device))
+            reward, discount, last, terminated = self._n_step(index)
         return TransitionBatch(obs, action, reward, terminated, self._successors(last), discount)
 
-    def _draw(self, batch_size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return how many rows back from the head, and which environment, each `[batch_size]` int64."""
-        index = self._generator.integers(self._size * self.num_envs, size=batch_size)
+    def _draw(self, batch_size: int) -> Tensor:
+        """Draw valid transitions as flat indices, `row * num_envs + environment`, `[batch_size]` int64."""
+        index = self._draw_any(batch_size)
         if not self._all_valid:
-            while (bad := ~self._valid_at(index)).any():
-                index[bad] = self._generator.integers(self._size * self.num_envs, size=int(bad.sum()))
-        return index // self.num_envs + 1, index % self.num_envs
+            while (refused := ~self.valid.take(index)).any():
+                if refused.all() and not self.valid.any():
+                    raise ConfigError("the replay buffer holds no transition to learn from: every step was invalid")
+                index[refused] = self._draw_any(int(refused.sum()))
+        return index
 
-    def _valid_at(self, index: np.ndarray) -> np.ndarray:
-        row = torch.from_numpy((self._head - index // self.num_envs - 1) % self.rows).to(self.valid.device)
-        valid = self.valid[row, torch.from_numpy(index % self.num_envs).to(row.device)].cpu().numpy()
-        if not valid.any() and not self.valid.any():
-            raise ConfigError("the replay buffer holds no transition to learn from: every step so far was invalid")
-        return valid  # type: ignore[no-any-return]
+    def _draw_any(self, count: int) -> Tensor:
+        if not self._size:
+            raise ConfigError("the replay buffer is empty: add steps before sampling")
+        oldest = (self._head - self._size) * self.num_envs
+        index = oldest + self._generator.integers(len(self), size=count)
+        return torch.from_numpy(index % self.valid.numel()).to(self.valid.device)
 
-    def _n_step(self, row: Tensor, env: Tensor, back: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Assemble n-step returns; a window ends at the end of its episode and before the head of the ring."""
-        steps = torch.arange(self.n_steps, device=row.device).unsqueeze(1)
-        window = ((row + steps) % self.rows) * self.num_envs + env
-        next_window = ((row + steps + 1) % self.rows) * self.num_envs + env
-        newest = steps >= back - 1
-        # a step that must not be learnt from cuts the window before it
-        stop = self.done.flatten()[window] | newest | ~self.valid.flatten()[next_window]
-        terminated = self.terminated.flatten()[window]
-        reward, discount, last, ended = n_step_return(self.rewards.flatten()[window], terminated, stop, self.gamma)
+    def _n_step(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Sum rewards from flat indices on, up to an episode's end, the newest step or a step that is not valid."""
+        steps = torch.arange(self.n_steps + 1, device=index.device).unsqueeze(1)
+        window = (index + steps * self.num_envs) % self.valid.numel()
+        # the head's row is never valid, so what is written there next ends a window as well
+        stop = self.done.take(window[:-1]) | ~self.valid.take(window[1:])
+        rewards, terminated = self.rewards.take(window[:-1]), self.terminated.take(window[:-1])
+        reward, discount, last, ended = n_step_return(rewards, terminated, stop, self.gamma)
         return reward, discount, window.gather(0, last.unsqueeze(0)).squeeze(0), ended
 
-    def _successors(self, flat: Tensor) -> dict[str, Tensor]:
+    def _successors(self, index: Tensor) -> dict[str, Tensor]:
         """Return the true successors of the steps at flat indices."""
-        following = flat + self.num_envs
-        following = torch.where(following >= self.rows * self.num_envs, following - self.rows * self.num_envs, following)
-        successors = {name: store.flatten(0, 1)[following] for name, store in self.obs.items()}
-        if len(self._final_obs[next(iter(self._final_obs))]):
-            slot = self.final_slot.flatten()[flat]
-            at_end = (slot >= 0).nonzero().squeeze(-1)
+        following = (index + self.num_envs) % self.valid.numel()
+        successors = {name: store.flatten(0, 1).index_select(0, following) for name, store in self.obs.items()}
+        slot = self.final_slot.take(index)
+        at_end = (slot >= 0).nonzero().squeeze(-1)
+        if len(at_end):
             slots = slot[at_end].long()
             for name, store in self._final_obs.items():
                 successors[name][at_end] = store[slots]
@@ -181,7 +177,7 @@ class ReplayBuffer:
                 name: torch.cat([store, store.new_zeros(room, *store.shape[1:])])
                 for name, store in self._final_obs.items()
             }
-        slots = torch.tensor([self._free.pop() for _ in range(len(ended))], device=ended.device)
+        slots = torch.tensor([self._free.pop() for _ in range(len(ended))], dtype=torch.long, device=ended.device)
         self.final_slot[row, ended] = slots.int()
         for name, values in tree_index(next_obs, ended).items():
             self._final_obs[name][slots] = values
@@ -194,7 +190,7 @@ class ReplayBuffer:
             self.final_slot[row] = -1
 
     def state_dict(self) -> State:
-        """Return what is held, and nothing of the room that is still empty."""
+        """Return what is held, and nothing of the room that is still empty; the tensors are the buffer's own."""
         used = self._size + 1 if self._size < self.rows - 1 else self.rows
         stores = {"actions": self.actions, "rewards": self.rewards, "terminated": self.terminated, "done": self.done}
         stores |= {"valid": self.valid, "final_slot": self.final_slot}

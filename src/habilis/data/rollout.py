@@ -14,8 +14,8 @@ from habilis.core.types import Obs, PolicyStep, Step
 class RolloutBuffer:
     """Filled step by step, read whole, and filled again.
 
-    Observations are stored once: the successor of step t is row t + 1, except where an episode ended, whose true last observation is
-    kept aside.
+    Observations are stored once: the successor of step t is row t + 1, except where an episode ended, whose true last
+    observation is kept aside.
     """
 
     def __init__(self, spec: EnvSpec, n_steps: int, num_envs: int, device: str = "cpu") -> None:

@@ -26,7 +26,8 @@ def ppo_clip(
 ) -> ClippedSurrogate:
     """Return the negative clipped surrogate objective (Schulman et al. 2017, equation 7); arguments are `[B]`.
 
-    The KL estimate is `mean((r - 1) - log r)` (Schulman 2020, "Approximating KL divergence", k3): unbiased and never negative.
+    The KL estimate is `mean((r - 1) - log r)` (Schulman 2020, "Approximating KL divergence", k3): unbiased and never
+    negative.
     """
     log_ratio = log_prob - old_log_prob
     ratio = log_ratio.exp()
@@ -46,8 +47,8 @@ def value_loss(
 ) -> Tensor:
     """Return half the mean squared error of the values.
 
-    With `clip_range`, the prediction may move at most that far from `old_values` and the larger of the two errors counts, as in
-    the PPO code of OpenAI Baselines; the paper has no such clipping.
+    With `clip_range`, the prediction may move at most that far from `old_values` and the larger of the two errors
+    counts, as in the PPO code of OpenAI Baselines; the paper has no such clipping.
     """
     error = (values - returns).square()
     if clip_range is not None:
@@ -64,7 +65,7 @@ def soft_q_target(
     next_log_prob: Tensor,
     alpha: Tensor,
 ) -> Tensor:
-    """Return the soft Bellman target `[B]` (Haarnoja et al. 2018b, equations 2 and 3), the minimum taken over the critics.
+    """Return the soft Bellman target `[B]` (Haarnoja et al. 2018b, equations 2 and 3), with the least of the critics.
 
     Args:
         reward: `[B]`, the sum of n rewards for n-step targets.
@@ -74,7 +75,7 @@ def soft_q_target(
         next_log_prob: `[B]`, log-probability of that action.
         alpha: temperature, 0-d.
     """
-    return reward + discount * ~terminated * (next_q.amin(0) - alpha * next_log_prob)
+    return reward + torch.where(terminated, 0.0, discount * (next_q.amin(0) - alpha * next_log_prob))
 
 
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
@@ -88,5 +89,5 @@ def soft_policy_loss(q: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
 
 
 def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:
-    """Return the temperature's loss (Haarnoja et al. 2018b, equation 18); `log_prob` carries no gradient into the policy."""
+    """Return the temperature's loss (Haarnoja et al. 2018b, equation 18), without a gradient into the policy."""
     return -(log_alpha.exp() * (log_prob.detach() + target_entropy)).mean()

@@ -1,8 +1,8 @@
 """Returns and advantages as pure functions of time-major tensors `[T, N]`.
 
-Every function treats the two endings of an episode apart: at a termination nothing follows; at a truncation the value of
-the true successor follows, but nothing of the next episode does. `next_values[t]` is therefore always the value of the
-true successor of step t (`Step.next_obs`), never of the observation after a reset.
+Every function treats the two endings of an episode apart: at a termination nothing follows; at a truncation the value
+of the true successor follows, but nothing of the next episode does. `next_values[t]` is therefore always the value of
+the true successor of step t (`Step.next_obs`), never of the observation after a reset.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ def generalized_advantage(
         next_values: `[T, N]`, V of the true successor of step t.
         terminated: `[T, N]` bool; no bootstrap.
         done: `[T, N]` bool; terminated or truncated: the sum over later steps ends here.
-        valid: `[T, N]` bool; a step that is not gets advantage zero, so that the step before it bootstraps from V alone.
+        valid: `[T, N]` bool; a step that is not gets advantage zero: the step before it bootstraps from V alone.
         gamma: discount.
         gae_lambda: weight of longer returns; 0 is the one-step error, 1 the Monte-Carlo return minus V.
     """
-    deltas = torch.where(valid, rewards + gamma * next_values * ~terminated - values, 0.0)
+    bootstrap = torch.where(terminated, 0.0, gamma * next_values)
+    deltas = torch.where(valid, rewards + bootstrap - values, 0.0)
     decay = gamma * gae_lambda * (valid & ~done).to(rewards.dtype)
     advantages = torch.empty_like(deltas)
     running = torch.zeros_like(deltas[0])
@@ -54,9 +55,9 @@ def n_step_return(
         gamma: discount.
 
     Returns:
-        `(returns, discount, last, terminated)`, each `[B]`: the discounted sum; gamma to the power of the number of steps
-        taken, which multiplies the bootstrap; the index in `[0, n)` of the last step taken, whose true successor is what to
-        bootstrap from; whether that step terminated.
+        `(returns, discount, last, terminated)`, each `[B]`: the discounted sum; gamma to the power of the number of
+        steps taken, which multiplies the bootstrap; the index in `[0, n)` of the last step taken, whose true successor
+        is what to bootstrap from; whether that step terminated.
     """
     returns = rewards[0].clone()
     discount = torch.full_like(returns, gamma)
@@ -64,7 +65,7 @@ def n_step_return(
     going = ~done[0]
     ended = terminated[0].clone()
     for k in range(1, len(rewards)):
-        returns += discount * rewards[k] * going
+        returns += torch.where(going, discount * rewards[k], 0.0)
         discount = torch.where(going, discount * gamma, discount)
         last += going
         ended |= going & terminated[k]

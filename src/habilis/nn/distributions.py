@@ -20,7 +20,7 @@ LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 class Distribution(Protocol):
     """A distribution over actions."""
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator) -> Tensor:
         """Draw one action for each row."""
         ...
 
@@ -38,13 +38,13 @@ class Distribution(Protocol):
 
 
 class Gaussian:
-    """Independent normal distributions: `mean` is `[..., dim]`, `log_std` broadcasts against it."""
+    """Independent normal distributions: `mean` is `[..., dim]`, `log_std` the same or `[dim]`."""
 
     def __init__(self, mean: Tensor, log_std: Tensor) -> None:
         self.mean = mean
         self.log_std = log_std
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator) -> Tensor:
         """Draw `[..., dim]`."""
         return self.mean + self.log_std.exp() * _noise(self.mean, generator)
 
@@ -70,12 +70,12 @@ class SquashedGaussian:
         self.mean = mean
         self.log_std = log_std
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator) -> Tensor:
         """Draw `[..., dim]`."""
         return torch.tanh(self.mean + self.log_std.exp() * _noise(self.mean, generator))
 
-    def sample_with_log_prob(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Draw actions with gradients through them, and their log-densities, which are exact for saturated actions too."""
+    def sample_with_log_prob(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Draw actions with gradients through them, and their log-densities, exact for saturated actions too."""
         noise = _noise(self.mean, generator)
         pre_tanh = self.mean + self.log_std.exp() * noise
         log_prob = -0.5 * noise.square() - self.log_std - LOG_SQRT_2PI - log_tanh_derivative(pre_tanh)
@@ -86,7 +86,7 @@ class SquashedGaussian:
         return torch.tanh(self.mean)
 
     def log_prob(self, action: Tensor) -> Tensor:
-        """Return the log-density of actions in (-1, 1); at the bounds it is that of the nearest inner float."""
+        """Return the log-density of actions in (-1, 1), taken 1e-6 inside for actions nearer to the bounds."""
         pre_tanh = torch.atanh(action.clamp(-1 + 1e-6, 1 - 1e-6))
         z = (pre_tanh - self.mean) * torch.exp(-self.log_std)
         return (-0.5 * z.square() - self.log_std - LOG_SQRT_2PI - log_tanh_derivative(pre_tanh)).sum(-1)
@@ -107,7 +107,7 @@ class Categorical:
     def __init__(self, logits: Tensor) -> None:
         self.log_probs = logits.log_softmax(-1)
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator) -> Tensor:
         """Draw `[...]` by the Gumbel-max trick."""
         uniform = torch.rand(
             self.log_probs.shape, generator=generator, device=self.log_probs.device, dtype=self.log_probs.dtype
@@ -134,7 +134,7 @@ class MultiCategorical:
     def __init__(self, logits: Tensor, nvec: Sequence[int]) -> None:
         self.parts = [Categorical(part) for part in logits.split(list(nvec), -1)]
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generator: torch.Generator) -> Tensor:
         """Draw `[..., len(nvec)]`."""
         return torch.stack([p.sample(generator) for p in self.parts], -1)
 
@@ -151,5 +151,5 @@ class MultiCategorical:
         return torch.stack([p.entropy() for p in self.parts]).sum(0)
 
 
-def _noise(like: Tensor, generator: torch.Generator | None) -> Tensor:
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)

@@ -1,4 +1,4 @@
-"""From observation groups to one feature vector: vectors are normalised and joined, images go through a small convolutional network."""
+"""From observation groups to one feature vector: vectors are normalised, images go through a convolutional network."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from habilis.core.errors import ConfigError
 from habilis.core.specs import ObsGroup
 from habilis.core.types import Obs
 from habilis.nn.init import init_, linear
@@ -15,7 +16,7 @@ from habilis.nn.normalizer import RunningNorm
 
 
 class ImageEncoder(nn.Module):
-    """The convolutional network of Mnih et al. (2015) for uint8 images `[..., H, W, C]` or `[..., C, H, W]`, to 512 features.
+    """The network of Mnih et al. (2015) for uint8 images `[..., H, W, C]` or `[..., C, H, W]`, to 512 features.
 
     The axis with at most 16 entries is taken for the channels, the last one where both could be.
     """
@@ -27,12 +28,13 @@ class ImageEncoder(nn.Module):
         layers: list[nn.Module] = []
         for out, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
             layer = nn.utils.skip_init(nn.Conv2d, channels, out, kernel, stride)
-            assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+            assert isinstance(layer, nn.Conv2d)
+            assert layer.bias is not None
             init_(layer.weight, layer.bias, channels * kernel * kernel, generator, math.sqrt(2))
             layers += [layer, nn.ReLU()]
             channels, height, width = out, (height - kernel) // stride + 1, (width - kernel) // stride + 1
         if min(height, width) < 1:
-            raise ValueError(f"an image of shape {shape} is too small for the encoder: it needs at least 36 pixels a side")
+            raise ConfigError(f"an image of shape {shape} is too small for the encoder: enlarge it to 36 pixels a side")
         self.convolutions = nn.Sequential(*layers)
         self.project = linear(channels * height * width, 512, generator, gain=math.sqrt(2))
 
@@ -41,14 +43,15 @@ class ImageEncoder(nn.Module):
         x = image.flatten(0, -4).to(self.project.weight.dtype) / 255
         if self.channels_last:
             x = x.movedim(-1, -3)
-        x = torch.relu(self.project(self.convolutions(x).flatten(1)))
-        return x.unflatten(0, image.shape[:-3])
+        features: Tensor = torch.relu(self.project(self.convolutions(x).flatten(1)))
+        return features.view(*image.shape[:-3], 512)
 
 
 class ObsEncoder(nn.Module):
     """Reads the groups `names` of an observation and gives `[..., out_dim]` features.
 
-    Vector groups pass through a `RunningNorm` of their own where `normalize` is true; image groups through an `ImageEncoder`.
+    Vector groups pass through a `RunningNorm` of their own where `normalize` is true; image groups through an
+    `ImageEncoder`.
     """
 
     def __init__(
@@ -74,8 +77,9 @@ class ObsEncoder(nn.Module):
         return self.features(self.normalize(obs))
 
     def normalize(self, obs: Obs) -> dict[str, Tensor]:
-        """Return the groups this encoder reads, vectors normalised: what a learner computes once for many minibatches."""
-        return {name: self.normalizers[name](obs[name]) if name in self.normalizers else obs[name] for name in self.names}
+        """Return the groups this encoder reads, vectors normalised: computed once for many minibatches."""
+        normalizers = self.normalizers
+        return {name: normalizers[name](obs[name]) if name in normalizers else obs[name] for name in self.names}
 
     def features(self, normalized: Obs) -> Tensor:
         """Join the features of normalised groups."""

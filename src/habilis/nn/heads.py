@@ -23,9 +23,10 @@ class GaussianHead(nn.Module):
     Args:
         in_dim: width of the features.
         action_dim: number of values in an action.
-        std_type: where the standard deviation comes from: `independent` of the state and learnt; `dependent` on it through a linear
-            layer; `fixed` at `init_std`; `annealed` from `init_std` to `final_std`, linearly in its logarithm, as training goes on.
-        init_std: first standard deviation, in units of the action range.
+        std_type: where the standard deviation comes from: `independent` of the state and learnt; `dependent` on it
+            through a linear layer; `fixed` at `init_std`; `annealed` from `init_std` to `final_std`, linearly in its
+            logarithm, as training goes on.
+        init_std: first standard deviation, in units of half the action range.
         final_std: last one under `annealed`.
         generator: source of the initial weights.
     """
@@ -61,7 +62,7 @@ class GaussianHead(nn.Module):
         """Set the annealed deviation for `progress` in [0, 1]; the other kinds stay as they are."""
         if self.std_type == "annealed":
             first, last = self.log_std_range
-            self.log_std.fill_(first + (last - first) * progress)
+            self.log_std.fill_(first + (last - first) * min(progress, 1.0))
 
 
 class SquashedGaussianHead(nn.Module):
@@ -81,9 +82,7 @@ class SquashedGaussianHead(nn.Module):
 class CategoricalHead(nn.Module):
     """One choice or several, from logits that are a linear function of the features."""
 
-    def __init__(
-        self, in_dim: int, action: DiscreteAction | MultiDiscreteAction, generator: torch.Generator
-    ) -> None:
+    def __init__(self, in_dim: int, action: DiscreteAction | MultiDiscreteAction, generator: torch.Generator) -> None:
         super().__init__()
         self.nvec = action.nvec if isinstance(action, MultiDiscreteAction) else None
         size = sum(action.nvec) if isinstance(action, MultiDiscreteAction) else action.n

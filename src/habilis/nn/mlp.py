@@ -23,7 +23,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 class MLP(nn.Module):
-    """Hidden layers with an activation after each, then a linear output where `out_dim` is given: `[..., in] -> [..., out]`.
+    """`[..., in] -> [..., out]`: hidden layers, each with an activation, then a linear output where `out_dim` is given.
 
     Args:
         in_dim: width of the input.
@@ -63,7 +63,7 @@ class MLP(nn.Module):
 
 
 class EnsembleLinear(nn.Module):
-    """`copies` linear layers at once: `[copies, B, in] -> [copies, B, out]`, one batched product instead of many small ones."""
+    """`copies` linear layers as one batched product: `[copies, B, in] -> [copies, B, out]`."""
 
     def __init__(self, copies: int, in_features: int, out_features: int, generator: torch.Generator) -> None:
         super().__init__()

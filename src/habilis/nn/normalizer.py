@@ -1,7 +1,7 @@
 """Running mean and variance of data that arrives in batches, and the normalisation by them.
 
-The statistics are buffers, so they are saved and exported with the module that owns them. They change only when `update` is
-called, which trainers do once an iteration after optimisation: between acting and learning nothing drifts.
+The statistics are buffers, so they are saved and exported with the module that owns them. They change only when
+`update` is called, which trainers do once an iteration after optimisation: between acting and learning nothing drifts.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 class RunningNorm(nn.Module):
     """Normalise rows of `shape` to mean 0 and variance 1, clipped to `[-clip, clip]`.
 
-    The moments are those of all data seen (Chan et al. 1979, parallel variance), held in float64 and applied in float32. Before the
-    first update the data passes unchanged.
+    The moments are those of all data seen (Chan et al. 1979, parallel variance), held in float64 and applied in the
+    data's own precision. Before the first update the data is only clipped.
     """
 
     mean: Tensor
@@ -42,11 +42,11 @@ class RunningNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
-        """Take in a batch `[n, *shape]`; nothing changes for an empty one."""
-        n = x.shape[0]
+        """Take in a batch `[n, *shape]`, leaving out rows that are not finite: one of them would spoil all to come."""
+        x = x[x.isfinite().reshape(len(x), self.mean.numel()).all(1)].to(torch.float64)
+        n = len(x)
         if n == 0:
             return
-        x = x.to(torch.float64)
         batch_mean = x.mean(0)
         batch_var = x.var(0, correction=0)
         total = self.count + n
@@ -55,3 +55,35 @@ class RunningNorm(nn.Module):
         self.mean += delta * n / total
         self.var.copy_(m2 / total)
         self.count.copy_(total)
+
+
+class RewardNorm(nn.Module):
+    """Divide rewards by the running standard deviation of the discounted return (OpenAI Baselines' `VecNormalize`).
+
+    Args:
+        num_envs: environments whose returns are followed.
+        gamma: discount.
+    """
+
+    running_return: Tensor
+
+    def __init__(self, num_envs: int, gamma: float) -> None:
+        super().__init__()
+        self.gamma = gamma
+        self.returns = RunningNorm(())
+        self.register_buffer("running_return", torch.zeros(num_envs))
+
+    def forward(self, rewards: Tensor) -> Tensor:
+        """Scale rewards of any shape."""
+        return self.returns.scale_only(rewards)
+
+    @torch.no_grad()
+    def update(self, rewards: Tensor, done: Tensor, valid: Tensor) -> None:
+        """Follow the returns over a rollout `[T, N]`; they start anew where an episode ends or a step is not valid."""
+        over = done | ~valid
+        returns = torch.empty_like(rewards)
+        for t in range(len(rewards)):
+            self.running_return.mul_(self.gamma).add_(rewards[t])
+            returns[t] = self.running_return
+            self.running_return.masked_fill_(over[t], 0.0)
+        self.returns.update(returns[valid])

@@ -1,8 +1,8 @@
 """Adam over the parameters of some modules, held as one vector.
 
-The parameters become views of one flat tensor, so that clipping, the Adam step and Polyak averaging are one operation each
-however many layers there are, and gradients are taken for exactly these parameters: no other network moves, and none needs to
-be frozen for it. Whatever changes (the learning rate) is a tensor, changed in place.
+The parameters become views of one flat tensor, so that clipping, the Adam step and Polyak averaging are one operation
+each however many layers there are, and gradients are taken for exactly these parameters: no other network moves, and
+none needs to be frozen for it. Whatever changes (the learning rate) is a tensor, changed in place.
 """
 
 from __future__ import annotations
@@ -54,18 +54,20 @@ class Optimizer:
     def step(self, loss: Tensor) -> Tensor:
         """Descend `loss` by one step and return the norm of its gradient before clipping, 0-d.
 
-        A gradient that is not finite counts in `skipped` and is replaced by zero: the parameters stay finite, so that the run can
-        be stopped with a policy that is whole.
+        A gradient that is not finite counts in `skipped` and moves nothing: the parameters stay finite, so that
+        the run can be stopped with a policy that is whole.
         """
         gradients = torch.autograd.grad(loss, self.parameters)
         with torch.no_grad():
             gradient = torch.cat([g.reshape(-1) for g in gradients])
-            norm = torch.linalg.vector_norm(gradient)
-            finite = norm.isfinite()
-            self.skipped += ~finite
+            norm: Tensor = torch.linalg.vector_norm(gradient)
+            not_finite = (~norm.isfinite()).to(norm.dtype)
+            self.skipped += not_finite
             if self.max_grad_norm is not None:
                 gradient *= (self.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)
-            self.flat.grad = torch.where(finite, gradient, 0.0)
+            self.flat.grad = gradient
+            # the flag by which mixed precision's gradient scaler tells the fused step to do nothing
+            self._adam.found_inf = not_finite  # type: ignore[attr-defined]
             self._adam.step()
         return norm
 
@@ -75,9 +77,10 @@ class Optimizer:
         return {"adam": adam.get(0, {}), "learning_rate": self.learning_rate.clone(), "skipped": self.skipped.clone()}
 
     def load_state_dict(self, state: State) -> None:
-        """Restore what `state_dict` returned."""
+        """Restore what `state_dict` returned, copying it: Adam would go on with the very tensors it is given."""
         template = self._adam.state_dict()
-        self._adam.load_state_dict({**template, "state": {0: state["adam"]} if state["adam"] else {}})
+        moments = {name: saved.clone() for name, saved in state["adam"].items()}
+        self._adam.load_state_dict({**template, "state": {0: moments} if moments else {}})
         self._adam.param_groups[0]["lr"] = self.learning_rate
         self.learning_rate.copy_(state["learning_rate"])
         self.skipped.copy_(state["skipped"])

@@ -10,11 +10,15 @@ from habilis.core.specs import ActionSpec, BoxAction
 
 
 class ActionMap(nn.Module):
-    """Clip to [-1, 1] and scale to the bounds of a `BoxAction`; an unbounded value passes as it is, as does a discrete action."""
+    """Clip to [-1, 1] and scale to the bounds of a `BoxAction`; a discrete action passes as it is.
+
+    A value without bounds passes too, and one with a single bound is clipped to it.
+    """
 
     scale: Tensor
     offset: Tensor
-    limit: Tensor
+    lower: Tensor
+    upper: Tensor
 
     def __init__(self, spec: ActionSpec) -> None:
         super().__init__()
@@ -22,13 +26,15 @@ class ActionMap(nn.Module):
         if isinstance(spec, BoxAction):
             low, high = spec.low.astype(np.float64), spec.high.astype(np.float64)
             bounded = np.isfinite(low) & np.isfinite(high)
-            low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-            self.register_buffer("scale", torch.from_numpy((high - low) / 2).float())
-            self.register_buffer("offset", torch.from_numpy((high + low) / 2).float())
-            self.register_buffer("limit", torch.from_numpy(np.where(bounded, 1.0, np.inf)).float())
+            # infinities are left out before the arithmetic, not after it, so that none is subtracted from another
+            finite_low, finite_high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
+            self.register_buffer("scale", torch.from_numpy((finite_high - finite_low) / 2).float())
+            self.register_buffer("offset", torch.from_numpy((finite_high + finite_low) / 2).float())
+            self.register_buffer("lower", torch.from_numpy(np.where(bounded, -1.0, low)).float())
+            self.register_buffer("upper", torch.from_numpy(np.where(bounded, 1.0, high)).float())
 
     def forward(self, action: Tensor) -> Tensor:
         """Map `[..., dim]` in the policy's units to the environment's."""
         if not self.is_box:
             return action
-        return torch.minimum(torch.maximum(action, -self.limit), self.limit) * self.scale + self.offset
+        return torch.minimum(torch.maximum(action, self.lower), self.upper) * self.scale + self.offset

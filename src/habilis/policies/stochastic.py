@@ -1,7 +1,7 @@
 """The feed-forward stochastic policy: encoder (with the normaliser), trunk, head and action map.
 
-The head makes it Gaussian (PPO), squashed Gaussian (SAC) or categorical; all else is the same. `forward` is the deterministic
-policy from raw observation to environment action, which is what gets exported.
+The head makes it Gaussian (PPO), squashed Gaussian (SAC) or categorical; all else is the same. `forward` is the
+deterministic policy from raw observation to environment action, which is what gets exported.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from habilis.core.specs import EnvSpec
 from habilis.core.types import Obs, PolicyStep
 from habilis.nn.distributions import Categorical, Gaussian, MultiCategorical, SquashedGaussian
 from habilis.nn.encoder import ObsEncoder
+from habilis.nn.mlp import MLP
 from habilis.policies.action_map import ActionMap
 
 ActionDistribution = Gaussian | SquashedGaussian | Categorical | MultiCategorical
@@ -33,7 +34,7 @@ class StochasticPolicy(nn.Module):
         head: from features to an action distribution.
     """
 
-    def __init__(self, spec: EnvSpec, encoder: ObsEncoder, trunk: nn.Module, head: nn.Module) -> None:
+    def __init__(self, spec: EnvSpec, encoder: ObsEncoder, trunk: MLP, head: nn.Module) -> None:
         super().__init__()
         self.spec = spec
         self.encoder = encoder
@@ -53,11 +54,21 @@ class StochasticPolicy(nn.Module):
     def act(
         self, obs: Obs, memory: Any = None, *, deterministic: bool = False, generator: torch.Generator | None = None
     ) -> PolicyStep:
-        """Choose actions for a batch of observations; the normaliser's statistics stay as they are."""
+        """Choose actions for a batch of observations; the normaliser's statistics stay as they are.
+
+        Args:
+            obs: raw observation groups `[N, *shape]`.
+            memory: handed back as it is.
+            deterministic: take the mode instead of drawing.
+            generator: source of the draw; None draws from the operating system's entropy, each time anew.
+        """
         distribution = self.distribution(obs)
         if deterministic:
             action = distribution.mode()
             return PolicyStep(action, self.action_map(action), None, memory)
+        if generator is None:
+            generator = torch.Generator(next(self.parameters()).device)
+            generator.seed()
         action = distribution.sample(generator)
         return PolicyStep(action, self.action_map(action), distribution.log_prob(action), memory)
 
