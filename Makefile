@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(STAMP) ## teach a quadruped to walk; report, video and ONNX file at the end
-	$(BIN)/python -m habilis.cli demo
+	$(BIN)/habilis demo
 
 test: lint ## lint, types, architecture and every test
 	$(BIN)/python -m pytest -n 2
@@ -43,7 +43,7 @@ docs: $(STAMP) ## build the documentation into site/, refusing broken links
 	@echo "site/index.html"
 
 bench: $(STAMP) ## measure a suite of algorithms and environments: make bench SUITE=name
-	$(BIN)/python -m habilis.cli bench $(SUITE)
+	$(BIN)/habilis bench $(SUITE)
 
 clean: ## remove what the commands above have made, but for .venv and runs/
 	rm -rf site build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
