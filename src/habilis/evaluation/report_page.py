@@ -89,15 +89,15 @@ def _hero(charts: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _status(groups: Sequence[Group]) -> str:
-    runs = [run for group in groups for run in group.runs]
+    runs = [(group.label, run) for group in groups for run in group.runs]
     notes = []
-    for run in runs:
+    for label, run in runs:
         if run.asked and run.steps < run.asked:
-            who = f"{run.algorithm.upper()}, seed {run.seed}: " if len(runs) > 1 else ""
+            who = f"{label}, seed {run.seed}: " if len(runs) > 1 else ""
             notes.append(f"{who}not finished, {count(run.steps)} of {count(run.asked)} env steps")
     badges = "".join(f'<li class="warn">{escape(note)}</li>' for note in notes)
     number_of_runs = f"{len(runs)} runs" if len(runs) > 1 else "One run"
-    seconds = sum(run.seconds or 0 for run in runs)
+    seconds = sum(run.seconds or 0 for _, run in runs)
     took = f", {duration(seconds)} of training{' in all' if len(runs) > 1 else ''}" if seconds else ""
     return f'<p class="sub">{number_of_runs}{took}</p><ul class="badges">{badges}</ul>'
 
@@ -272,8 +272,8 @@ def _configuration(groups: Sequence[Group]) -> str:
 
 def _value(group: Group, key: str) -> str:
     """Return a group's value of a configuration key; where its runs differ (seeds), all of them."""
-    found = dict.fromkeys(json.dumps(run.config[key]) if key in run.config else "-" for run in group.runs)
-    return ", ".join(found)
+    values = [run.config.get(key, "-") for run in group.runs]
+    return ", ".join(dict.fromkeys(value if isinstance(value, str) else json.dumps(value) for value in values))
 
 
 def _origin(run: RunRecord) -> str:
