@@ -26,7 +26,6 @@ from habilis.evaluation.evaluator import EvaluationResult
 from habilis.evaluation.evaluator import evaluate as run_evaluation
 from habilis.policies.stochastic import StochasticPolicy
 from habilis.presets import preset
-from habilis.tracking import open_tracking
 from habilis.training.config import TrainConfig
 from habilis.training.session import Session
 
@@ -184,6 +183,8 @@ def make_env(id: str, num_envs: int = 1, *, backend: str | None = None, seed: in
 
 def _run(config: TrainConfig, trainer: Any, run_dir: Path, *, checkpoint: Path | None, progress: bool) -> Run:
     """Drive a trainer in a session and gather what came of it."""
+    from habilis.tracking import open_tracking
+
     spec = trainer.collector.env.spec
     eval_seed = derive_seed(config.seed, "evaluation")
     with open_tracking(

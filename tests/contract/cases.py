@@ -1,0 +1,72 @@
+"""Every registered algorithm with a small configuration: what the contract tests run over."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from habilis.api import default_config
+from habilis.build import ALGORITHMS, build_trainer
+from habilis.checkpoint import save_checkpoint
+from habilis.checkpoint.state_tree import flatten
+from habilis.training.config import TrainConfig
+from habilis.training.keeping import Trainer, components
+
+SMALL: dict[str, dict[str, Any]] = {
+    "ppo": {
+        "num_envs": 3,
+        "algo.n_steps": 16,
+        "algo.batch_size": 16,
+        "algo.n_epochs": 2,
+        "algo.hidden": [16],
+        "algo.learning_rate_schedule": "linear",
+    },
+    "sac": {
+        "num_envs": 2,
+        "algo.learning_starts": 20,
+        "algo.train_freq": 8,
+        "algo.gradient_steps": 4,
+        "algo.batch_size": 16,
+        "algo.buffer_size": 200,
+        "algo.hidden": [16],
+        "algo.n_steps": 3,
+        "algo.normalize_obs": True,
+    },
+}
+"""An algorithm without an entry here fails `test_every_algorithm_is_tested`."""
+
+
+def small_config(algorithm: str, env: str, **overrides: Any) -> TrainConfig:
+    base = {"total_timesteps": 2000, "env_threads": 1, "threads": 1}
+    return default_config(algorithm, env, **{**base, **SMALL[algorithm], **overrides})
+
+
+def small_trainer(algorithm: str, env: str, **overrides: Any) -> Trainer:
+    return build_trainer(small_config(algorithm, env, **overrides))
+
+
+def iterate(trainer: Trainer, count: int) -> None:
+    for _ in range(count):
+        trainer.iterate()
+
+
+def fingerprint(trainer: Trainer) -> str:
+    """One hash of every bit that decides how the run goes on."""
+    digest = hashlib.sha256()
+    for name, state in sorted(components(trainer).items()):
+        structure, tensors = flatten(state, where=name)
+        digest.update(json.dumps(structure, sort_keys=True, default=str).encode())
+        for key, tensor in sorted(tensors.items()):
+            digest.update(key.encode())
+            digest.update(torch.as_tensor(tensor).reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def save(trainer: Trainer, path: Any) -> None:
+    save_checkpoint(path, components(trainer), meta={"exact": True})
+
+
+assert ALGORITHMS

@@ -1,0 +1,125 @@
+"""Tiny environments that a correct algorithm solves in seconds, and an incorrect one does not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from habilis.api import default_config
+from habilis.build import build_trainer
+from habilis.training.keeping import Trainer
+
+PPO = {
+    "num_envs": 16,
+    "algo.n_steps": 16,
+    "algo.batch_size": 64,
+    "algo.n_epochs": 4,
+    "algo.hidden": [32],
+    "algo.learning_rate": 3e-3,
+    "algo.normalize_obs": False,
+    "algo.normalize_reward": False,
+    "algo.gamma": 0.9,
+    "algo.gae_lambda": 0.9,
+}
+SAC = {
+    "num_envs": 8,
+    "algo.train_freq": 1,
+    "algo.gradient_steps": 1,
+    "algo.learning_starts": 64,
+    "algo.batch_size": 64,
+    "algo.hidden": [32],
+    "algo.learning_rate": 3e-3,
+    "algo.tau": 0.05,
+    "algo.gamma": 0.9,
+    "algo.buffer_size": 20_000,
+}
+STEPS = {"ppo": 16_000, "sac": 8_000}
+
+
+def train(algorithm: str, probe: str, **overrides: Any) -> Trainer:
+    base = {"ppo": PPO, "sac": SAC}[algorithm]
+    config = default_config(
+        algorithm, f"probe/{probe}-v0", **{**base, "total_timesteps": STEPS[algorithm], "threads": 1, **overrides}
+    )
+    trainer = build_trainer(config)
+    for _ in trainer:
+        pass
+    return trainer
+
+
+def value(trainer: Trainer, *rows: float) -> list[float]:
+    """V of observations: PPO's own, and for SAC (temperature near zero) Q of the policy's action."""
+    obs = {"policy": torch.tensor(rows).unsqueeze(1)}
+    algorithm = trainer.algorithm
+    with torch.no_grad():
+        if hasattr(algorithm, "value"):
+            return algorithm.value(obs).tolist()
+        action = algorithm.policy.act(obs, deterministic=True).action
+        return algorithm.state.critics(obs, action).mean(0).tolist()
+
+
+def act(trainer: Trainer, rows: list[list[float]]) -> torch.Tensor:
+    return trainer.algorithm.policy.act({"policy": torch.tensor(rows)}, deterministic=True).env_action
+
+
+BOTH = pytest.mark.parametrize("algorithm", ["ppo", "sac"])
+# a fixed, tiny temperature: the soft value is then the value
+COLD = {"sac": {"algo.ent_coef": 1e-4}, "ppo": {}}
+
+
+@BOTH
+def test_constant_reward(algorithm: str) -> None:
+    trainer = train(algorithm, "ConstantRewardContinuous", **COLD[algorithm], total_timesteps=4000)
+    assert value(trainer, 0.0) == pytest.approx([1.0], abs=0.05)
+
+
+@BOTH
+def test_reward_that_depends_on_the_observation(algorithm: str) -> None:
+    trainer = train(algorithm, "ObservationRewardContinuous", **COLD[algorithm])
+    assert value(trainer, -1.0, 1.0) == pytest.approx([-1.0, 1.0], abs=0.1)
+
+
+@BOTH
+def test_credit_over_two_steps(algorithm: str) -> None:
+    trainer = train(algorithm, "TwoStepCreditContinuous", **COLD[algorithm])
+    assert value(trainer, 0.0, 1.0) == pytest.approx([0.9, 1.0], abs=0.08)
+
+
+@BOTH
+def test_truncation_is_not_termination(algorithm: str) -> None:
+    # 1 / (1 - 0.9); a learner that takes truncation for termination finds at most 1 + 0.9 + ... + 0.9^4 = 4.1
+    trainer = train(algorithm, "TruncationValueContinuous", **COLD[algorithm], total_timesteps=2 * STEPS[algorithm])
+    assert value(trainer, 0.0) == pytest.approx([10.0], abs=0.7)
+
+
+def test_truncation_with_n_step_targets() -> None:
+    trainer = train("sac", "TruncationValueContinuous", **COLD["sac"], **{"algo.n_steps": 3}, total_timesteps=16_000)
+    assert value(trainer, 0.0) == pytest.approx([10.0], abs=0.7)
+
+
+@BOTH
+def test_action_that_depends_on_the_observation(algorithm: str) -> None:
+    trainer = train(algorithm, "ActionObservationRewardContinuous", **COLD[algorithm])
+    assert act(trainer, [[-1.0], [1.0]]).flatten().tolist() == pytest.approx([-0.5, 0.5], abs=0.12)
+
+
+@BOTH
+def test_continuous_identity(algorithm: str) -> None:
+    trainer = train(algorithm, "IdentityContinuous", total_timesteps=3 * STEPS[algorithm])
+    rows = [[-0.8, 0.4], [0.1, -0.5], [0.6, 0.7]]
+    assert act(trainer, rows).flatten().tolist() == pytest.approx(sum(rows, []), abs=0.2)
+
+
+def test_discrete_choices() -> None:
+    assert act(train("ppo", "ActionReward"), [[0.0]]).item() == 1
+    assert act(train("ppo", "ActionObservationReward"), [[-1.0], [1.0]]).tolist() == [0, 1]
+    trainer = train("ppo", "Identity", total_timesteps=32_000)
+    assert act(trainer, torch.eye(4).tolist()).tolist() == [0, 1, 2, 3]
+
+
+def test_several_discrete_choices_at_once() -> None:
+    trainer = train("ppo", "IdentityMultiDiscrete", total_timesteps=48_000)
+    rows = [[float(a == i) for i in range(3)] + [float(b == i) for i in range(2)] for a in range(3) for b in range(2)]
+    assert act(trainer, rows).tolist() == [[a, b] for a in range(3) for b in range(2)]
