@@ -56,7 +56,6 @@ class Progress:
         self._total = total_steps
         self._metrics: dict[str, float] = {}
         self._shown_at = -float("inf")
-        self._shown_step: int | None = None
         self._closed = False
         terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._live = _start_live(self._stream) if terminal else None
@@ -64,7 +63,7 @@ class Progress:
 
     def restart(self, step: int) -> None:
         """Go on from `step`, done by an earlier process: speed counts from here."""
-        self._step = step
+        self._step = self._shown_step = step
         self._meter = SpeedMeter(step, self._clock())
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
