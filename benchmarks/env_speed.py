@@ -107,7 +107,7 @@ def markdown(results: list[dict[str, Any]]) -> str:
         lines.append(f"| {' | '.join([row['env'], str(row['num_envs']), *speeds, *ratios])} |")
     lines += [
         "",
-        "Env steps a second and ratios: the median of the turns; in brackets, the ratio of the fastest turns.",
+        "Env steps a second and ratios are medians over the turns; in brackets, the ratio of the fastest.",
     ]
     return "\n".join(lines)
 

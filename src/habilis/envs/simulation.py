@@ -103,10 +103,6 @@ class Simulation:
         """Compute every derived field at the present state, without advancing time."""
         self._batch.forward(ids)
 
-    def kinematics(self, ids: np.ndarray | None = None) -> None:
-        """Compute the derived fields that follow from positions alone; the solver's warm start stays as it is."""
-        self._batch.forward(ids, stage=mujoco.mjtStage.mjSTAGE_POS.value)
-
     def step(self, nstep: int = 1) -> np.ndarray:
         """Advance every simulation by `nstep` substeps.
 

@@ -177,23 +177,26 @@ def test_the_time_limit_truncates_and_termination_wins_over_it():
     assert not env.step(torch.zeros(2, 1)).done.any()
 
 
-def test_a_state_written_from_outside_is_where_the_step_starts():
-    for id in ("HalfCheetah-v5", "Ant-v5", "Humanoid-v5"):
-        env = make_native(id, 2, seed=0, threads=1)
-        run(env, 3)
-        env.simulation.qpos[0, 0] += 100.0
-        step = env.step(torch.zeros(2, env.spec.action.dim))
-        assert step.info["x_position"][0] > 90.0
-        assert step.info["x_velocity"][0].abs() < 20.0
+@pytest.mark.parametrize("id", ["HalfCheetah-v5", "Ant-v5", "Humanoid-v5"])
+def test_velocity_is_measured_from_where_the_step_starts(id):
+    env = make_native(id, 2, seed=0, threads=1, max_episode_steps=5)
+    run(env, 3)
+    env.simulation.qpos[0, 0] += 100.0
+    zero = torch.zeros(2, env.spec.action.dim)
+    for in_the_distance in (True, True, False):  # written from outside; going on; begun anew
+        step = env.step(zero)
+        assert (step.info["x_position"][0] > 90.0) == in_the_distance
+        assert step.info["x_velocity"].abs().max() < 20.0
 
 
 @pytest.mark.parametrize("poison", [np.nan, np.inf, 1e30])
+@pytest.mark.parametrize("field", ["qpos", "qvel"])
 @pytest.mark.parametrize("id", ["HalfCheetah-v5", "Ant-v5"])
-def test_divergence_is_isolated(id, poison):
+def test_divergence_is_isolated(id, field, poison):
     env, healthy = (make_native(id, 3, seed=1, threads=2) for _ in range(2))
     before = run(env, 5)[-5].clone()
     run(healthy, 5)
-    env.simulation.qvel[1, 0] = poison
+    getattr(env.simulation, field)[1, 0] = poison
     action = torch.from_numpy(actions(env, np.random.default_rng(7)))
     step, expected = env.step(action), healthy.step(action)
     assert step.info["diverged"].tolist() == [False, True, False]
@@ -214,15 +217,34 @@ def test_divergence_is_isolated(id, poison):
     assert step.next_obs["policy"].isfinite().all()
 
 
+def test_a_simulation_that_diverges_has_not_terminated(monkeypatch):
+    env = make_native("InvertedPendulum-v5", 2, seed=0, threads=1)
+    env.simulation.qpos[:, 1] = 1.0  # both have fallen
+    monkeypatch.setattr(env.simulation, "step", lambda nstep: np.array([False, True]))
+    step = env.step(torch.zeros(2, 1))
+    assert step.terminated.tolist() == [True, False]
+    assert step.truncated.tolist() == [False, True]
+
+
+def test_a_divergence_right_after_a_restore_still_knows_the_last_observation():
+    env, other = (make_native("Hopper-v5", 2, seed=seed, threads=1) for seed in (1, 2))
+    last = run(env, 5)[-5]
+    other.load_state_dict(env.state_dict())
+    other.simulation.qvel[0, 0] = np.nan
+    assert torch.equal(other.step(torch.zeros(2, 3)).next_obs["policy"][0], last[0])
+
+
 def test_tensors_are_fresh_and_float32():
-    env = make_native("Ant-v5", 2, seed=0, threads=1)
-    step = env.step(torch.zeros(2, 8))
-    kept = [step.obs["policy"], step.reward, step.valid, *step.info.values()]
-    copies = [tensor.clone() for tensor in kept]
-    for _ in range(3):
-        env.step(torch.ones(2, 8))
-    assert equal(kept, copies)
-    assert step.obs["policy"].dtype == step.reward.dtype == torch.float32
+    env = make_native("Ant-v5", 2, seed=0, threads=1, max_episode_steps=2)
+    for _ in range(2):  # within an episode, and at its end
+        step = env.step(torch.zeros(2, 8))
+        kept = [step.obs["policy"], step.next_obs["policy"], step.reward, step.valid, *step.info.values()]
+        copies = [tensor.clone() for tensor in kept]
+        for _ in range(2):
+            env.step(torch.ones(2, 8))
+        assert equal(kept, copies)
+        assert step.obs["policy"].dtype == step.reward.dtype == torch.float32
+    assert step.truncated.all()
 
 
 def test_writing_the_tensors_does_not_change_the_environment():

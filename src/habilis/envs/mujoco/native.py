@@ -196,7 +196,7 @@ class NativeMujocoEnv:
         """Measure anew the position of environments whose state was written from outside, as Gymnasium would."""
         written = (self._dynamics != self.simulation.dynamics).any(axis=1)
         if written.any():
-            self.simulation.kinematics(written)
+            self.simulation.forward(written)
             self._position[written] = self.robot.position(self.simulation)[written]
 
     def _observe(self, rows: Rows) -> np.ndarray:
