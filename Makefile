@@ -3,7 +3,7 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-SUITE ?=
+SUITE ?= foundation
 
 # The first interpreter here that is new enough and can make a virtual environment; PYTHON=... chooses another.
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -42,7 +42,7 @@ docs: $(STAMP) ## build the documentation into site/, refusing broken links
 	$(BIN)/mkdocs build --strict --quiet
 	@echo "site/index.html"
 
-bench: $(STAMP) ## measure a suite of algorithms and environments: make bench SUITE=name
+bench: $(STAMP) ## measure a suite of algorithms and environments over several seeds (SUITE=name)
 	$(BIN)/habilis bench $(SUITE)
 
 clean: ## remove what the commands above have made, but for .venv and runs/
