@@ -110,6 +110,12 @@ class Progress:
             self.message(format_line(status))
 
 
+def tell(text: str) -> None:
+    """Write a line to standard output at once: what a run says before its display is open."""
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def _start_live(stream: TextIO) -> Any:
     """Start rich's live display, drawn only when asked: a thread of its own would take turns with the training."""
     from rich.console import Console

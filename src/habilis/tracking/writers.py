@@ -12,6 +12,7 @@ import math
 import os
 import socket
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -150,7 +151,7 @@ class WandbWriter:
             raise MissingExtraError("wandb", "wandb") from error
         self._settings = {"dir": str(directory), "project": project, "name": name, "config": dict(config)}
         self._wandb = wandb
-        self._id: str = wandb.util.generate_id()
+        self._id = uuid.uuid4().hex[:8]
         self._run: Any = None
 
     def write(self, metrics: Mapping[str, float], step: int) -> None:

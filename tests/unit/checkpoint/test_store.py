@@ -68,6 +68,17 @@ def test_a_copy_of_the_run_keeps_its_pointers(store, tmp_path):
     assert value_of(copy.best()) == 1
 
 
+def test_who_wants_the_policy_does_not_read_the_rest(store):
+    save(store, 1)
+    save(store, 2)
+    store.mark_best(2)
+    (store.path(2) / "counters.json").write_text("damaged")
+    assert store.latest(["policy"]) == store.best(["policy"]) == store.path(2)
+    assert store.latest() == store.path(1)
+    with pytest.raises(CheckpointError, match=r"counters\.json"):
+        store.best()
+
+
 def test_the_best_must_exist(store):
     with pytest.raises(CheckpointError, match=r"no checkpoint .*step_000000000007 to mark"):
         store.mark_best(7)
