@@ -1,4 +1,4 @@
-"""What a user calls from Python: `train`, `resume`, `load`, `evaluate`, `export`, `make_env`; the command line calls the same."""
+"""What a user calls from Python: `train`, `resume`, `load`, `evaluate`, ...; the command line calls the same."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import platform
 import sys
 import time
+from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -13,8 +14,10 @@ from typing import Any, Literal
 
 import torch
 
-from habilis.build import ALGORITHMS, build_trainer, make_env as make_config_env
+from habilis.build import ALGORITHMS, build_trainer
+from habilis.build import make_env as make_config_env
 from habilis.checkpoint import CheckpointStore, load_checkpoint
+from habilis.checkpoint.files import replace_text
 from habilis.core.config import override, require, to_dict
 from habilis.core.errors import CheckpointError, ConfigError
 from habilis.core.protocols import VecEnv
@@ -24,8 +27,11 @@ from habilis.deploy.export import export_policy
 from habilis.envs.make import make_vec_env
 from habilis.evaluation.evaluator import EvaluationResult
 from habilis.evaluation.evaluator import evaluate as run_evaluation
+from habilis.evaluation.video import record_video as film
 from habilis.policies.stochastic import StochasticPolicy
 from habilis.presets import preset
+from habilis.tracking.progress import tell
+from habilis.tracking.tracker import open_tracking
 from habilis.training.config import TrainConfig
 from habilis.training.session import Session
 
@@ -77,35 +83,48 @@ def train_config(config: TrainConfig, *, command: str | None = None, progress: b
         command: what the user typed, kept in the run; None for a call from Python.
         progress: whether to show progress.
     """
-    run_dir = _new_run_dir(config)
-    trainer = build_trainer(config)
+    run_dir = _choose_run_dir(config)
+    trainer = build_trainer(config, tell if progress else _say_nothing)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    if progress:
+        tell(f"run directory: {run_dir}")
     record = {"config": to_dict(config), "versions": _versions()}
     (run_dir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
-    (run_dir / "command.txt").write_text((command or f"habilis.train({config.algorithm!r}, {config.env!r}, ...)") + "\n")
+    (run_dir / "command.txt").write_text(
+        (command or f"habilis.train({config.algorithm!r}, {config.env!r}, ...)") + "\n"
+    )
     return _run(config, trainer, run_dir, checkpoint=None, progress=progress)
 
 
-def resume(path: str | Path, *, progress: bool = True, **overrides: Any) -> Run:
+def resume(path: str | Path, *, command: str | None = None, progress: bool = True, **overrides: Any) -> Run:
     """Go on with a run from its last whole checkpoint, exactly where it stopped.
 
     Args:
         path: the run's directory.
+        command: what the user typed, added to the run's; None for a call from Python.
         progress: whether to show progress.
-        **overrides: what shall change from here on, `total_timesteps` say.
+        **overrides: what shall change from here on, `total_timesteps` say; the run's configuration is changed too.
     """
     run_dir = Path(path)
     config = override(load_config(run_dir), overrides)
     checkpoint = CheckpointStore(run_dir / "checkpoints").latest()
     if checkpoint is None:
         raise CheckpointError(f"{run_dir} has no checkpoint to go on from: train it anew")
-    return _run(config, build_trainer(config), run_dir, checkpoint=checkpoint, progress=progress)
+    trainer = build_trainer(config, tell if progress else _say_nothing)
+    record = {"config": to_dict(config), "versions": _versions()}
+    replace_text(run_dir / "config.json", json.dumps(record, indent=2) + "\n")
+    with (run_dir / "command.txt").open("a") as file:
+        file.write((command or f"habilis.resume({str(path)!r}, ...)") + "\n")
+    return _run(config, trainer, run_dir, checkpoint=checkpoint, progress=progress)
 
 
 def load_config(run_dir: str | Path) -> TrainConfig:
     """Read the configuration of a run."""
     path = Path(run_dir) / "config.json"
     if not path.is_file():
-        raise ConfigError(f"{run_dir} is not a run: it has no config.json; give the directory that `habilis train` named")
+        raise ConfigError(
+            f"{run_dir} is not a run: it has no config.json; give the directory that `habilis train` named"
+        )
     tree = dict(json.loads(path.read_text())["config"])
     algo = tree.pop("algo")
     entry = ALGORITHMS[tree["algorithm"]]
@@ -135,41 +154,57 @@ def evaluate(
     policy: StochasticPolicy | str | Path,
     env: str | VecEnv | None = None,
     *,
+    which: Literal["last", "best"] = "last",
     episodes: int = 20,
     seed: int = 0,
     deterministic: bool = True,
     num_envs: int = 10,
     **env_kwargs: Any,
 ) -> EvaluationResult:
-    """Evaluate a policy, or the last policy of a run.
+    """Evaluate a policy, or that of a run.
 
     Args:
         policy: a policy, or what `load` takes.
         env: an environment or its id; None for the one the policy was trained in.
+        which: as for `load`.
         episodes: whole episodes to run.
         seed: of the environments and of a stochastic policy's draws; apart from the seeds of training.
         deterministic: whether the policy acts by its mode.
         num_envs: copies stepped together, at most one an episode.
         **env_kwargs: arguments of the environment.
     """
-    config = None
-    if not isinstance(policy, torch.nn.Module):
-        config = load_config(_locate(Path(policy), "last")[0])
-        policy = load(policy)
-    if isinstance(env, (str, type(None))):
-        copies = min(num_envs, episodes)
-        if env is None and config is not None:
-            vec = make_config_env(override(config, {"env_kwargs": {**config.env_kwargs, **env_kwargs}}), copies, seed)
-        else:
-            vec = make_env(env or policy.spec.id, copies, seed=seed, **env_kwargs)
-        try:
-            return run_evaluation(policy, vec, episodes=episodes, seed=seed, deterministic=deterministic)
-        finally:
-            vec.close()
-    return run_evaluation(policy, env, episodes=episodes, seed=seed, deterministic=deterministic)
+    policy, config = _load_with_config(policy, which)
+    if env is not None and not isinstance(env, str):
+        return run_evaluation(policy, env, episodes=episodes, seed=seed, deterministic=deterministic)
+    require(episodes > 0 and num_envs > 0, f"episodes and num_envs must be positive, got {episodes} and {num_envs}")
+    with closing(_make_env_of(policy, config, env, min(num_envs, episodes), seed, env_kwargs)) as vec:
+        return run_evaluation(policy, vec, episodes=episodes, seed=seed, deterministic=deterministic)
 
 
-def export(policy: StochasticPolicy | str | Path, output: str | Path, *, which: Literal["last", "best"] = "last") -> Path:
+def record_video(
+    policy: StochasticPolicy | str | Path,
+    output: str | Path,
+    env: str | None = None,
+    *,
+    which: Literal["last", "best"] = "last",
+    episodes: int = 1,
+    seed: int = 0,
+    deterministic: bool = True,
+    **env_kwargs: Any,
+) -> Path:
+    """Film a policy, or that of a run, and return the mp4 file; see `evaluate` for the arguments."""
+    policy, config = _load_with_config(policy, which)
+    vec = _make_env_of(policy, config, env, 1, seed, env_kwargs)
+    if vec.spec.backend == "gymnasium":  # draws itself, if it was told so when it was made
+        vec.close()
+        vec = _make_env_of(policy, config, env, 1, seed, {**env_kwargs, "render_mode": "rgb_array"})
+    with closing(vec):
+        return film(policy, vec, Path(output), seed=seed, episodes=episodes, deterministic=deterministic)
+
+
+def export(
+    policy: StochasticPolicy | str | Path, output: str | Path, *, which: Literal["last", "best"] = "last"
+) -> Path:
     """Write a policy as ONNX, checked against the original, and return the directory."""
     if not isinstance(policy, torch.nn.Module):
         policy = load(policy, which=which)
@@ -183,8 +218,6 @@ def make_env(id: str, num_envs: int = 1, *, backend: str | None = None, seed: in
 
 def _run(config: TrainConfig, trainer: Any, run_dir: Path, *, checkpoint: Path | None, progress: bool) -> Run:
     """Drive a trainer in a session and gather what came of it."""
-    from habilis.tracking import open_tracking
-
     spec = trainer.collector.env.spec
     eval_seed = derive_seed(config.seed, "evaluation")
     with open_tracking(
@@ -205,18 +238,41 @@ def _run(config: TrainConfig, trainer: Any, run_dir: Path, *, checkpoint: Path |
         )
         if checkpoint is not None:
             session.resume(checkpoint)
+            fresh = f"with fresh episodes: {spec.id} cannot save its state"
+            tracking.message(f"going on from {checkpoint}, {'exactly' if spec.saves_state else fresh}")
         try:
             session.run()
         finally:
             trainer.collector.env.close()
     algorithm = trainer.algorithm
-    return Run(
-        run_dir, config, algorithm.policy, algorithm, session.metrics, session.evaluation, session.interrupted
-    )
+    return Run(run_dir, config, algorithm.policy, algorithm, session.metrics, session.evaluation, session.interrupted)
 
 
-def _new_run_dir(config: TrainConfig) -> Path:
-    """Make the run's directory; one that holds a run already is refused."""
+def _load_with_config(
+    policy: StochasticPolicy | str | Path, which: Literal["last", "best"]
+) -> tuple[StochasticPolicy, TrainConfig | None]:
+    """Return a policy, and the configuration of the run that a path means."""
+    if isinstance(policy, torch.nn.Module):
+        return policy, None
+    return load(policy, which=which), load_config(_locate(Path(policy), which)[0])
+
+
+def _make_env_of(
+    policy: StochasticPolicy,
+    config: TrainConfig | None,
+    env: str | None,
+    num_envs: int,
+    seed: int,
+    kwargs: dict[str, Any],
+) -> VecEnv:
+    """Make the environment `env`, or else the one that a policy was trained in."""
+    if env is None and config is not None:
+        return make_config_env(override(config, {"env_kwargs": {**config.env_kwargs, **kwargs}}), num_envs, seed)
+    return make_env(env or policy.spec.id, num_envs, seed=seed, **kwargs)
+
+
+def _choose_run_dir(config: TrainConfig) -> Path:
+    """Return the run's directory, which is made when the run can start; one that holds a run already is refused."""
     if config.run_dir is not None:
         path = Path(config.run_dir)
         require(
@@ -231,8 +287,11 @@ def _new_run_dir(config: TrainConfig) -> Path:
         while path.exists():
             count += 1
             path = parent / f"{config.name}_s{config.seed}_{stamp}-{count}"
-    path.mkdir(parents=True, exist_ok=True)
     return path
+
+
+def _say_nothing(text: str) -> None:
+    """Take the place of `tell` where no progress is to be shown."""
 
 
 def _locate(path: Path, which: str) -> tuple[Path, Path]:

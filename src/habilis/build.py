@@ -13,14 +13,15 @@ import torch
 
 import habilis.tasks  # noqa: F401  (registers the ids of our own tasks)
 from habilis.algorithms import ppo, sac
-from habilis.core.acceleration import configure, resolve_device
+from habilis.core.acceleration import available_memory, configure, resolve_device
+from habilis.core.config import require
 from habilis.core.protocols import VecEnv
 from habilis.core.random import RandomStreams, derive_seed
 from habilis.core.registry import Registry
 from habilis.core.specs import EnvSpec
 from habilis.data.replay import ReplayBuffer
 from habilis.data.rollout import RolloutBuffer
-from habilis.envs.make import make_vec_env
+from habilis.envs.make import describe_env, make_vec_env
 from habilis.policies.stochastic import StochasticPolicy
 from habilis.training.collector import Collector
 from habilis.training.config import TrainConfig
@@ -59,15 +60,35 @@ def make_env(config: TrainConfig, num_envs: int, seed: int) -> VecEnv:
     )
 
 
-def build_trainer(config: TrainConfig) -> Trainer:
-    """Build everything a run consists of, its environment reset and ready."""
+def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text: None) -> Trainer:
+    """Build everything a run consists of, its environment reset and ready.
+
+    Args:
+        config: what to build.
+        say: is told which engine runs the environment and how much memory the replay will take.
+    """
     configure(threads=config.threads, precision=config.matmul_precision)
     device = resolve_device(config.device)
     streams = RandomStreams(config.seed)
     env_seed = derive_seed(config.seed, "env")
-    collector = Collector(make_env(config, config.num_envs, env_seed), skip_nonfinite=config.on_nonfinite == "skip")
+    env = make_env(config, config.num_envs, env_seed)
+    say(describe_env(env))
+    collector = Collector(env, skip_nonfinite=config.on_nonfinite == "skip")
     collector.reset(env_seed)
+    if isinstance(config.algo, sac.SACConfig):
+        _reserve_replay(config.algo.buffer_size, env.spec, device, say)
     return ALGORITHMS[config.algorithm].make_trainer(config, collector, streams, device)
+
+
+def _reserve_replay(capacity: int, spec: EnvSpec, device: str, say: Callable[[str], None]) -> None:
+    """Say how much memory a replay buffer will take, and refuse one that this machine cannot hold."""
+    needed, available = ReplayBuffer.bytes_needed(spec, capacity), available_memory(device)
+    say(f"replay memory: {capacity:,} transitions, {needed / 1e6:,.0f} MB")
+    require(
+        available is None or needed <= available,
+        f"a replay buffer of {capacity:,} transitions of {spec.id} takes {needed / 1e9:,.1f} GB and {device} has "
+        f"{(available or 0) / 1e9:,.1f} GB left: lower it by --algo.buffer-size",
+    )
 
 
 def _ppo_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OnPolicyTrainer:
@@ -96,9 +117,7 @@ def _sac_trainer(config: TrainConfig, collector: Collector, streams: RandomStrea
 
 ALGORITHMS.add(
     "ppo",
-    AlgorithmEntry(
-        "Proximal policy optimisation (Schulman et al. 2017)", ppo.PPOConfig, ppo.make_policy, _ppo_trainer
-    ),
+    AlgorithmEntry("Proximal policy optimisation (Schulman et al. 2017)", ppo.PPOConfig, ppo.make_policy, _ppo_trainer),
 )
 ALGORITHMS.add(
     "sac",

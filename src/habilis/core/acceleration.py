@@ -1,4 +1,4 @@
-"""How tensors are computed on this machine: threads and matrix products, set in one place.
+"""How tensors are computed on this machine: threads, matrix products and memory, in one place.
 
 PyTorch's default float32 product is slow on some processors; under the precision "medium" it may use oneDNN instead, which on
 processors without reduced-precision float32 units computes in float32 all the same, at about twice the speed from 128 columns up
@@ -8,6 +8,7 @@ processors without reduced-precision float32 units computes in float32 all the s
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -26,6 +27,22 @@ def configure(*, threads: int, precision: Precision) -> None:
 def cpu_count() -> int:
     """Return the processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def available_memory(device: str) -> int | None:
+    """Return the bytes that this process can still take on `device`; None where the system does not say."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = []
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+        # a container is allowed less than the machine has
+        limit, used = (Path("/sys/fs/cgroup", name).read_text().strip() for name in ("memory.max", "memory.current"))
+        free += [int(limit) - int(used)] if limit != "max" else []
+    except OSError:
+        pass
+    return min(free, default=None)
 
 
 def resolve_device(name: str) -> str:

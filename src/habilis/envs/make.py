@@ -83,6 +83,23 @@ def make_vec_env(
     return _make_gymnasium(id, num_envs, seed=seed, asynchronous=False, **kwargs)
 
 
+def describe_env(env: VecEnv) -> str:
+    """Return one line on which engine runs an environment, say `HalfCheetah-v5: native batched twin (mujoco.batch), ...`."""
+    backend, simulation = env.spec.backend, getattr(env, "simulation", None)
+    engine = {"gymnasium": "Gymnasium", "envpool": "EnvPool"}.get(backend, "native")
+    if simulation is not None:
+        twin = env.spec.id in _mujoco().NATIVE_IDS
+        engine = f"native batched {'twin' if twin else 'task'} (mujoco.batch)"
+    parts = [engine, _count(env.num_envs, "environment")]
+    if simulation is not None:
+        parts.append(_count(simulation.threads, "thread"))
+    return f"{env.spec.id}: {', '.join(parts)}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def list_env_ids(backend: str | None = None) -> list[str]:
     """Return the ids of one backend, or those that `make_vec_env` finds without being told a backend.
 

@@ -1,0 +1,366 @@
+"""F6: suites of algorithm x environment x seeds, each run a `habilis train` of its own, into JSON and a Markdown table.
+
+A suite is data: what is trained for how long, and what others reached. Every run is a subprocess with one thread,
+`jobs` of them side by side, followed by one deterministic evaluation of its last policy on episodes that training never
+saw. Results that exist are kept and interrupted runs resumed, so a suite may be stopped and started at will; a run's
+folder is named after its configuration, so that results of different hyper-parameters never mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from habilis.api import default_config
+from habilis.checkpoint import CheckpointStore
+from habilis.checkpoint.files import replace_text
+from habilis.core.config import require, to_dict
+from habilis.core.errors import HabilisError
+from habilis.core.registry import Registry
+from habilis.evaluation.statistics import bootstrap_interval, iqm
+
+EVALUATION_EPISODES = 20
+EVALUATION_SEED = 1000
+"""The run of seed s is evaluated on the episodes of seed 1000 + s."""
+COLUMNS = (
+    "algorithm",
+    "environment",
+    "env steps",
+    "seeds",
+    "mean",
+    "95% interval",
+    "IQM",
+    "target",
+    "reached",
+    "reference",
+    "minutes",
+)
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+IDENTITY = ("seed", "run_dir", "name")
+"""Keys of a configuration that do not change what is measured."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """One algorithm on one environment."""
+
+    algorithm: str
+    env: str
+    total_timesteps: int
+    target: float | None = None
+    """Mean return to reach; None where there is none."""
+    reference: str = ""
+    """What others reached, and where that is written."""
+    overrides: Mapping[str, int | float | str] = field(default_factory=dict)
+    """Dotted configuration keys besides the preset's."""
+
+    @property
+    def name(self) -> str:
+        """Name in files and tables, say `ppo-Hopper-v5`."""
+        return f"{self.algorithm}-{self.env}".replace("/", "-")
+
+    @property
+    def settings(self) -> dict[str, int | float | str]:
+        """Everything the command line is told besides algorithm, environment and seed."""
+        return {"total_timesteps": self.total_timesteps, "threads": 1, "env_threads": 1, **self.overrides}
+
+    def flags(self) -> list[str]:
+        """Return the arguments of `habilis train`, but for seed and directory."""
+        pairs = ((f"--{key.replace('_', '-')}", str(value)) for key, value in self.settings.items())
+        return [self.algorithm, "--env", self.env, *(part for pair in pairs for part in pair)]
+
+    def fingerprint(self) -> str:
+        """Return eight letters that change with the configuration, presets and defaults included."""
+        config = to_dict(default_config(self.algorithm, self.env, **self.settings))
+        text = json.dumps({k: v for k, v in config.items() if k not in IDENTITY}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+SUITES: Registry[tuple[Case, ...]] = Registry("suite")
+
+SUITES.add(
+    "foundation",
+    (
+        Case(
+            algorithm="ppo",
+            env="CartPole-v1",
+            total_timesteps=50_000,
+            target=490,
+            reference="500 (RL Zoo3 DQN, best known)",
+        ),
+        Case(
+            algorithm="ppo",
+            env="Pendulum-v1",
+            total_timesteps=100_000,
+            target=-200,
+            reference="-172 (RL Zoo3)",
+        ),
+        Case(
+            algorithm="ppo",
+            env="HalfCheetah-v5",
+            total_timesteps=1_000_000,
+            target=5000,
+            reference="5784 ± 1244 (Tianshou, best evaluation, 10 seeds)",
+        ),
+        Case(
+            algorithm="ppo",
+            env="Hopper-v5",
+            total_timesteps=1_000_000,
+            target=2500,
+            reference="2609 ± 701 (Tianshou, best evaluation, 10 seeds)",
+        ),
+        Case(
+            algorithm="sac",
+            env="Pendulum-v1",
+            total_timesteps=20_000,
+            target=-160,
+            reference="-157 (RL Zoo3)",
+        ),
+        Case(
+            algorithm="sac",
+            env="HalfCheetah-v5",
+            total_timesteps=100_000,
+            target=6000,
+            reference="6156 ± 700 on v4 (SimbaV2 data, 10 seeds)",
+        ),
+        Case(
+            algorithm="sac",
+            env="Hopper-v5",
+            total_timesteps=200_000,
+            target=2300,
+            reference="2342 on v4 (SimbaV2 data, 10 seeds)",
+        ),
+    ),
+)
+SUITES.add(
+    "smoke",
+    (
+        Case(
+            algorithm="ppo",
+            env="probe/ObservationReward-v0",
+            total_timesteps=512,
+            overrides={"num_envs": 4, "algo.n_steps": 32, "algo.batch_size": 32, "eval_episodes": 2},
+        ),
+    ),
+)
+
+
+class BenchError(HabilisError):
+    """Runs of a suite that failed; the others went on."""
+
+
+def run_suite(
+    name: str,
+    *,
+    seeds: int = 5,
+    jobs: int = 1,
+    only: str | None = None,
+    output: Path = Path("benchmarks/results"),
+    runs: Path = Path("runs/bench"),
+    say: Callable[[str], None] = lambda text: None,
+) -> Path:
+    """Run what a suite still lacks and return its table.
+
+    Args:
+        name: of the suite.
+        seeds: runs of each case, of seeds 0, 1, ...
+        jobs: runs side by side.
+        only: a part of a case's name; other cases are left as they are.
+        output: gets `<suite>/<case>.json` and `<suite>.md`.
+        runs: gets the runs.
+        say: is told what happens.
+
+    Raises:
+        ConfigError: there is no such suite or case.
+        BenchError: runs failed; their logs are named.
+    """
+    suite = SUITES[name]
+    cases = [case for case in suite if only is None or only.lower() in case.name.lower()]
+    require(bool(cases), f"the suite {name!r} has no case {only!r}: it has {', '.join(case.name for case in suite)}")
+    require(seeds > 0 and jobs > 0, f"seeds and jobs must be positive, got {seeds} and {jobs}")
+    folders = {case: runs / f"{case.name}-{case.fingerprint()}" for case in cases}
+    # every case's first seed comes before any case's second: a suite that is stopped has seen them all
+    wanted = [(case, seed) for seed in range(seeds) for case in cases]
+    say(f"{name}: {len(cases)} cases x {seeds} seeds, {jobs} at a time")
+    failures: list[str] = []
+    workers = _Workers()
+    with ThreadPoolExecutor(jobs) as pool:
+        futures = {pool.submit(_run_seed, case, seed, folders[case], workers): (case, seed) for case, seed in wanted}
+        try:
+            for future in as_completed(futures):
+                case, seed = futures[future]
+                try:
+                    say(f"{case.name} seed {seed}: {_describe(future.result())}")
+                except HabilisError as error:
+                    failures.append(f"{case.name} seed {seed}: {error}")
+                    say(failures[-1])
+                    continue
+                _write_case(case, folders[case], output / name)
+                table = _write_table(suite, output, name)
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            workers.interrupt()
+            raise
+    if failures:
+        raise BenchError(f"{len(failures)} of {len(wanted)} runs failed, the first: {failures[0]}")
+    return table
+
+
+class _Workers:
+    """Subprocesses side by side, which are told to stop together."""
+
+    def __init__(self) -> None:
+        self._alive: set[subprocess.Popen[str]] = set()
+        self._lock = threading.Lock()
+        self._stopping = False
+
+    def run(self, arguments: Sequence[str], log: Path) -> str:
+        """Run a `habilis` command with one thread, add what it says to `log` and return its standard output."""
+        command = [sys.executable, "-m", "habilis", *arguments]
+        with log.open("a") as errors:
+            with self._lock:
+                if self._stopping:
+                    raise BenchError("stopped")
+                # in a session of its own, so that Ctrl-C reaches it once: by `interrupt`
+                child = subprocess.Popen(
+                    command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    env={**os.environ, **ONE_THREAD},
+                    start_new_session=True,
+                )
+                self._alive.add(child)
+            try:
+                told, _ = child.communicate()
+            finally:
+                self._alive.discard(child)
+            errors.write(told)
+        if child.returncode != 0:
+            last = (log.read_text().splitlines() or [""])[-1]
+            raise BenchError(f"habilis {arguments[0]} ended with code {child.returncode}: {last} (log: {log})")
+        return told
+
+    def interrupt(self) -> None:
+        """Let every subprocess finish its iteration and save, and start no other."""
+        with self._lock:
+            self._stopping = True
+            for child in self._alive:
+                child.send_signal(signal.SIGINT)
+
+
+def _run_seed(case: Case, seed: int, folder: Path, workers: _Workers) -> dict[str, Any]:
+    """Return the result of one run: the one that is there, or else of training, or resuming, and evaluating."""
+    run_dir, log = folder / f"s{seed}", folder / f"s{seed}.log"
+    result = run_dir / "bench.json"
+    if result.is_file():
+        return dict(json.loads(result.read_text()))
+    train = ["train", *case.flags(), "--seed", str(seed), "--run-dir", str(run_dir)]
+    store = CheckpointStore(run_dir / "checkpoints")
+    if store.latest() is not None:
+        workers_told = ["train", "--resume", str(run_dir)]
+    else:
+        shutil.rmtree(run_dir, ignore_errors=True)  # it was stopped before its first checkpoint
+        workers_told = train
+    folder.mkdir(parents=True, exist_ok=True)
+    workers.run(workers_told, log)
+    evaluate = ["evaluate", str(run_dir), "--episodes", str(EVALUATION_EPISODES), "--json"]
+    evaluation = json.loads(workers.run([*evaluate, "--seed", str(EVALUATION_SEED + seed)], log))
+    lines = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
+    record = {
+        "seed": seed,
+        "steps": store.steps()[-1],
+        "wall_seconds": max(line.get("time/wall", 0.0) for line in lines),
+        "command": f"habilis {shlex.join(train)}",
+        "evaluation": evaluation,
+        **json.loads((run_dir / "config.json").read_text()),
+    }
+    replace_text(result, json.dumps(record, indent=2) + "\n")
+    return record
+
+
+def _describe(record: Mapping[str, Any]) -> str:
+    minutes = record["wall_seconds"] / 60
+    return f"return {record['evaluation']['mean']:.1f} after {record['steps']:,} env steps in {minutes:.1f} min"
+
+
+def _write_case(case: Case, folder: Path, output: Path) -> None:
+    """Gather what the seeds of a case have come to."""
+    records = [json.loads(path.read_text()) for path in folder.glob("s*/bench.json")]
+    records.sort(key=lambda record: record["seed"])
+    means = np.array([record["evaluation"]["mean"] for record in records])
+    tree = {
+        "algorithm": case.algorithm,
+        "environment": case.env,
+        "total_timesteps": case.total_timesteps,
+        "target": case.target,
+        "reference": case.reference,
+        "evaluation": f"last policy, deterministic, {EVALUATION_EPISODES} episodes, seed {EVALUATION_SEED} + its own",
+        "seeds": [record["seed"] for record in records],
+        "seed_means": means.tolist(),
+        "mean": float(means.mean()),
+        "iqm": float(iqm(means)),
+        "interval": list(bootstrap_interval(means, np.random.default_rng(0))),
+        "steps": [record["steps"] for record in records],
+        "wall_seconds": [record["wall_seconds"] for record in records],
+        "success_rates": [record["evaluation"]["success_rate"] for record in records],
+        "commands": [record["command"] for record in records],
+        "versions": records[-1]["versions"],
+        "config": {key: value for key, value in records[-1]["config"].items() if key not in IDENTITY},
+    }
+    output.mkdir(parents=True, exist_ok=True)
+    replace_text(output / f"{case.name}.json", json.dumps(tree, indent=2) + "\n")
+
+
+def _write_table(suite: Sequence[Case], output: Path, name: str) -> Path:
+    """Write the table of every case that has a result, and return its path."""
+    rows = [
+        f"# Suite `{name}`",
+        "",
+        f"Return of the last policy over {EVALUATION_EPISODES} deterministic episodes: mean over the seeds with its "
+        "95% bootstrap interval, and interquartile mean. Minutes are the mean wall time of a run on one thread, "
+        "evaluations during training included.",
+        "",
+        f"| {' | '.join(COLUMNS)} |",
+        f"|{'---|' * len(COLUMNS)}",
+    ]
+    for case in suite:
+        path = output / name / f"{case.name}.json"
+        if path.is_file():
+            rows.append(_row(json.loads(path.read_text())))
+    table = output / f"{name}.md"
+    replace_text(table, "\n".join(rows) + "\n")
+    return table
+
+
+def _row(tree: Mapping[str, Any]) -> str:
+    target, (low, high) = tree["target"], tree["interval"]
+    cells = [
+        tree["algorithm"].upper(),
+        tree["environment"],
+        f"{tree['total_timesteps']:,}",
+        str(len(tree["seeds"])),
+        f"**{tree['mean']:.1f}**",
+        f"[{low:.1f}, {high:.1f}]",
+        f"{tree['iqm']:.1f}",
+        "" if target is None else f"{target:g}",
+        "" if target is None else "yes" if tree["mean"] >= target else "no",
+        tree["reference"],
+        f"{np.mean(tree['wall_seconds']) / 60:.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"

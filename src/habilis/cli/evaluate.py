@@ -1,0 +1,62 @@
+"""`habilis evaluate`: whole episodes of a policy, in words or as the JSON of what Python returns, and on video."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from habilis.api import evaluate, record_video
+from habilis.cli.parse import KeyValues, Switch, parse, read_values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Evaluate a policy on episodes that training never saw."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a run, or of a checkpoint in one."""
+    episodes: int = 20
+    """Whole episodes."""
+    seed: int = 0
+    """Which episodes: the same seed gives the same ones."""
+    stochastic: Switch = False
+    """Let the policy draw its actions, as it did in training, instead of taking their mode."""
+    which: Literal["last", "best"] = "last"
+    """The last checkpoint of a run, or the one that evaluated best."""
+    env: str | None = None
+    """Another environment than the policy was trained in."""
+    env_kwargs: KeyValues = field(default_factory=dict)
+    """Arguments of the environment, in pairs, besides those it was trained with."""
+    num_envs: int = 10
+    """Environments stepped together."""
+    video: Path | None = None
+    """Also film the first episodes into this mp4 file."""
+    json: Switch = False
+    """Print what `habilis.evaluate` returns in Python, as JSON."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Evaluate and print."""
+    o = parse(Options, argv, "evaluate")
+    kwargs = read_values(o.env_kwargs)
+    result = evaluate(
+        o.run,
+        o.env,
+        which=o.which,
+        episodes=o.episodes,
+        seed=o.seed,
+        deterministic=not o.stochastic,
+        num_envs=o.num_envs,
+        **kwargs,
+    )
+    print(json.dumps(result.to_dict()) if o.json else result)
+    if o.video is not None:
+        record_video(o.run, o.video, o.env, which=o.which, seed=o.seed, deterministic=not o.stochastic, **kwargs)
+        if not o.json:
+            print(f"video: {o.video}")
+    return 0

@@ -1,0 +1,48 @@
+"""What the commands share: flags from dataclasses, and values that users write as text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, TypeVar
+
+import tyro
+
+T = TypeVar("T")
+
+KeyValues = Annotated[dict[str, str], tyro.conf.arg(metavar="KEY VALUE [KEY VALUE ...]")]
+"""Pairs of words; `read_values` makes numbers and booleans of those that look like them."""
+Switch = tyro.conf.FlagCreatePairsOff[bool]
+"""A switch without its opposite."""
+
+
+def parse(options: type[T], argv: Sequence[str], command: str, *, default: T | None = None) -> T:
+    """Return the options on a command line; wrong ones, and `--help`, end the process with an explanation.
+
+    Args:
+        options: a dataclass whose docstring says what the command does.
+        argv: the words after the command.
+        command: what was called, say `train ppo`.
+        default: values of the fields that are not on the command line.
+    """
+    settings = {} if default is None else {"default": default}
+    return tyro.cli(
+        options, args=list(argv), prog=f"habilis {command}", config=(tyro.conf.AvoidSubcommands,), **settings
+    )
+
+
+def read_values(pairs: Mapping[str, str]) -> dict[str, Any]:
+    """Return the values as JSON reads them, or as they are: `3` is a number, `true` a boolean, `v2` a text."""
+
+    def read(text: str) -> Any:
+        try:
+            return json.loads(text)
+        except ValueError:
+            return {"True": True, "False": False, "None": None}.get(text, text)
+
+    return {key: read(text) for key, text in pairs.items()}
+
+
+def write_values(values: Mapping[str, Any]) -> dict[str, str]:
+    """Return what `read_values` reads."""
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
