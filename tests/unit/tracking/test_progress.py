@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 import habilis.tracking
-from habilis.tracking import Progress
+from habilis.tracking import Progress, Tracker
 from habilis.tracking.console import Status, format_duration, format_line, render
 from habilis.tracking.progress import SpeedMeter
 
@@ -147,7 +147,7 @@ def test_the_display_fits_a_screen():
 
 ON_A_TERMINAL = """
 import sys
-from habilis.tracking import Progress
+from habilis.tracking import Progress, Tracker
 assert sys.stdout.isatty()
 with Progress(1000) as progress:
     progress.update(100, {"rollout/ep_rew_mean": 1.0, "train/loss": 0.5})
@@ -184,3 +184,12 @@ def test_a_real_terminal(term):
     if term != "dumb":
         assert plain.index("[a message]") < plain.rindex("return 2.0")
         assert "\x1b[?25h" in text, "the cursor stays hidden"
+
+
+def test_a_resumed_tracker_restarts_the_speed(clock):
+    stream = io.StringIO()
+    tracker = Tracker([], Progress(1_000_000, stream=stream, clock=clock))
+    tracker.load_state_dict({"step": 500_000, "writers": {}})
+    clock.now += 1
+    tracker.log({}, 500_100)
+    assert "100 steps/s" in stream.getvalue()
