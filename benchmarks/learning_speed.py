@@ -1,0 +1,120 @@
+"""Training speed beside Stable-Baselines3 and SBX: the same work, in turn, in one run, as ratios.
+
+    python benchmarks/learning_speed.py ppo --batch-size 64 --peers-python peers/bin/python
+    python benchmarks/learning_speed.py sac --peers-python peers/bin/python
+
+The peers live in an environment of their own (`python -m venv peers; peers/bin/pip install -r benchmarks/peers.txt`): they need an older
+MuJoCo. Each measurement is a fresh process that trains a little to warm up and is then timed over `--steps` environment steps;
+rounds alternate between the sides, so that a machine that drifts slows all of them, and the medians over the rounds are compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+
+ENV = "HalfCheetah-v5"
+
+
+def measure_habilis(args):
+    from habilis.api import default_config
+    from habilis.build import build_trainer
+
+    common = {"total_timesteps": 10**9, "eval_episodes": 0}
+    if args.threads:
+        common["threads"] = args.threads
+    if args.algorithm == "ppo":
+        common |= {
+            "num_envs": 8,
+            "algo.n_steps": 2048,
+            "algo.n_epochs": 10,
+            "algo.batch_size": args.batch_size,
+            "algo.hidden": [64, 64],
+            "algo.normalize_obs": False,
+            "algo.normalize_reward": False,
+        }
+    else:
+        common |= {"num_envs": 1, "algo.learning_starts": 256, "algo.batch_size": 256, "algo.hidden": [256, 256]}
+    trainer = build_trainer(default_config(args.algorithm, ENV, **common))
+    advance(trainer, args.warmup)
+    start = time.perf_counter()
+    steps = advance(trainer, args.steps)
+    return steps / (time.perf_counter() - start)
+
+
+def advance(trainer, steps):
+    begin = trainer.counters.env_steps
+    while trainer.counters.env_steps < begin + steps:
+        trainer.iterate()
+    return trainer.counters.env_steps - begin
+
+
+def measure_peer(args):
+    if args.worker == "sbx":
+        import sbx as package
+    else:
+        import stable_baselines3 as package
+    from stable_baselines3.common.env_util import make_vec_env
+
+    if args.algorithm == "ppo":
+        env = make_vec_env(ENV, n_envs=8)
+        model = package.PPO("MlpPolicy", env, n_steps=2048, batch_size=args.batch_size, n_epochs=10, device="cpu")
+    else:
+        model = package.SAC("MlpPolicy", make_vec_env(ENV), learning_starts=256, batch_size=256, device="cpu")
+    model.learn(args.warmup)
+    before = model.num_timesteps
+    start = time.perf_counter()
+    model.learn(args.steps, reset_num_timesteps=False)
+    return (model.num_timesteps - before) / (time.perf_counter() - start)
+
+
+def run_side(side, args):
+    python = sys.executable if side == "habilis" else args.peers_python
+    command = [python, __file__, args.algorithm, "--worker", side, "--batch-size", str(args.batch_size)]
+    command += ["--steps", str(args.steps), "--warmup", str(args.warmup), "--threads", str(args.threads)]
+    out = subprocess.run(command, capture_output=True, text=True, check=False)
+    if out.returncode:
+        sys.exit(f"{side} failed:\n{out.stderr[-2000:]}")
+    return json.loads(out.stdout.strip().splitlines()[-1])["steps_per_second"]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("algorithm", choices=["ppo", "sac"])
+    parser.add_argument("--batch-size", type=int, default=64, help="PPO's minibatch")
+    parser.add_argument("--steps", type=int, default=0, help="environment steps timed; 0: 32768 for PPO, 3000 for SAC")
+    parser.add_argument("--warmup", type=int, default=0, help="environment steps before; 0: 16384 for PPO, 800 for SAC")
+    parser.add_argument("--threads", type=int, default=0, help="PyTorch threads of ours; 0: the preset's")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--peers-python", default="python", help="interpreter that has the peers")
+    parser.add_argument("--sides", nargs="+", default=["habilis", "sb3", "sbx"])
+    parser.add_argument("--output", help="write the figures as JSON")
+    parser.add_argument("--worker", choices=["habilis", "sb3", "sbx"], help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    args.steps = args.steps or {"ppo": 32_768, "sac": 3_000}[args.algorithm]
+    args.warmup = args.warmup or {"ppo": 16_384, "sac": 800}[args.algorithm]
+    if args.worker:
+        speed = measure_habilis(args) if args.worker == "habilis" else measure_peer(args)
+        print(json.dumps({"steps_per_second": speed}))
+        return
+    speeds = {side: [] for side in args.sides}
+    for _ in range(args.rounds):
+        for side in args.sides:
+            speeds[side].append(run_side(side, args))
+            print(f"{side:8} {speeds[side][-1]:10.0f} env steps/s", flush=True)
+    medians = {side: statistics.median(values) for side, values in speeds.items()}
+    setting = f"{args.algorithm} {ENV}" + (f" minibatch {args.batch_size}" if args.algorithm == "ppo" else " batch 256")
+    print(f"\n| {setting} | env steps/s (median of {args.rounds}) | Habilis is |\n|---|---|---|")
+    for side, speed in medians.items():
+        print(f"| {side} | {speed:,.0f} | {medians['habilis'] / speed:.2f} x |")
+    if args.output:
+        with open(args.output, "w", encoding="utf-8") as file:
+            json.dump({"setting": setting, "speeds": speeds, "medians": medians}, file, indent=2)
+
+
+if __name__ == "__main__":
+    main()
