@@ -99,7 +99,7 @@ def test_the_speed_after_a_resume_is_that_of_this_process(clock):
     clock.now += 5
     progress.restart(500_000)
     run(progress, clock, [500_100], seconds=1.0)
-    assert "100 steps/s" in stream.getvalue()
+    assert "  100 steps/s" in stream.getvalue()
 
 
 def test_the_speed_is_of_the_last_half_minute():
@@ -192,4 +192,4 @@ def test_a_resumed_tracker_restarts_the_speed(clock):
     tracker.load_state_dict({"step": 500_000, "writers": {}})
     clock.now += 1
     tracker.log({}, 500_100)
-    assert "100 steps/s" in stream.getvalue()
+    assert "  100 steps/s" in stream.getvalue()
