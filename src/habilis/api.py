@@ -300,7 +300,7 @@ def _locate(path: Path, which: str) -> tuple[Path, Path]:
         return path.resolve().parent.parent, path
     require(path.is_dir(), f"{path} does not exist: give a run's directory or a checkpoint in one")
     store = CheckpointStore(path / "checkpoints")
-    checkpoint = store.best() if which == "best" else store.latest()
+    checkpoint = store.best(["policy"]) if which == "best" else store.latest(["policy"])
     if checkpoint is None:
         raise CheckpointError(f"{path} holds no {which} checkpoint: give the directory of a run that has saved one")
     return path, checkpoint
