@@ -1,0 +1,38 @@
+"""Registry, trees and schedules."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from habilis.core.errors import ConfigError
+from habilis.core.registry import Registry
+from habilis.core.schedules import scheduled
+from habilis.core.tree import tree_index, tree_map, tree_stack, tree_where
+
+
+def test_registry_names_the_nearest():
+    registry: Registry[int] = Registry("algorithm")
+    registry.add("ppo", 1)
+    registry.add("a2c", 2)
+    assert (registry["ppo"], "a2c" in registry, "dqn" in registry, list(registry)) == (1, True, False, ["a2c", "ppo"])
+    with pytest.raises(ConfigError, match=r"no algorithm 'pop' \(did you mean 'ppo'\?\); known: a2c, ppo"):
+        registry["pop"]
+    with pytest.raises(ConfigError, match="already registered"):
+        registry.add("ppo", 3)
+
+
+def test_trees():
+    a = {"x": torch.tensor([1.0, 2.0]), "y": torch.tensor([[1], [2]])}
+    b = {"x": torch.tensor([5.0, 6.0]), "y": torch.tensor([[7], [8]])}
+    assert tree_map(torch.add, a, b)["x"].tolist() == [6, 8]
+    assert tree_stack([a, b])["y"].shape == (2, 2, 1)
+    assert tree_stack([a, b], 1)["x"].tolist() == [[1, 5], [2, 6]]
+    assert tree_index(a, slice(1, 2))["y"].tolist() == [[2]]
+    chosen = tree_where(torch.tensor([True, False]), a, b)
+    assert (chosen["x"].tolist(), chosen["y"].tolist()) == ([1, 6], [[1], [8]])
+
+
+def test_schedules():
+    assert [scheduled(4.0, "constant", p) for p in (0, 0.5, 1)] == [4, 4, 4]
+    assert [scheduled(4.0, "linear", p) for p in (0, 0.25, 1, 1.2)] == [4, 3, 0, 0]

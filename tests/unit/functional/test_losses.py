@@ -1,0 +1,121 @@
+"""Losses: by hand at and around their corners, and against loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from habilis.functional.losses import (
+    critic_loss,
+    ppo_clip,
+    soft_policy_loss,
+    soft_q_target,
+    standardize,
+    temperature_loss,
+    value_loss,
+)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "objective", "moves"),
+    [
+        (1.5, 1.0, 1.2, False),  # good and already much likelier: min(1.5, 1.2)
+        (1.5, -1.0, -1.5, True),  # bad and likelier: min(-1.5, -1.2)
+        (0.5, 1.0, 0.5, True),  # good and less likely: min(0.5, 0.8)
+        (0.5, -1.0, -0.8, False),  # bad and already much less likely: min(-0.5, -0.8)
+        (1.19, 2.0, 2.38, True),  # just inside
+        (1.21, 2.0, 2.4, False),  # just outside
+        (0.81, -2.0, -1.62, True),
+        (0.79, -2.0, -1.6, False),
+        (1.0, 3.0, 3.0, True),
+    ],
+)
+def test_ppo_clip_by_hand(ratio, advantage, objective, moves):
+    log_prob = torch.tensor([-2.0 + math.log(ratio)], requires_grad=True)
+    result = ppo_clip(log_prob, torch.tensor([-2.0]), torch.tensor([advantage]), 0.2)
+    (gradient,) = torch.autograd.grad(result.loss, log_prob)
+    assert float(result.loss.detach()) == pytest.approx(-objective, rel=1e-5)
+    # where it moves, d(-r A) / d log r = -r A
+    assert float(gradient) == pytest.approx(-ratio * advantage if moves else 0.0, rel=1e-5)
+    assert float(result.approx_kl) == pytest.approx(ratio - 1 - math.log(ratio), abs=1e-6)
+    assert float(result.clip_fraction) == (abs(ratio - 1) > 0.2)
+
+
+def test_ppo_clip_against_a_loop():
+    g = torch.Generator().manual_seed(0)
+    new, old, advantages = (torch.randn(300, generator=g) * 0.5 for _ in range(3))
+    result = ppo_clip(new, old, advantages, torch.tensor(0.1))
+    total = kl = clipped = 0.0
+    for a, b, advantage in zip(new.tolist(), old.tolist(), advantages.tolist(), strict=True):
+        ratio = math.exp(a - b)
+        total -= min(ratio * advantage, min(max(ratio, 0.9), 1.1) * advantage)
+        kl += ratio - 1 - (a - b)
+        clipped += abs(ratio - 1) > 0.1
+    assert float(result.loss) == pytest.approx(total / 300, rel=1e-5)
+    assert float(result.approx_kl) == pytest.approx(kl / 300, rel=1e-5)
+    assert float(result.clip_fraction) == pytest.approx(clipped / 300)
+
+
+@pytest.mark.parametrize(
+    ("value", "old", "target", "clip", "loss", "gradient"),
+    [
+        (3.0, 1.0, 2.0, None, 0.5, 1.0),  # (3 - 2)^2 / 2
+        (3.0, 1.0, 2.0, 0.5, 0.5, 1.0),  # clipped to 1.5: max(1, 0.25) / 2
+        (2.0, 0.0, 2.0, 0.5, 1.125, 0.0),  # clipped to 0.5: max(0, 2.25) / 2, and no gradient through the clip
+        (0.25, 0.0, 2.0, 0.5, 1.53125, -1.75),  # inside: (0.25 - 2)^2 / 2
+    ],
+)
+def test_value_loss_by_hand(value, old, target, clip, loss, gradient):
+    values = torch.tensor([value], requires_grad=True)
+    result = value_loss(values, torch.tensor([target]), torch.tensor([old]), clip)
+    assert float(result.detach()) == pytest.approx(loss)
+    assert float(torch.autograd.grad(result, values)[0]) == pytest.approx(gradient)
+
+
+def test_standardize_by_hand():
+    # mean 2, deviation sqrt((1 + 0 + 1) / 2) = 1
+    torch.testing.assert_close(standardize(torch.tensor([1.0, 2.0, 3.0])), torch.tensor([-1.0, 0.0, 1.0]))
+
+
+def test_soft_q_target_by_hand():
+    next_q = torch.tensor([[10.0, 10.0, math.nan], [8.0, 12.0, 1.0]])
+    target = soft_q_target(
+        reward=torch.tensor([1.0, 1.0, 5.0]),
+        terminated=torch.tensor([False, False, True]),
+        discount=torch.tensor([0.5, 0.25, 0.5]),
+        next_q=next_q,
+        next_log_prob=torch.tensor([-2.0, 4.0, 0.0]),
+        alpha=torch.tensor(0.5),
+    )
+    # 1 + (8 + 0.5 * 2) / 2 = 5.5; 1 + (10 - 0.5 * 4) / 4 = 3; terminated: the reward, whatever the critics say there
+    assert target.tolist() == [5.5, 3.0, 5.0]
+
+
+def test_critic_loss_by_hand():
+    q = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
+    # first critic: ((1-2)^2 + (2-4)^2) / 2 / 2 = 1.25; second: (1 + 1) / 2 / 2 = 0.5
+    assert float(critic_loss(q, torch.tensor([2.0, 4.0]))) == 1.75
+
+
+def test_soft_policy_loss_by_hand_and_against_a_loop():
+    q = torch.tensor([[1.0, 5.0], [2.0, 4.0]])
+    # ((0.5 * -2 - 1) + (0.5 * 2 - 4)) / 2 = -2.5
+    assert float(soft_policy_loss(q, torch.tensor([-2.0, 2.0]), torch.tensor(0.5))) == -2.5
+    g = torch.Generator().manual_seed(0)
+    q, log_prob = torch.randn(5, 64, generator=g), torch.randn(64, generator=g)
+    slow = sum(0.3 * float(log_prob[b]) - min(q[:, b].tolist()) for b in range(64)) / 64
+    assert float(soft_policy_loss(q, log_prob, torch.tensor(0.3))) == pytest.approx(slow, rel=1e-5)
+
+
+def test_temperature_loss_by_hand_and_its_direction():
+    log_alpha = torch.tensor(math.log(2.0), requires_grad=True)
+    log_prob = torch.tensor([1.0, 3.0], requires_grad=True)
+    loss = temperature_loss(log_alpha, log_prob, target_entropy=-1.0)
+    # -2 * ((1 - 1) + (3 - 1)) / 2 = -2; the derivative by log alpha is the same
+    assert float(loss.detach()) == pytest.approx(-2.0)
+    gradient, through_policy = torch.autograd.grad(loss, (log_alpha, log_prob), allow_unused=True)
+    # entropy -2 is below the target -1: descending raises the temperature
+    assert float(gradient) == pytest.approx(-2.0)
+    assert through_policy is None

@@ -1,0 +1,160 @@
+"""Networks: the ensemble is its copies, encoders read what they say, heads give the deviations they promise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from habilis.core.errors import ConfigError
+from habilis.core.specs import DiscreteAction, MultiDiscreteAction, ObsGroup
+from habilis.nn.distributions import Categorical, MultiCategorical
+from habilis.nn.encoder import ImageEncoder, ObsEncoder
+from habilis.nn.heads import CategoricalHead, GaussianHead, SquashedGaussianHead
+from habilis.nn.init import linear
+from habilis.nn.mlp import MLP, EnsembleLinear, EnsembleMLP
+from habilis.nn.value import ValueNetwork
+
+
+@pytest.fixture
+def generator():
+    return torch.Generator().manual_seed(0)
+
+
+def test_ensemble_equals_separate_networks(generator):
+    ensemble = EnsembleMLP(3, 5, (8, 6), 2, "relu", generator)
+    x = torch.randn(7, 5, generator=generator)
+    together = ensemble(x)
+    assert together.shape == (3, 7, 2)
+    for k in range(3):
+        alone = MLP(5, (8, 6), 2, "relu", generator)
+        stacked = [layer for layer in ensemble.layers if isinstance(layer, EnsembleLinear)]
+        plain = [layer for layer in alone.layers if isinstance(layer, nn.Linear)]
+        with torch.no_grad():
+            for many, one in zip(stacked, plain, strict=True):
+                one.weight.copy_(many.weight[k].T)
+                one.bias.copy_(many.bias[k, 0])
+        torch.testing.assert_close(together[k], alone(x))
+    assert not torch.equal(together[0], together[1])
+
+
+def test_linear_default_has_pytorchs_bounds(generator):
+    layer = linear(100, 400, generator)
+    for values in (layer.weight.detach(), layer.bias.detach()):
+        assert float(values.abs().max()) <= 0.1
+        # uniform on [-0.1, 0.1] has deviation 0.1 / sqrt(3)
+        assert float(values.std()) == pytest.approx(0.1 / math.sqrt(3), rel=0.1)
+
+
+def test_linear_orthogonal(generator):
+    layer = linear(6, 4, generator, gain=2.0)
+    torch.testing.assert_close(layer.weight @ layer.weight.T, 4 * torch.eye(4), atol=1e-5, rtol=0)
+    assert not layer.bias.any()
+
+
+def test_mlp_without_an_output_layer_ends_with_its_activation(generator):
+    net = MLP(3, (4,), None, "relu", generator)
+    assert net.out_dim == 4
+    assert bool((net(torch.randn(50, 3, generator=generator)) >= 0).all())
+    assert MLP(3, (), None, "relu", generator).out_dim == 3
+
+
+@pytest.mark.parametrize(("shape", "last"), [((36, 44, 3), True), ((4, 36, 44), False)])
+def test_image_encoder_reads_either_layout(generator, shape, last):
+    encoder = ImageEncoder(shape, generator)
+    image = torch.randint(256, (2, 5, *shape), generator=generator, dtype=torch.uint8)
+    features = encoder(image)
+    assert features.shape == (2, 5, 512)
+    x = image[1, 3].float() / 255
+    x = (x.permute(2, 0, 1) if last else x).unsqueeze(0)
+    for layer in encoder.convolutions:
+        x = F.relu(F.conv2d(x, layer.weight, layer.bias, layer.stride)) if isinstance(layer, nn.Conv2d) else x
+    torch.testing.assert_close(features[1, 3], F.relu(encoder.project(x.flatten(1)))[0], atol=1e-5, rtol=1e-4)
+    assert encoder(image[:0]).shape == (0, 5, 512)
+
+
+def test_image_encoder_refuses_what_is_too_small(generator):
+    with pytest.raises(ConfigError, match="36 pixels"):
+        ImageEncoder((35, 64, 3), generator)
+
+
+def test_encoder_joins_its_groups_and_normalises_only_vectors(generator):
+    groups = {"policy": ObsGroup((3,)), "camera": ObsGroup((36, 36, 3), "uint8"), "critic": ObsGroup((5,))}
+    encoder = ObsEncoder(groups, ("policy", "camera"), True, generator)
+    obs = {
+        "policy": torch.randn(9, 3, generator=generator) * 4 + 2,
+        "camera": torch.randint(256, (9, 36, 36, 3), generator=generator, dtype=torch.uint8),
+        "critic": torch.full((9, 5), math.nan),
+    }
+    encoder.update_normalizers(obs)
+    features = encoder(obs)
+    assert features.shape == (9, encoder.out_dim) == (9, 515)
+    expected = (obs["policy"] - obs["policy"].mean(0)) / obs["policy"].std(0, correction=0)
+    torch.testing.assert_close(features[:, :3], expected)
+    assert torch.equal(features, encoder.features(encoder.normalize(obs)))
+    assert list(encoder.normalizers) == ["policy"]
+
+
+def test_normalisers_leave_out_invalid_rows(generator):
+    encoder = ObsEncoder({"policy": ObsGroup((1,))}, ("policy",), True, generator)
+    obs = {"policy": torch.tensor([[[1.0], [50.0]], [[3.0], [5.0]]])}
+    encoder.update_normalizers(obs, torch.tensor([[True, False], [True, True]]))
+    assert encoder.normalizers["policy"].mean.tolist() == [3]
+
+
+def test_std_types(generator):
+    features = torch.randn(6, 4, generator=generator) * 20
+    heads = {kind: GaussianHead(4, 2, kind, 0.5, 0.1, generator) for kind in ("independent", "fixed", "annealed")}
+    learnt = {kind: "log_std" in dict(head.named_parameters()) for kind, head in heads.items()}
+    assert learnt == {"independent": True, "fixed": False, "annealed": False}
+    for kind, head in heads.items():
+        assert head(features).log_std.exp().tolist() == pytest.approx([0.5, 0.5])
+        head.anneal(0.5)  # half way in the logarithm: sqrt(0.5 * 0.1)
+        expected = math.sqrt(0.05) if kind == "annealed" else 0.5
+        assert head(features).log_std.exp().tolist() == pytest.approx([expected] * 2)
+    heads["annealed"].anneal(1.5)
+    assert heads["annealed"](features).log_std.exp().tolist() == pytest.approx([0.1, 0.1])
+    assert "log_std" in heads["annealed"].state_dict()
+
+
+def test_dependent_std_depends_on_the_state_and_starts_near_the_first(generator):
+    head = GaussianHead(4, 2, "dependent", 0.5, 0.1, generator)
+    log_std = head(torch.randn(6, 4, generator=generator)).log_std
+    assert log_std.shape == (6, 2)
+    assert float((log_std - math.log(0.5)).abs().max()) < 0.1
+    assert not torch.equal(log_std[0], log_std[1])
+    assert head(torch.full((1, 4), 1e6)).log_std.isfinite().all()
+
+
+def test_squashed_head_keeps_the_deviation_in_range(generator):
+    d = SquashedGaussianHead(4, 2, generator)(torch.randn(50, 4, generator=generator) * 1e4)
+    assert float(d.log_std.max()) == 2
+    assert float(d.log_std.min()) == -20
+
+
+def test_categorical_heads(generator):
+    features = torch.randn(6, 4, generator=generator)
+    assert isinstance(CategoricalHead(4, DiscreteAction(3), generator)(features), Categorical)
+    many = CategoricalHead(4, MultiDiscreteAction((3, 2)), generator)(features)
+    assert isinstance(many, MultiCategorical)
+    assert many.mode().shape == (6, 2)
+
+
+def test_value_network_from_features_is_itself(generator):
+    encoder = ObsEncoder({"policy": ObsGroup((3,))}, ("policy",), True, generator)
+    value = ValueNetwork(encoder, MLP(3, (8,), None, "tanh", generator), generator)
+    obs = {"policy": torch.randn(4, 5, 3, generator=generator)}
+    assert value(obs).shape == (4, 5)
+    assert torch.equal(value(obs), value.from_features(value.trunk(obs["policy"])))
+
+
+def test_making_networks_leaves_the_global_random_state(generator):
+    before = torch.get_rng_state()
+    MLP(3, (8,), 2, "tanh", generator, orthogonal=True)
+    EnsembleMLP(2, 3, (8,), 1, "relu", generator)
+    ImageEncoder((36, 36, 3), generator)
+    GaussianHead(4, 2, "dependent", 0.5, 0.1, generator)
+    assert torch.equal(torch.get_rng_state(), before)

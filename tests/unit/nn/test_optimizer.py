@@ -1,0 +1,108 @@
+"""The flat optimiser does what PyTorch's Adam does with each parameter on its own, and keeps parameters finite."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from habilis.nn.mlp import MLP
+from habilis.nn.optimizer import Optimizer, flatten_parameters
+
+
+def network():
+    return MLP(3, (8, 8), 2, "tanh", torch.Generator().manual_seed(0))
+
+
+def batches(count, seed=1):
+    g = torch.Generator().manual_seed(seed)
+    return [(torch.randn(16, 3, generator=g), torch.randn(16, 2, generator=g) * 10) for _ in range(count)]
+
+
+def loss_of(net, batch):
+    return (net(batch[0]) - batch[1]).square().mean()
+
+
+@pytest.mark.parametrize("max_grad_norm", [None, 0.5, 1e6])
+def test_equals_adam_with_clipping(max_grad_norm):
+    ours, theirs = network(), network()
+    optimizer = Optimizer(ours.parameters(), 1e-2, eps=1e-5, max_grad_norm=max_grad_norm)
+    adam = torch.optim.Adam(theirs.parameters(), lr=1e-2, eps=1e-5)
+    for batch in batches(20):
+        norm = optimizer.step(loss_of(ours, batch))
+        adam.zero_grad()
+        loss_of(theirs, batch).backward()
+        expected = nn.utils.clip_grad_norm_(theirs.parameters(), max_grad_norm or 1e9)
+        adam.step()
+        torch.testing.assert_close(norm, expected)
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4)
+
+
+def test_parameters_are_views_of_the_flat_vector():
+    net = network()
+    before = [p.detach().clone() for p in net.parameters()]
+    flat = flatten_parameters(net.parameters())
+    assert all(torch.equal(p, q) for p, q in zip(net.parameters(), before, strict=True))
+    flat.zero_()
+    assert all(not p.any() for p in net.parameters())
+    net.load_state_dict({k: torch.ones_like(v) for k, v in net.state_dict().items()})
+    assert bool((flat == 1).all())
+
+
+def test_learning_rate_changes_in_place():
+    net = network()
+    optimizer = Optimizer(net.parameters(), 1e-2)
+    optimizer.learning_rate.fill_(0.0)
+    before = optimizer.flat.clone()
+    optimizer.step(loss_of(net, batches(1)[0]))
+    assert torch.equal(optimizer.flat, before)
+    optimizer.learning_rate.fill_(1e-2)
+    optimizer.step(loss_of(net, batches(1)[0]))
+    assert not torch.equal(optimizer.flat, before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_gradient_that_is_not_finite_is_counted_and_not_taken(bad):
+    net = network()
+    optimizer = Optimizer(net.parameters(), 1e-2, max_grad_norm=0.5)
+    before = optimizer.flat.clone()
+    optimizer.step(loss_of(net, batches(1)[0]) * bad)
+    assert torch.equal(optimizer.flat, before)
+    assert float(optimizer.skipped) == 1
+    optimizer.step(loss_of(net, batches(1)[0]))
+    assert bool(optimizer.flat.isfinite().all())
+    assert not torch.equal(optimizer.flat, before)
+    assert float(optimizer.skipped) == 1
+
+
+def test_state_continues_bit_for_bit_and_shares_nothing():
+    first = network()
+    one = Optimizer(first.parameters(), 1e-2, max_grad_norm=0.5)
+    for batch in batches(5):
+        one.step(loss_of(first, batch))
+    one.learning_rate.fill_(3e-3)
+    second = network()
+    two = Optimizer(second.parameters(), 1e-2, max_grad_norm=0.5)
+    second.load_state_dict(first.state_dict())
+    two.load_state_dict(one.state_dict())
+    assert float(two.learning_rate) == float(one.learning_rate)
+    for batch in batches(5, seed=2):  # side by side: shared moments would be moved twice
+        one.step(loss_of(first, batch))
+        two.step(loss_of(second, batch))
+        assert torch.equal(one.flat, two.flat)
+
+
+def test_a_state_taken_before_the_first_step_can_be_loaded():
+    first = network()
+    one = Optimizer(first.parameters(), 1e-2)
+    fresh = copy.deepcopy(one.state_dict())
+    start = one.flat.clone()
+    one.step(loss_of(first, batches(1)[0]))
+    after = one.flat.clone()
+    one.load_state_dict(fresh)
+    one.flat.copy_(start)
+    one.step(loss_of(first, batches(1)[0]))
+    assert torch.equal(one.flat, after)

@@ -1,0 +1,128 @@
+"""The action map at every kind of bound, and the policy as a user meets it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from habilis.algorithms import ppo, sac
+from habilis.core.errors import HabilisError
+from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, ObsGroup
+from habilis.policies.action_map import ActionMap
+
+INF = np.inf
+
+
+def box(low, high):
+    return BoxAction(np.array(low, np.float32), np.array(high, np.float32))
+
+
+def make_policy(action, algorithm=ppo, obs=None, **config):
+    spec = EnvSpec("test", obs or {"policy": ObsGroup((3,)), "critic": ObsGroup((2,))}, action)
+    cls = ppo.PPOConfig if algorithm is ppo else sac.SACConfig
+    policy = algorithm.make_policy(spec, cls(**config), torch.Generator().manual_seed(0))
+    with torch.no_grad():  # away from the tiny first actions
+        for p in policy.head.parameters():
+            p.normal_(generator=torch.Generator().manual_seed(1))
+    return policy
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "action", "expected"),
+    [
+        (-1, 1, 0.5, 0.5),
+        (-1, 1, 3.0, 1.0),
+        (0, 10, 0.0, 5.0),  # the middle
+        (0, 10, -1.0, 0.0),
+        (-2, 6, 0.5, 4.0),  # 2 + 4 * 0.5
+        (-2, 6, -7.0, -2.0),
+        (-INF, INF, 12.5, 12.5),
+        (0, INF, 12.5, 12.5),  # one bound: in the environment's units, clipped to it
+        (0, INF, -3.0, 0.0),
+        (-INF, 2, 5.0, 2.0),
+    ],
+)
+def test_action_map_by_hand(low, high, action, expected):
+    action_map = ActionMap(box([-1, low], [1, high]))
+    mapped = action_map(torch.tensor([[0.0, action]]))
+    assert mapped.tolist() == [[0.0, expected]]
+
+
+def test_action_map_of_a_choice_is_the_choice():
+    action = torch.tensor([3, 1])
+    assert ActionMap(DiscreteAction(4))(action) is action
+    assert not list(ActionMap(MultiDiscreteAction((2, 2))).buffers())
+
+
+ACTIONS = {"box": box([0, -1], [4, 1]), "choice": DiscreteAction(4), "choices": MultiDiscreteAction((3, 2))}
+
+
+@pytest.mark.parametrize("kind", ACTIONS)
+def test_act(kind):
+    policy = make_policy(ACTIONS[kind])
+    obs = {"policy": torch.randn(200, 3, generator=torch.Generator().manual_seed(2))}
+    step = policy.act(obs, "memory", generator=torch.Generator().manual_seed(3))
+    again = policy.act(obs, generator=torch.Generator().manual_seed(3))
+    assert torch.equal(step.action, again.action)
+    assert step.memory == "memory"
+    assert not step.action.requires_grad
+    torch.testing.assert_close(step.log_prob, policy.distribution(obs).log_prob(step.action).detach())
+    assert torch.equal(step.env_action, policy.action_map(step.action))
+    mode = policy.act(obs, deterministic=True)
+    assert mode.log_prob is None
+    assert torch.equal(mode.env_action, policy(obs))
+    assert not torch.equal(mode.action, step.action)
+    if kind == "box":
+        low, high = torch.tensor([0.0, -1.0]), torch.tensor([4.0, 1.0])
+        assert bool(((step.env_action >= low) & (step.env_action <= high)).all())
+        assert bool((step.action.abs() > 1).any())  # the stored action is the one that was drawn
+
+
+def test_predict_takes_one_or_many_and_groups():
+    policy = make_policy(ACTIONS["box"])
+    many = np.random.default_rng(0).normal(size=(5, 3))
+    actions, memory = policy.predict(many)
+    assert (actions.shape, actions.dtype, memory) == ((5, 2), np.float32, None)
+    np.testing.assert_allclose(policy.predict(many[2])[0], actions[2], rtol=1e-6)
+    np.testing.assert_allclose(policy.predict({"policy": many})[0], actions)
+
+
+def test_predict_refuses_what_it_cannot_read():
+    policy = make_policy(ACTIONS["box"])
+    with pytest.raises(HabilisError, match=r"has shape \(4,\): expected \(3,\)"):
+        policy.predict(np.zeros(4))
+    with pytest.raises(HabilisError, match="lacks the group 'policy'"):
+        policy.predict({"state": np.zeros(3)})
+
+
+def test_predict_of_images():
+    policy = make_policy(DiscreteAction(3), obs={"policy": ObsGroup((36, 36, 3), "uint8")})
+    image = np.random.default_rng(0).integers(256, size=(36, 36, 3), dtype=np.uint8)
+    assert policy.predict(image)[0].shape == ()
+    assert policy.predict(np.stack([image] * 4))[0].shape == (4,)
+
+
+def test_drawing_without_a_generator_differs_each_time_and_leaves_the_global_state():
+    policy = make_policy(ACTIONS["box"], sac)
+    obs = np.zeros((4, 3))
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    first, second = (policy.predict(obs, deterministic=False)[0] for _ in range(2))
+    assert not np.array_equal(first, second)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.get_state()[1].tolist() == numpy_before
+
+
+def test_squashed_policy_stays_within_the_bounds():
+    policy = make_policy(ACTIONS["box"], sac)
+    obs = {"policy": torch.randn(500, 3, generator=torch.Generator().manual_seed(0)) * 50}
+    env_action = policy.act(obs, generator=torch.Generator().manual_seed(1)).env_action
+    assert bool(((env_action >= torch.tensor([0.0, -1.0])) & (env_action <= torch.tensor([4.0, 1.0]))).all())
+
+
+def test_acting_leaves_the_normaliser():
+    policy = make_policy(ACTIONS["box"], normalize_obs=True)
+    policy.encoder.update_normalizers({"policy": torch.randn(50, 3, generator=torch.Generator().manual_seed(0))})
+    before = {k: v.clone() for k, v in policy.state_dict().items()}
+    policy.train().act({"policy": torch.full((4, 3), 9.0)}, generator=torch.Generator().manual_seed(1))
+    assert all(torch.equal(v, before[k]) for k, v in policy.state_dict().items())
