@@ -102,7 +102,7 @@ def test_n_step_by_hand():
     terminated = torch.tensor([never, [0, 1, 0], never, never], dtype=torch.bool).T
     cut = torch.tensor([never, never, [1, 0, 0], [0, 0, 1]], dtype=torch.bool).T
     returns, discount, last, ended = n_step_return(rewards, terminated, terminated | cut, 0.5)
-    # whole window: 1 + 2/2 + 4/4 = 3; to the second step: 1 + 2/2 = 2; only the first: 1; an end at the last is no change
+    # whole window: 1 + 2/2 + 4/4 = 3; to the second step: 1 + 2/2 = 2; the first: 1; an end at the last changes nothing
     assert returns.tolist() == [3, 2, 1, 3]
     assert discount.tolist() == [0.125, 0.25, 0.5, 0.125]
     assert last.tolist() == [2, 1, 0, 2]

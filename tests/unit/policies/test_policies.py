@@ -106,11 +106,11 @@ def test_predict_of_images():
 def test_drawing_without_a_generator_differs_each_time_and_leaves_the_global_state():
     policy = make_policy(ACTIONS["box"], sac)
     obs = np.zeros((4, 3))
-    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].tolist()
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
     first, second = (policy.predict(obs, deterministic=False)[0] for _ in range(2))
     assert not np.array_equal(first, second)
     assert torch.equal(torch.get_rng_state(), before)
-    assert np.random.get_state()[1].tolist() == numpy_before
+    assert np.random.get_state()[1].tolist() == numpy_before  # noqa: NPY002
 
 
 def test_squashed_policy_stays_within_the_bounds():
