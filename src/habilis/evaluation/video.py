@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 
@@ -50,34 +52,39 @@ def record_video(
         MissingExtraError: if imageio or its ffmpeg is not installed.
         EnvError: if the environment cannot be rendered.
     """
+    rate = 1 / env.spec.control_dt if env.spec.control_dt else FRAMES_PER_SECOND
+    stride = max(1, round(rate / FRAMES_PER_SECOND))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    ended = 0
+    with TemporaryDirectory(dir=path.parent) as folder:
+        with (
+            _film(Path(folder) / path.name, rate / stride) as film,
+            closing(Renderer(env, width=width, height=height, camera=camera)) as renderer,
+            closing(rollout(policy, env, seed=seed, deterministic=deterministic, device=device)) as steps,
+        ):
+            for count, step in enumerate(steps):
+                done = bool(step.done[0])
+                if count % stride == 0 and not done:  # after the last step the environment shows its next episode
+                    film.append_data(renderer.frame())
+                ended += done
+                if ended == episodes or count + 1 >= seconds * rate:
+                    break
+        os.replace(Path(folder) / path.name, path)
+    return path
+
+
+def _film(path: Path, frames_per_second: float) -> Any:
+    """Open an mp4 file that frames are appended to."""
     try:
         import imageio.v2 as imageio
         import imageio_ffmpeg  # type: ignore[import-untyped]  # noqa: F401  imageio finds it by itself
     except ImportError:
         raise MissingExtraError("imageio with imageio-ffmpeg", "video") from None
-    rate = 1 / env.spec.control_dt if env.spec.control_dt else FRAMES_PER_SECOND
-    stride = max(1, round(rate / FRAMES_PER_SECOND))
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial.mp4")
-    ended = 0
-    with (
-        closing(rollout(policy, env, seed=seed, deterministic=deterministic, device=device)) as steps,
-        closing(Renderer(env, width=width, height=height, camera=camera)) as renderer,
-        imageio.get_writer(
-            partial,
-            fps=rate / stride,
-            codec="libx264",
-            macro_block_size=2,  # what yuv420p needs; the usual 16 would stretch the picture
-            output_params=["-crf", "24", "-movflags", "+faststart"],
-        ) as film,
-    ):
-        for count, step in enumerate(steps):
-            done = bool(step.done[0])
-            if count % stride == 0 and not done:  # after the last step the environment shows its next episode
-                film.append_data(renderer.frame())  # type: ignore[attr-defined]
-            ended += done
-            if ended == episodes or count + 1 >= seconds * rate:
-                break
-    os.replace(partial, path)
-    return path
+    return imageio.get_writer(
+        path,
+        fps=frames_per_second,
+        codec="libx264",
+        macro_block_size=2,  # what yuv420p needs; the usual 16 would stretch the picture
+        output_params=["-crf", "24", "-movflags", "+faststart"],
+    )

@@ -111,6 +111,15 @@ def test_a_line_goes_as_far_as_all_of_its_runs(tmp_path, write_run):
     assert [run["x"][-1] for run in line["runs"]] == [1_000_000, 500_000]
 
 
+def test_a_long_curve_is_averaged_in_pieces(write_run, tmp_path):
+    run = write_run(tmp_path, lines=2400)
+    chart = Page(write_report([run], tmp_path)).charts["rollout/ep_rew_mean"]
+    values = read_run(run).curves["rollout/ep_rew_mean"].values
+    (line,) = chart["lines"]
+    assert len(line["y"]) == 240
+    assert line["y"] == pytest.approx(values.reshape(240, 10).mean(axis=1), rel=1e-4)
+
+
 def test_two_environments_have_their_own_charts(tmp_path, write_run):
     runs = [write_run(tmp_path, env="Hopper-v5"), write_run(tmp_path, env="Ant-v5")]
     text = Page(write_report(runs, tmp_path)).text

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import sys
+
 import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
 
-from habilis.core.errors import ConfigError, EnvError
+from habilis.core.errors import ConfigError, EnvError, MissingExtraError
 from habilis.core.types import PolicyStep
 from habilis.envs.gymnasium import make_gymnasium
 from habilis.envs.mujoco import make_native
 from habilis.envs.render import Renderer
+from habilis.evaluation.evaluator import evaluate
 from habilis.evaluation.video import record_video
 
 
@@ -37,7 +40,11 @@ def test_a_native_environment_is_pictured_as_it_is_now():
     np.testing.assert_array_equal(renderer.frame(), before)
     for _ in range(10):
         env.step(torch.tensor([[0.0] * 6, [1.0] * 6]))
-    assert np.abs(renderer.frame().astype(int) - before).mean() > 1.0
+    now = renderer.frame().astype(int)
+    assert np.abs(now - before).mean() > 1.0
+    other = Renderer(env, 0, width=160, height=120)
+    assert np.abs(now - other.frame()).mean() > 1.0
+    other.close()
     renderer.close()
     with pytest.raises(ConfigError, match="no camera 'tarck': it has track"):
         Renderer(env, camera="tarck")
@@ -58,7 +65,8 @@ def test_film_of_a_native_environment_is_in_real_time(tmp_path):
 def test_film_of_a_gymnasium_environment_ends_with_its_episode(tmp_path):
     env = make_gymnasium("InvertedPendulum-v5", 1, render_mode="rgb_array", width=96, height=64)
     path = record_video(Still(1), env, tmp_path / "film.mp4", seed=0, episodes=1)
-    assert 2 < len(iio.imread(path)) < 200
+    (length,) = evaluate(Still(1), env, episodes=1, seed=0).lengths
+    assert len(iio.imread(path)) == length - 1  # what follows the last step is the next episode's beginning
     env.close()
 
 
@@ -66,4 +74,11 @@ def test_an_environment_that_draws_nothing_is_named(tmp_path):
     env = make_gymnasium("InvertedPendulum-v5", 1)
     with pytest.raises(EnvError, match="rgb_array"):
         record_video(Still(1), env, tmp_path / "film.mp4", seed=0)
+    assert list(tmp_path.iterdir()) == []
     env.close()
+
+
+def test_a_missing_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'habilis\[video\]'"):
+        record_video(Still(6), make_native("HalfCheetah-v5", num_envs=1, seed=0), tmp_path / "film.mp4", seed=0)
