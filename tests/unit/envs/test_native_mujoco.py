@@ -257,6 +257,13 @@ def test_writing_the_tensors_does_not_change_the_environment():
     assert torch.equal(mine.next_obs["policy"], theirs.next_obs["policy"])
 
 
+def test_spec_says_what_is_known():
+    spec = make_native("Ant-v5", 1, seed=0, threads=1).spec
+    assert spec.obs["policy"].shape == (105,)
+    assert (spec.max_episode_steps, spec.control_dt, spec.backend, spec.saves_state) == (1000, 0.05, "native", True)
+    assert spec.action_names[:2] == ("hip_4", "ankle_4")
+
+
 def test_refuses_what_does_not_fit():
     with pytest.raises(ConfigError, match="healthy_z_range"):
         make_native("Hopper-v5", 1, seed=0, healthy_z_rang=(0.0, 1.0))

@@ -109,7 +109,10 @@ class NativeMujocoEnv:
             saves_state=True,
             backend="native",
             control_dt=self._dt,
-            action_names=tuple(model.actuator(i).name for i in range(model.nu)),
+            # Gymnasium names few of its motors; each of them drives one joint
+            action_names=tuple(
+                model.actuator(i).name or model.joint(model.actuator_trnid[i, 0]).name for i in range(model.nu)
+            ),
         )
 
     def reset(self, seed: int | None = None) -> Obs:
