@@ -6,10 +6,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from habilis.api import Run, evaluate, export, load, make_env, record_video, resume, train
+    from habilis.api import Run, evaluate, export, load, make_env, play, record_video, resume, train
 
 __version__ = "0.1.0"
-__all__ = ["Run", "__version__", "evaluate", "export", "load", "make_env", "record_video", "resume", "train"]
+__all__ = ["Run", "__version__", "evaluate", "export", "load", "make_env", "play", "record_video", "resume", "train"]
 
 
 def __getattr__(name: str) -> Any:

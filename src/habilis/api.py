@@ -28,6 +28,7 @@ from habilis.envs.make import make_vec_env
 from habilis.evaluation.evaluator import EvaluationResult
 from habilis.evaluation.evaluator import evaluate as run_evaluation
 from habilis.evaluation.video import record_video as film
+from habilis.evaluation.watch import watch
 from habilis.policies.stochastic import StochasticPolicy
 from habilis.presets import preset
 from habilis.tracking.progress import tell
@@ -141,7 +142,7 @@ def load(path: str | Path, *, which: Literal["last", "best"] = "last") -> Stocha
         which: the last checkpoint of a run, or the one that evaluated best.
     """
     path = Path(path)
-    run_dir, checkpoint = _locate(path, which)
+    run_dir, checkpoint = locate(path, which)
     states, meta = load_checkpoint(checkpoint, ["policy"])
     config = load_config(run_dir)
     # the weights are about to be replaced, so any seed will do
@@ -189,17 +190,32 @@ def record_video(
     which: Literal["last", "best"] = "last",
     episodes: int = 1,
     seed: int = 0,
+    seconds: float = 20.0,
     deterministic: bool = True,
     **env_kwargs: Any,
 ) -> Path:
-    """Film a policy, or that of a run, and return the mp4 file; see `evaluate` for the arguments."""
+    """Film a policy, or that of a run, for at most `seconds`, and return the mp4 file; see `evaluate` for the rest."""
     policy, config = _load_with_config(policy, which)
-    vec = _make_env_of(policy, config, env, 1, seed, env_kwargs)
-    if vec.spec.backend == "gymnasium":  # draws itself, if it was told so when it was made
-        vec.close()
-        vec = _make_env_of(policy, config, env, 1, seed, {**env_kwargs, "render_mode": "rgb_array"})
-    with closing(vec):
-        return film(policy, vec, Path(output), seed=seed, episodes=episodes, deterministic=deterministic)
+    with closing(_make_visible_env(policy, config, env, seed, env_kwargs, "rgb_array")) as vec:
+        return film(
+            policy, vec, Path(output), seed=seed, episodes=episodes, seconds=seconds, deterministic=deterministic
+        )
+
+
+def play(
+    policy: StochasticPolicy | str | Path,
+    env: str | None = None,
+    *,
+    which: Literal["last", "best"] = "last",
+    episodes: int | None = None,
+    seed: int = 0,
+    deterministic: bool = True,
+    **env_kwargs: Any,
+) -> None:
+    """Show a policy, or that of a run, in a window until it is closed; see `evaluate` for the arguments."""
+    policy, config = _load_with_config(policy, which)
+    with closing(_make_visible_env(policy, config, env, seed, env_kwargs, "human")) as vec:
+        watch(policy, vec, seed=seed, episodes=episodes, deterministic=deterministic)
 
 
 def export(
@@ -254,7 +270,7 @@ def _load_with_config(
     """Return a policy, and the configuration of the run that a path means."""
     if isinstance(policy, torch.nn.Module):
         return policy, None
-    return load(policy, which=which), load_config(_locate(Path(policy), which)[0])
+    return load(policy, which=which), load_config(locate(Path(policy), which)[0])
 
 
 def _make_env_of(
@@ -269,6 +285,22 @@ def _make_env_of(
     if env is None and config is not None:
         return make_config_env(override(config, {"env_kwargs": {**config.env_kwargs, **kwargs}}), num_envs, seed)
     return make_env(env or policy.spec.id, num_envs, seed=seed, **kwargs)
+
+
+def _make_visible_env(
+    policy: StochasticPolicy,
+    config: TrainConfig | None,
+    env: str | None,
+    seed: int,
+    kwargs: dict[str, Any],
+    render_mode: str,
+) -> VecEnv:
+    """Make one environment as `_make_env_of` does, to be looked at."""
+    vec = _make_env_of(policy, config, env, 1, seed, kwargs)
+    if vec.spec.backend == "gymnasium":  # draws itself, if it was told how when it was made
+        vec.close()
+        vec = _make_env_of(policy, config, env, 1, seed, {**kwargs, "render_mode": render_mode})
+    return vec
 
 
 def _choose_run_dir(config: TrainConfig) -> Path:
@@ -294,8 +326,13 @@ def _say_nothing(text: str) -> None:
     """Take the place of `tell` where no progress is to be shown."""
 
 
-def _locate(path: Path, which: str) -> tuple[Path, Path]:
-    """Return the run and the checkpoint that a user's path means."""
+def locate(path: Path, which: str) -> tuple[Path, Path]:
+    """Return the run and the checkpoint that a path means: a run's directory, or a checkpoint in one.
+
+    Raises:
+        CheckpointError: the run has no such checkpoint that is whole.
+        ConfigError: the path does not exist.
+    """
     if (path / "manifest.json").is_file():
         return path.resolve().parent.parent, path
     require(path.is_dir(), f"{path} does not exist: give a run's directory or a checkpoint in one")

@@ -84,7 +84,7 @@ def make_vec_env(
 
 
 def describe_env(env: VecEnv) -> str:
-    """Return one line on which engine runs an environment, say `HalfCheetah-v5: native batched twin (mujoco.batch), ...`."""
+    """Return a line on what runs an environment, say `Ant-v5: native batched twin (mujoco.batch), 8 ...`."""
     backend, simulation = env.spec.backend, getattr(env, "simulation", None)
     engine = {"gymnasium": "Gymnasium", "envpool": "EnvPool"}.get(backend, "native")
     if simulation is not None:

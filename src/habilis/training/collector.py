@@ -1,14 +1,15 @@
-"""Steps the environment: keeps the current observation, follows episodes, refuses what is not finite, and remembers how it came there."""
+"""Steps the environment: keeps the current observation, follows episodes, refuses what is not finite and replays it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from habilis.core.errors import NonFiniteError
+from habilis.core.errors import EnvError, NonFiniteError
 from habilis.core.protocols import VecEnv
 from habilis.core.tree import tree_map
 from habilis.core.types import Obs, State, Step
@@ -36,7 +37,7 @@ class Recorder:
         self._actions.append(action)
 
     def dump(self) -> State:
-        """Return the snapshot (None where the environment cannot save its state) and the actions since, `[K, N, ...]`."""
+        """Return the snapshot (None where there is none) and the actions since, `[K, N, ...]`."""
         return {"env": self._snapshot, "actions": torch.stack(self._actions) if self._actions else None}
 
     def clear(self) -> None:
@@ -50,8 +51,8 @@ class Collector:
 
     Args:
         env: what is stepped.
-        skip_nonfinite: carry on when an observation or reward is not finite: the rows are replaced by zeros and marked invalid, so that
-            nothing is learnt from them; otherwise raise.
+        skip_nonfinite: carry on when an observation or reward is not finite: the rows are replaced by zeros and marked
+            invalid, so that nothing is learnt from them; otherwise raise.
     """
 
     def __init__(self, env: VecEnv, *, skip_nonfinite: bool = False) -> None:
@@ -90,21 +91,17 @@ class Collector:
 
     def _refuse(self, step: Step) -> Step:
         """Raise for rows that are not finite, or mark them invalid and replace them by zeros."""
+        fault = None if self.skip_nonfinite else first_fault(step)
+        if fault is not None:
+            raise NonFiniteError(
+                f"{fault} is not finite: the simulation diverged or the task divides by zero; "
+                "mend the environment, or go on without such steps by --on-nonfinite skip"
+            )
         bad = ~step.reward.isfinite()
-        named = "reward" if bad.any() else None
         bad_next = torch.zeros_like(bad)
         for name in self._floats:
             for source, mark in ((step.obs, bad_next), (step.next_obs, bad)):
-                rows = ~source[name].flatten(1).isfinite().all(1)
-                mark |= rows
-                if rows.any() and named is None:
-                    named = f"observation group {name!r}"
-        if named is not None and not self.skip_nonfinite:
-            index = int((bad | bad_next).nonzero()[0])
-            raise NonFiniteError(
-                f"the {named} of environment {index} is not finite: the simulation diverged or the task divides by zero; "
-                "mend the environment, or go on without such steps by --on-nonfinite skip"
-            )
+                mark |= ~source[name].flatten(1).isfinite().all(1)
         invalid = bad | bad_next if self._untrusted is None else bad | bad_next | self._untrusted
         self.skipped_rows += int(invalid.sum())
         self._untrusted = bad_next if bad_next.any() else None
@@ -144,12 +141,31 @@ class Collector:
         self._untrusted = state["untrusted"]
 
 
-def replay_dump(env: VecEnv, dump: dict[str, Any]) -> int | None:
-    """Play a dump again in an environment; return the step at which something was not finite, None where nothing was."""
+def first_fault(step: Step) -> str | None:
+    """Name the first quantity of a step that is not finite, and its environment; None where all are."""
+    named = {"reward": step.reward}
+    for obs in (step.next_obs, step.obs):
+        named |= {f"observation group {name!r}": group for name, group in obs.items() if group.is_floating_point()}
+        for name, value in named.items():
+            rows = ~value.flatten(1).isfinite().all(1) if value.dim() > 1 else ~value.isfinite()
+            if rows.any():
+                return f"the {name} of environment {int(rows.nonzero()[0])}"
+    return None
+
+
+def replay_dump(env: VecEnv, dump: Mapping[str, Any]) -> tuple[int, str] | None:
+    """Play a dump again; return the index of the action after which something was not finite, and what that was.
+
+    Raises:
+        EnvError: the environment could not save its state, so that the dump does not say where its actions start.
+    """
+    if dump["env"] is None:
+        raise EnvError(
+            f"{env.spec.id} cannot save its state: its dump holds the last actions alone, which replay nothing"
+        )
     env.load_state_dict(dump["env"])
     for index, action in enumerate(dump["actions"]):
-        step = env.step(action)
-        groups = [step.reward, *(x for obs in (step.obs, step.next_obs) for x in obs.values() if x.is_floating_point())]
-        if not all(bool(x.isfinite().all()) for x in groups):
-            return index
+        fault = first_fault(env.step(action))
+        if fault is not None:
+            return index, fault
     return None

@@ -1,0 +1,35 @@
+"""`habilis export`: a policy as ONNX, written only after ONNX Runtime has agreed with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from habilis.api import export, locate
+from habilis.cli.parse import parse
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Write a policy as ONNX, normaliser and action map inside, checked against the original."""
+
+    run: tyro.conf.Positional[Path]
+    """Directory of a run, or of a checkpoint in one."""
+    output: Path | None = None
+    """The folder to make; None: `export/` in the run."""
+    which: Literal["last", "best"] = "last"
+    """The last checkpoint of a run, or the one that evaluated best."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Export and say where the file is."""
+    options = parse(Options, argv, "export")
+    run_dir, checkpoint = locate(options.run, options.which)
+    folder = export(options.run, options.output or run_dir / "export", which=options.which)
+    print(f"{folder / 'policy.onnx'}: the policy of {checkpoint}; ONNX Runtime agrees with it")
+    print(f"Wherever it is taken, `habilis verify {folder}` checks it again.")
+    return 0
