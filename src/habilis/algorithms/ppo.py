@@ -19,10 +19,11 @@ from habilis.core.batches import RolloutBatch
 from habilis.core.config import require
 from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
+from habilis.core.recording import Recorded
 from habilis.core.schedules import scheduled
 from habilis.core.specs import BoxAction, EnvSpec
 from habilis.core.state import bundle_state, load_bundle
-from habilis.core.tree import tree_index, tree_map, tree_stack
+from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part, tree_stack
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.losses import ppo_clip, standardize, value_loss
 from habilis.functional.returns import explained_variance, generalized_advantage
@@ -166,6 +167,7 @@ class PPO:
             clip_range=torch.tensor(config.clip_range, device=device),
             shuffle=streams.torch("shuffle", device),
         )
+        self._gradient = Recorded(self._compute_gradient)
 
     @property
     def policy(self) -> StochasticPolicy:
@@ -223,32 +225,38 @@ class PPO:
         metrics = tree_map(torch.mean, tree_stack(history))
         return {**metrics, "explained_variance": explained, "learning_rate": s.optimizer.learning_rate.clone()}
 
-    def _minibatch(self, data: dict[str, Tensor]) -> Metrics:
+    def _minibatch(self, data: Tree) -> Metrics:
         """Take one gradient step on flat transitions."""
+        s = self.state
+        metrics = self._gradient(data)
+        metrics["grad_norm"] = s.optimizer.step(metrics.pop("gradient"))
+        s.gradient_steps += 1
+        if self.config.learning_rate_schedule == "adaptive":
+            self._adapt_learning_rate(metrics["approx_kl"])
+        return metrics
+
+    def _compute_gradient(self, data: Tree) -> dict[str, Tensor]:
+        """Return the gradient of the loss on flat transitions, and scalars."""
         c, s = self.config, self.state
         advantages = standardize(data["advantage"]) if c.normalize_advantage else data["advantage"]
-        features = s.policy.trunk(s.policy.encoder.features(_groups(data, "policy_obs/")))
+        features = s.policy.trunk(s.policy.encoder.features(tree_part(data, "policy_obs")))
         distribution = s.policy.head(features)
-        values = s.critic.from_features(features) if c.share_trunk else s.critic(_groups(data, "critic_obs/"))
+        values = s.critic.from_features(features) if c.share_trunk else s.critic(tree_part(data, "critic_obs"))
         surrogate = ppo_clip(distribution.log_prob(data["action"]), data["log_prob"], advantages, s.clip_range)
         critic_loss = value_loss(values, data["return"], data["value"], c.clip_range_vf)
         entropy = distribution.entropy().mean()
         loss = surrogate.loss + c.vf_coef * critic_loss - c.ent_coef * entropy
-        grad_norm = s.optimizer.step(loss)
-        s.gradient_steps += 1
-        if c.learning_rate_schedule == "adaptive":
-            self._adapt_learning_rate(surrogate.approx_kl)
-        metrics = {
+        results = {
+            "gradient": s.optimizer.gradient(loss),
             "policy_loss": surrogate.loss.detach(),
             "value_loss": critic_loss.detach(),
             "entropy": entropy.detach(),
             "approx_kl": surrogate.approx_kl,
             "clip_fraction": surrogate.clip_fraction,
-            "grad_norm": grad_norm,
         }
         if isinstance(distribution, Gaussian):
-            metrics["std"] = distribution.log_std.detach().exp().mean()
-        return metrics
+            results["std"] = distribution.log_std.detach().exp().mean()
+        return results
 
     @torch.no_grad()
     def _prepare(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], Tensor]:
@@ -267,15 +275,15 @@ class PPO:
             rewards, values[:-1], next_values, batch.terminated, done, batch.valid, c.gamma, c.gae_lambda
         )
         returns = advantages + values[:-1]
-        columns = {
-            "action": batch.actions,
-            "log_prob": batch.log_probs,
-            "advantage": advantages,
-            "return": returns,
-            "value": values[:-1],
-            **{f"policy_obs/{k}": v[:-1] for k, v in s.policy.encoder.normalize(batch.obs).items()},
-            **({} if c.share_trunk else {f"critic_obs/{k}": v[:-1] for k, v in critic_obs.items()}),
-        }
+        columns = tree_join(
+            action=batch.actions,
+            log_prob=batch.log_probs,
+            advantage=advantages,
+            value=values[:-1],
+            policy_obs=tree_index(s.policy.encoder.normalize(batch.obs), slice(-1)),
+            critic_obs={} if c.share_trunk else tree_index(critic_obs, slice(-1)),
+            **{"return": returns},
+        )
         explained = explained_variance(values[:-1][batch.valid], returns[batch.valid])
         return tree_map(lambda x: x.flatten(0, 1), columns), explained
 
@@ -292,8 +300,3 @@ class PPO:
     def load_state_dict(self, state: State) -> None:
         """Restore what `state_dict` returned."""
         load_bundle(self.state, state)
-
-
-def _groups(data: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    """Return the columns under a prefix, by the rest of their name."""
-    return {name.removeprefix(prefix): x for name, x in data.items() if name.startswith(prefix)}

@@ -17,8 +17,10 @@ from habilis.core.batches import TransitionBatch
 from habilis.core.config import require
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
+from habilis.core.recording import Recorded
 from habilis.core.specs import BoxAction, EnvSpec
 from habilis.core.state import bundle_state, load_bundle
+from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.losses import critic_loss, soft_policy_loss, soft_q_target, temperature_loss
 from habilis.nn.distributions import SquashedGaussian
@@ -153,6 +155,8 @@ class SAC:
             noise=streams.torch("update", device),
         )
         self._target = flatten_parameters(self.state.target_critics.parameters())
+        self._critic_gradient = Recorded(self._compute_critic_gradient)
+        self._policy_gradient = Recorded(self._compute_policy_gradient)
 
     @property
     def policy(self) -> StochasticPolicy:
@@ -172,41 +176,65 @@ class SAC:
     def update(self, batch: TransitionBatch) -> Metrics:
         """Take one gradient step on the critics, the policy and the temperature, and move the targets."""
         s = self.state
-        alpha = s.log_alpha.detach().exp()
-        target = self._q_target(batch, alpha)
-        q = s.critics(batch.obs, batch.action)
-        q_loss = critic_loss(q, target)
-        critic_grad_norm = s.critic_optimizer.step(q_loss)
-
-        action, log_prob = self._sample(batch.obs)
-        policy_loss = soft_policy_loss(s.critics(batch.obs, action), log_prob, alpha)
-        policy_grad_norm = s.policy_optimizer.step(policy_loss)
+        noise, next_noise = torch.randn(
+            2, *batch.action.shape, generator=s.noise, device=batch.action.device
+        ).unbind()
+        critics = self._critic_gradient(
+            tree_join(
+                obs=batch.obs,
+                action=batch.action,
+                reward=batch.reward,
+                terminated=batch.terminated,
+                discount=batch.discount,
+                next_obs=batch.next_obs,
+                next_noise=next_noise,
+            )
+        )
+        critic_grad_norm = s.critic_optimizer.step(critics.pop("gradient"))
+        policy = self._policy_gradient(tree_join(obs=batch.obs, noise=noise))
+        policy_grad_norm = s.policy_optimizer.step(policy.pop("gradient"))
         if s.alpha_optimizer is not None:
-            s.alpha_optimizer.step(temperature_loss(s.log_alpha, log_prob, self.target_entropy))
+            s.alpha_optimizer.step(policy.pop("alpha_gradient"))
         self._target.lerp_(s.critic_optimizer.flat, self.config.tau)
         s.gradient_steps += 1
-        return {
-            "critic_loss": q_loss.detach(),
-            "policy_loss": policy_loss.detach(),
-            "ent_coef": alpha,
-            "entropy": -log_prob.detach().mean(),
-            "q_mean": q.detach().mean(),
-            "critic_grad_norm": critic_grad_norm,
-            "policy_grad_norm": policy_grad_norm,
-        }
+        return {**critics, **policy, "critic_grad_norm": critic_grad_norm, "policy_grad_norm": policy_grad_norm}
 
-    @torch.no_grad()
-    def _q_target(self, batch: TransitionBatch, alpha: Tensor) -> Tensor:
-        """Return the soft Bellman target `[B]`."""
-        next_action, next_log_prob = self._sample(batch.next_obs)
-        next_q = self.state.target_critics(batch.next_obs, next_action)
-        return soft_q_target(batch.reward, batch.terminated, batch.discount, next_q, next_log_prob, alpha)
+    def _compute_critic_gradient(self, data: Tree) -> dict[str, Tensor]:
+        """Return the gradient of the critics' loss towards the soft Bellman target."""
+        s = self.state
+        with torch.no_grad():
+            next_obs = tree_part(data, "next_obs")
+            next_action, next_log_prob = self._act(next_obs, data["next_noise"])
+            target = soft_q_target(
+                data["reward"],
+                data["terminated"],
+                data["discount"],
+                s.target_critics(next_obs, next_action),
+                next_log_prob,
+                s.log_alpha.exp(),
+            )
+        q = s.critics(tree_part(data, "obs"), data["action"])
+        loss = critic_loss(q, target)
+        gradient = s.critic_optimizer.gradient(loss)
+        return {"gradient": gradient, "critic_loss": loss.detach(), "q_mean": q.detach().mean()}
 
-    def _sample(self, obs: Obs) -> tuple[Tensor, Tensor]:
-        """Draw actions with gradients through them, and their log-densities."""
+    def _compute_policy_gradient(self, data: Tree) -> dict[str, Tensor]:
+        """Return the gradients of the policy's loss and of the temperature's."""
+        s = self.state
+        obs, alpha = tree_part(data, "obs"), s.log_alpha.detach().exp()
+        action, log_prob = self._act(obs, data["noise"])
+        loss = soft_policy_loss(s.critics(obs, action), log_prob, alpha)
+        results = {"gradient": s.policy_optimizer.gradient(loss)}
+        if s.alpha_optimizer is not None:
+            alpha_loss = temperature_loss(s.log_alpha, log_prob, self.target_entropy)
+            results["alpha_gradient"] = s.alpha_optimizer.gradient(alpha_loss)
+        return results | {"policy_loss": loss.detach(), "ent_coef": alpha, "entropy": -log_prob.detach().mean()}
+
+    def _act(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Return actions with gradients through them, and their log-densities."""
         distribution = self.state.policy.distribution(obs)
         assert isinstance(distribution, SquashedGaussian)
-        return distribution.sample_with_log_prob(self.state.noise)
+        return distribution.sample_with_log_prob(noise)
 
     def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
         """Take observations into the statistics of every encoder; the targets' follow the critics'."""

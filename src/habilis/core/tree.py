@@ -32,3 +32,20 @@ def tree_where(mask: Tensor, if_true: Tree, if_false: Tree) -> dict[str, Tensor]
         name: torch.where(mask.view(-1, *[1] * (tensor.dim() - 1)), tensor, if_false[name])
         for name, tensor in if_true.items()
     }
+
+
+def tree_join(**parts: Tree | Tensor) -> dict[str, Tensor]:
+    """Return one flat tree of tensors and trees: what is in the tree `obs` is called `obs/<name>`."""
+    flat: dict[str, Tensor] = {}
+    for part, value in parts.items():
+        if isinstance(value, Tensor):
+            flat[part] = value
+        else:
+            flat |= {f"{part}/{name}": tensor for name, tensor in value.items()}
+    return flat
+
+
+def tree_part(tree: Tree, part: str) -> dict[str, Tensor]:
+    """Return the tree that `tree_join` took in as `part`."""
+    prefix = f"{part}/"
+    return {name.removeprefix(prefix): tensor for name, tensor in tree.items() if name.startswith(prefix)}

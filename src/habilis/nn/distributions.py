@@ -74,9 +74,11 @@ class SquashedGaussian:
         """Draw `[..., dim]`."""
         return torch.tanh(self.mean + self.log_std.exp() * _noise(self.mean, generator))
 
-    def sample_with_log_prob(self, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Draw actions with gradients through them, and their log-densities, exact for saturated actions too."""
-        noise = _noise(self.mean, generator)
+    def sample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn standard normal `noise` `[..., dim]` into actions with gradients through them, and their log-densities.
+
+        The densities are exact for saturated actions too.
+        """
         pre_tanh = self.mean + self.log_std.exp() * noise
         log_prob = -0.5 * noise.square() - self.log_std - LOG_SQRT_2PI - log_tanh_derivative(pre_tanh)
         return torch.tanh(pre_tanh), log_prob.sum(-1)

@@ -79,7 +79,8 @@ class RewardNorm(nn.Module):
 
     @torch.no_grad()
     def update(self, rewards: Tensor, done: Tensor, valid: Tensor) -> None:
-        """Follow the returns over a rollout `[T, N]`; they start anew where an episode ends or a step is not valid."""
+        """Follow the returns over a rollout `[T, N]`; they start anew at an end and at what is not valid or finite."""
+        valid = valid & rewards.isfinite()
         over = done | ~valid
         returns = torch.empty_like(rewards)
         for t in range(len(rewards)):

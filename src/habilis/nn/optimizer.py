@@ -51,24 +51,26 @@ class Optimizer:
         self.skipped = torch.zeros((), device=self.flat.device)
         self._adam = torch.optim.Adam([self.flat], lr=self.learning_rate, eps=eps, fused=True)
 
-    def step(self, loss: Tensor) -> Tensor:
-        """Descend `loss` by one step and return the norm of its gradient before clipping, 0-d.
+    def gradient(self, loss: Tensor) -> Tensor:
+        """Return the gradient of `loss` as one vector, with respect to these parameters and no others."""
+        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, self.parameters, retain_graph=True)])
 
-        A gradient that is not finite counts in `skipped` and moves nothing: the parameters stay finite, so that
-        the run can be stopped with a policy that is whole.
+    @torch.no_grad()
+    def step(self, gradient: Tensor) -> Tensor:
+        """Descend by one step and return the norm of the gradient before clipping, 0-d.
+
+        A gradient that is not finite counts in `skipped` and moves nothing: the parameters stay finite, so that the run can
+        be stopped with a policy that is whole.
         """
-        gradients = torch.autograd.grad(loss, self.parameters)
-        with torch.no_grad():
-            gradient = torch.cat([g.reshape(-1) for g in gradients])
-            norm: Tensor = torch.linalg.vector_norm(gradient)
-            not_finite = (~norm.isfinite()).to(norm.dtype)
-            self.skipped += not_finite
-            if self.max_grad_norm is not None:
-                gradient *= (self.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)
-            self.flat.grad = gradient
-            # the flag by which mixed precision's gradient scaler tells the fused step to do nothing
-            self._adam.found_inf = not_finite  # type: ignore[attr-defined]
-            self._adam.step()
+        norm: Tensor = torch.linalg.vector_norm(gradient)
+        not_finite = (~norm.isfinite()).to(norm.dtype)
+        self.skipped += not_finite
+        if self.max_grad_norm is not None:
+            gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)
+        self.flat.grad = gradient
+        # the flag by which mixed precision's gradient scaler tells the fused step to do nothing
+        self._adam.found_inf = not_finite  # type: ignore[attr-defined]
+        self._adam.step()
         return norm
 
     def state_dict(self) -> State:

@@ -1,0 +1,68 @@
+"""Functions of tensors, recorded as a straight list of operations and replayed without Python and autograd.
+
+Small networks spend most of their time between the operations: in the interpreter, and in building and walking autograd's graph. A recording
+leaves both out and gives the same bits; PPO's minibatch of 64 takes about half the time.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable, Hashable, Mapping
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+TensorFunction = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+"""A pure function of named tensors, and of parameters and buffers that it reads where they are."""
+
+RECORD_AFTER = 32
+"""Calls with one set of shapes before it is recorded: recording takes about as long as a thousand calls save."""
+
+
+class Recorded:
+    """A function of tensors, recorded once for each set of shapes and then replayed without Python and autograd.
+
+    The forward and backward operations that the function performs are written down as one straight list, whose replay gives the same bits
+    and leaves out what small networks spend most of their time on: the interpreter, and the building and walking of a graph.
+    The function must be straight-line: no branch on a tensor, no random draw (noise is an argument), no operation in place. On a GPU, and
+    before `RECORD_AFTER` calls, it runs as it is written.
+    """
+
+    def __init__(self, function: TensorFunction) -> None:
+        self.function = function
+        self._recordings: dict[Hashable, Callable[..., tuple[Tensor, ...]]] = {}
+        self._names: dict[Hashable, tuple[str, ...]] = {}
+        self._calls: Counter[Hashable] = Counter()
+
+    def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Apply the function."""
+        key = tuple((name, x.shape, x.dtype) for name, x in tensors.items())
+        recording = self._recordings.get(key)
+        if recording is None:
+            self._calls[key] += 1
+            if self._calls[key] <= RECORD_AFTER or any(x.device.type != "cpu" for x in tensors.values()):
+                return self.function(tensors)
+            recording = self._recordings[key] = self._record(key, tensors)
+        with torch.no_grad():
+            return dict(zip(self._names[key], recording(*tensors.values()), strict=True))
+
+    def _record(self, key: Hashable, tensors: Mapping[str, Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+        """Write the function's operations down."""
+        names = tuple(tensors)
+
+        def flat(*values: Tensor) -> tuple[Tensor, ...]:
+            results = self.function(dict(zip(names, values, strict=True)))
+            self._names[key] = tuple(results)
+            return tuple(results.values())
+
+        graph = make_fx(flat)(*tensors.values())
+        # what the function reads besides its arguments must stay shared, not become a constant of the recording
+        for name, value in list(vars(graph).items()):
+            if isinstance(value, Tensor):
+                delattr(graph, name)
+                graph.register_buffer(name, value)
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is announced to be superseded; nothing yet replays as fast
+            return torch.jit.trace(graph, tuple(tensors.values()), check_trace=False)  # type: ignore[no-any-return]
