@@ -68,9 +68,11 @@ def test_learning_rate_changes_in_place():
 def test_a_gradient_that_is_not_finite_is_counted_and_not_taken(bad):
     net = network()
     optimizer = Optimizer(net.parameters(), 1e-2, max_grad_norm=0.5)
-    before = optimizer.flat.clone()
+    optimizer.step(optimizer.gradient(loss_of(net, batches(1)[0])))
+    before, moments = optimizer.flat.clone(), copy.deepcopy(optimizer.state_dict()["adam"])
     optimizer.step(optimizer.gradient(loss_of(net, batches(1)[0]) * bad))
-    assert torch.equal(optimizer.flat, before)
+    assert torch.equal(optimizer.flat, before)  # momentum does not carry it on either
+    assert all(torch.equal(v, moments[k]) for k, v in optimizer.state_dict()["adam"].items())
     assert float(optimizer.skipped) == 1
     optimizer.step(optimizer.gradient(loss_of(net, batches(1)[0])))
     assert bool(optimizer.flat.isfinite().all())

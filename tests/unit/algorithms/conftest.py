@@ -1,0 +1,96 @@
+"""A small random environment of any kind of observation and action, and rollouts and batches from it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from habilis.algorithms.ppo import PPO, PPOConfig
+from habilis.algorithms.sac import SAC, SACConfig
+from habilis.core.random import RandomStreams
+from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, ObsGroup
+from habilis.core.types import Step
+from habilis.data.replay import ReplayBuffer
+from habilis.data.rollout import RolloutBuffer
+
+ACTIONS = {
+    "box": BoxAction(np.array([-1, 0], np.float32), np.array([1, 4], np.float32)),
+    "choice": DiscreteAction(3),
+    "choices": MultiDiscreteAction((3, 2)),
+}
+VECTOR = {"policy": ObsGroup((3,))}
+ASYMMETRIC = {"policy": ObsGroup((3,)), "critic": ObsGroup((5,))}
+IMAGES = {"policy": ObsGroup((36, 36, 3), "uint8")}
+
+
+class ToyEnv:
+    """Observations far from mean 0 and variance 1, rewards by observation and action, every kind of ending."""
+
+    def __init__(self, obs, action, num_envs=4, seed=0, ends=0.2, invalid=0.1):
+        self.spec = EnvSpec("toy", obs, action)
+        self.num_envs = num_envs
+        self.ends, self.invalid = ends, invalid
+        self.g = torch.Generator().manual_seed(seed)
+        self.obs = self.observe()
+
+    def observe(self):
+        return {
+            name: torch.randint(256, (self.num_envs, *group.shape), generator=self.g, dtype=torch.uint8)
+            if group.is_image
+            else torch.randn(self.num_envs, *group.shape, generator=self.g) * 5 + 20
+            for name, group in self.spec.obs.items()
+        }
+
+    def draw(self):
+        return torch.rand(self.num_envs, generator=self.g)
+
+    def step(self, env_action):
+        reward = self.obs["policy"].flatten(1).float().mean(1) + env_action.float().reshape(self.num_envs, -1).mean(1)
+        ended, kind = self.draw() < self.ends, self.draw() < 0.5
+        next_obs = self.observe()
+        obs = next_obs
+        if ended.any():
+            reset = self.observe()
+            obs = {k: torch.where(ended.view(-1, *[1] * (v.dim() - 1)), reset[k], v) for k, v in next_obs.items()}
+        step = Step(obs, next_obs, reward, ended & kind, ended & ~kind, self.draw() >= self.invalid)
+        self.obs = obs
+        return step
+
+
+class Lab:
+    """Makes algorithms and what they learn from."""
+
+    ACTIONS, VECTOR, ASYMMETRIC, IMAGES = ACTIONS, VECTOR, ASYMMETRIC, IMAGES
+
+    def env(self, obs=VECTOR, action="box", **kwargs):
+        return ToyEnv(obs, ACTIONS[action], **kwargs)
+
+    def ppo(self, env, seed=0, **config):
+        defaults = {"n_steps": 16, "batch_size": 8, "n_epochs": 2, "hidden": (16, 16)}
+        return PPO(env.spec, PPOConfig(**defaults | config), num_envs=env.num_envs, streams=RandomStreams(seed))
+
+    def sac(self, env, seed=0, **config):
+        return SAC(env.spec, SACConfig(**{"hidden": (16, 16), "batch_size": 32} | config), streams=RandomStreams(seed))
+
+    def rollout(self, algorithm, env, n_steps=16, seed=0):
+        buffer, g = RolloutBuffer(env.spec, n_steps, env.num_envs), torch.Generator().manual_seed(seed)
+        buffer.start(env.obs)
+        for _ in range(n_steps):
+            policy_step = algorithm.policy.act(env.obs, generator=g)
+            buffer.add(policy_step, env.step(policy_step.env_action))
+        return buffer.batch()
+
+    def replay(self, algorithm, env, steps=50, seed=0, **kwargs):
+        buffer = ReplayBuffer(env.spec, 4000, env.num_envs, generator=np.random.default_rng(seed), **kwargs)
+        g = torch.Generator().manual_seed(seed)
+        buffer.start(env.obs)
+        for _ in range(steps):
+            policy_step = algorithm.policy.act(env.obs, generator=g)
+            buffer.add(policy_step.action, env.step(policy_step.env_action))
+        return buffer
+
+
+@pytest.fixture
+def lab():
+    return Lab()

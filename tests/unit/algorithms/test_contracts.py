@@ -1,0 +1,256 @@
+"""What every algorithm promises: a complete bundle, reloads that go on bit for bit, nothing drawn from outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from habilis.core import recording
+from habilis.core.recording import Recorded
+from habilis.core.state import bundle_state
+from habilis.nn.optimizer import Optimizer
+
+PPO_KINDS = {
+    "plain": {},
+    "shared": {"share_trunk": True},
+    "adaptive": {"learning_rate_schedule": "adaptive", "std_type": "dependent"},
+    "annealed": {"learning_rate_schedule": "linear", "clip_range_schedule": "linear", "std_type": "annealed"},
+}
+SAC_KINDS = {
+    "plain": {},
+    "fixed temperature": {"ent_coef": 0.2},
+    "many critics": {"n_critics": 5, "normalize_obs": True, "n_steps": 3},
+}
+CASES = [("ppo", PPO_KINDS[k]) for k in PPO_KINDS] + [("sac", SAC_KINDS[k]) for k in SAC_KINDS]
+NAMES = [f"ppo {k}" for k in PPO_KINDS] + [f"sac {k}" for k in SAC_KINDS]
+every_algorithm = pytest.mark.parametrize(("name", "config"), CASES, ids=NAMES)
+
+
+class Learning:
+    """One algorithm and its data, one iteration at a time."""
+
+    def __init__(self, lab, name, config, seed=0):
+        self.lab = lab
+        self.env = lab.env(lab.ASYMMETRIC)
+        self.algorithm = getattr(lab, name)(self.env, seed, **config)
+        self.buffer = None if name == "ppo" else lab.replay(self.algorithm, self.env, n_steps=config.get("n_steps", 1))
+
+    def batch(self, index):
+        if self.buffer is None:
+            return self.lab.rollout(self.algorithm, self.env, seed=index)
+        self.buffer._generator = np.random.default_rng(index)
+        return self.buffer.sample(32)
+
+    def iterate(self, first, last):
+        for index in range(first, last):
+            if self.buffer is None:
+                self.algorithm.set_progress(index / 10)
+            metrics = self.algorithm.update(self.batch(index))
+            if self.buffer is not None and self.algorithm.config.normalize_obs:
+                self.algorithm.update_normalizers(self.env.obs, torch.ones(4, dtype=torch.bool))
+        return metrics
+
+
+def assert_equal(a, b, path="state"):
+    assert type(a) is type(b), path
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), path
+        for key in a:
+            assert_equal(a[key], b[key], f"{path}/{key}")
+    elif isinstance(a, Tensor):
+        assert torch.equal(a, b), path
+    else:
+        assert a == b, path
+
+
+def held(value, found=None):
+    """What can change by learning, by walking through an object: tensors, modules, optimisers, generators."""
+    found = {} if found is None else found
+    if id(value) in found or isinstance(value, str | int | float | bool | type(None) | type | Recorded):
+        return found  # a recording reads the bundle's tensors where they are: that it holds none is tested below
+    if isinstance(
+        value, Tensor | nn.Module | Optimizer | torch.optim.Optimizer | torch.Generator | np.random.Generator
+    ):
+        found[id(value)] = value
+    if isinstance(value, dict):
+        children = list(value.values())
+    elif isinstance(value, list | tuple | set):
+        children = list(value)
+    elif hasattr(value, "__dict__"):
+        children = list(vars(value).values())
+    else:
+        children = []
+    for child in children:
+        held(child, found)
+    return found
+
+
+def outside(algorithm):
+    """What learning may change and the bundle does not hold; a view of a held tensor is held."""
+    inside = held(algorithm.state)
+    storages = {t.untyped_storage().data_ptr() for t in inside.values() if isinstance(t, Tensor)}
+    return [
+        value
+        for key, value in held(algorithm).items()
+        if key not in inside and not (isinstance(value, Tensor) and value.untyped_storage().data_ptr() in storages)
+    ]
+
+
+@pytest.fixture
+def record_after(monkeypatch):
+    """Sets how many calls a function runs as it is written before it is recorded."""
+    return lambda calls: monkeypatch.setattr(recording, "RECORD_AFTER", calls)
+
+
+NEVER = 10**9
+
+
+@every_algorithm
+def test_a_recording_gives_the_same_bits_and_holds_no_state(lab, name, config, record_after):
+    """All at once recorded, never recorded, and recorded late after a reload: what is learnt does not know of it."""
+    config = config | {"batch_size": 16}
+    record_after(NEVER)
+    written = Learning(lab, name, config)
+    written.iterate(0, 8)
+    record_after(1)
+    recorded = Learning(lab, name, config)
+    recorded.iterate(0, 4)
+    assert any(r._recordings for r in vars(recorded.algorithm).values() if isinstance(r, Recorded))
+    state = recorded.algorithm.state_dict()
+    recorded.iterate(4, 6)
+    recorded.algorithm.load_state_dict(state)  # under the recordings, which must see it
+    assert_equal(recorded.algorithm.state_dict(), state)
+    again = Learning(lab, name, config)
+    again.iterate(0, 4)
+    again.iterate(4, 8)
+    assert_equal(again.algorithm.state_dict(), written.algorithm.state_dict())
+    fresh = Learning(lab, name, config)
+    fresh.iterate(0, 4)
+    record_after(NEVER)
+    twin = getattr(lab, name)(fresh.env, seed=9, **config)
+    twin.load_state_dict(state)
+    batch = fresh.batch(4)
+    twin.update(batch)
+    recorded.algorithm.update(batch)
+    assert_equal(recorded.algorithm.state_dict(), twin.state_dict())
+
+
+@every_algorithm
+def test_the_bundle_holds_all_state(lab, name, config):
+    learning = Learning(lab, name, config)
+    learning.iterate(0, 2)
+    assert outside(learning.algorithm) == []
+    learning.algorithm.hidden_counter = {"steps": [torch.zeros(1)]}
+    assert len(outside(learning.algorithm)) == 1
+
+
+@every_algorithm
+def test_every_part_of_the_bundle_moves_and_is_restored(lab, name, config):
+    learning = Learning(lab, name, config)
+    before = learning.algorithm.state_dict()
+    learning.iterate(0, 3)
+    after = learning.algorithm.state_dict()
+    fresh = Learning(lab, name, config, seed=5).algorithm
+    fresh.load_state_dict(after)
+    assert_equal(fresh.state_dict(), after)
+    changed = [f.name for f in dataclasses.fields(learning.algorithm.state) if not same(before[f.name], after[f.name])]
+    still = {"ppo": {"clip_range"}, "sac": {"log_alpha", "alpha_optimizer"}}[name]
+    assert {f.name for f in dataclasses.fields(learning.algorithm.state)} - set(changed) <= still
+
+
+def same(a, b):
+    try:
+        assert_equal(a, b)
+    except AssertionError:
+        return False
+    return True
+
+
+@every_algorithm
+def test_a_reload_goes_on_bit_for_bit(lab, name, config):
+    straight, resumed = Learning(lab, name, config), Learning(lab, name, config)
+    straight.iterate(0, 5)
+    resumed.iterate(0, 2)
+    state = resumed.algorithm.state_dict()
+    fresh = getattr(lab, name)(resumed.env, seed=77, **config)
+    fresh.load_state_dict(state)
+    resumed.algorithm = fresh
+    resumed.iterate(2, 5)
+    assert_equal(resumed.algorithm.state_dict(), straight.algorithm.state_dict())
+
+
+@every_algorithm
+def test_the_saved_state_does_not_move(lab, name, config):
+    learning = Learning(lab, name, config)
+    learning.iterate(0, 2)
+    state = learning.algorithm.state_dict()
+    again = bundle_state(learning.algorithm.state)
+    fresh = getattr(lab, name)(learning.env, seed=3, **config)
+    fresh.load_state_dict(state)
+    learning.iterate(2, 3)
+    assert_equal(state, again)
+    assert_equal(fresh.state_dict(), again)
+
+
+@every_algorithm
+def test_the_same_seed_is_bit_equal_and_another_is_not(lab, name, config):
+    runs = [Learning(lab, name, config, seed) for seed in (1, 1, 2)]
+    for learning in runs:
+        learning.iterate(0, 3)
+    one, two, other = (r.algorithm.state_dict() for r in runs)
+    assert_equal(one, two)
+    assert not same(one["policy"], other["policy"])
+
+
+@every_algorithm
+def test_no_global_random_state_is_touched(lab, name, config):
+    before, numpy_before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    Learning(lab, name, config).iterate(0, 2)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert np.random.get_state()[1].tolist() == numpy_before  # noqa: NPY002
+
+
+@every_algorithm
+def test_metrics_are_detached_scalars(lab, name, config):
+    metrics = Learning(lab, name, config).iterate(0, 1)
+    assert all(v.dim() == 0 and not v.requires_grad and v.isfinite() for v in metrics.values()), metrics
+
+
+@every_algorithm
+@pytest.mark.parametrize("where", ["reward", "policy", "critic"])
+def test_nan_in_a_batch_leaves_everything_finite(lab, name, config, where):
+    learning = Learning(lab, name, config)
+    learning.iterate(0, 1)
+    batch = learning.batch(1)
+    if where == "reward":
+        rewards = "rewards" if name == "ppo" else "reward"
+        batch = dataclasses.replace(batch, **{rewards: torch.full_like(getattr(batch, rewards), math.nan)})
+    else:
+        batch = dataclasses.replace(batch, obs=dict(batch.obs) | {where: torch.full_like(batch.obs[where], math.nan)})
+    learning.algorithm.update(batch)
+    skipped = sum(float(v) for v in learning.algorithm.skipped.values())
+    unread = where == "critic" and config.get("share_trunk", False)
+    assert skipped == 0 if unread else skipped > 0
+    assert all(bool(t.isfinite().all()) for t in held(learning.algorithm.state).values() if isinstance(t, Tensor))
+    # and it can learn again
+    before = [float(v) for v in learning.algorithm.skipped.values()]
+    metrics = learning.iterate(2, 4)
+    assert [float(v) for v in learning.algorithm.skipped.values()] == before
+    assert all(bool(v.isfinite()) for v in metrics.values())
+
+
+@every_algorithm
+def test_counts_its_gradient_steps(lab, name, config):
+    learning = Learning(lab, name, config)
+    if name == "sac":
+        learning.iterate(0, 3)
+        assert learning.algorithm.gradient_steps == 3
+    else:
+        batch = learning.batch(0)
+        learning.algorithm.update(batch)
+        assert learning.algorithm.gradient_steps == 2 * (int(batch.valid.sum()) // 8)  # two epochs of eights

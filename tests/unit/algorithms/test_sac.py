@@ -1,0 +1,242 @@
+"""SAC: targets by hand, three steps that each move their own parameters, a temperature that goes the right way."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import nn
+
+import habilis.algorithms.sac as module
+from habilis.core.errors import ConfigError
+from habilis.functional.losses import soft_q_target
+from habilis.nn.mlp import EnsembleLinear
+from habilis.nn.optimizer import Optimizer
+
+
+@pytest.fixture
+def targets(monkeypatch):
+    """What the critics are told, at every update."""
+    seen = []
+
+    def spy(*args):
+        seen.append(soft_q_target(*args))
+        return seen[-1]
+
+    monkeypatch.setattr(module, "soft_q_target", spy)
+    return seen
+
+
+def flat(network):
+    return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
+
+
+def make(lab, obs=None, **config):
+    env = lab.env(lab.VECTOR if obs is None else obs)
+    sac = lab.sac(env, **config)
+    buffer = lab.replay(sac, env, n_steps=config.get("n_steps", 1), gamma=config.get("gamma", 0.99))
+    return sac, buffer.sample(64)
+
+
+def q_by_loops(critics, row):
+    """Q of one row `[in]` by every critic, layer by layer."""
+    answers = []
+    for k in range(critics.q.copies):
+        x = row
+        for layer in critics.q.layers:
+            x = x @ layer.weight[k] + layer.bias[k, 0] if isinstance(layer, EnsembleLinear) else torch.relu(x)
+        answers.append(float(x))
+    return answers
+
+
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_target_against_a_loop_truncation_bootstraps_and_termination_does_not(lab, targets, n_steps):
+    sac, batch = make(lab, n_steps=n_steps, gamma=0.9, n_critics=3, init_ent_coef=0.3)
+    assert batch.terminated.any()
+    noise = torch.Generator().set_state(sac.state.noise.get_state())
+    normal = sac.policy.distribution(batch.next_obs)
+    before = copy.deepcopy(sac.state.target_critics)
+    normal.mean, normal.log_std = normal.mean.detach(), normal.log_std.detach()
+    sac.update(batch)
+    (target,) = targets
+    _, draw = torch.randn(2, 64, 2, generator=noise)
+    for b in range(64):
+        u = normal.mean[b] + normal.log_std[b].exp() * draw[b]
+        action = torch.tanh(u)
+        spread = torch.distributions.Normal(normal.mean[b], normal.log_std[b].exp())
+        log_prob = float((spread.log_prob(u) - torch.log1p(-action.square())).sum())
+        with torch.no_grad():
+            q = min(q_by_loops(before, torch.cat([batch.next_obs["policy"][b], action])))
+        expected = float(batch.reward[b])
+        if not batch.terminated[b]:
+            expected += float(batch.discount[b]) * (q - 0.3 * log_prob)
+        assert float(target[b]) == pytest.approx(expected, abs=2e-3)
+    allowed = {round(0.9**k, 4) for k in range(1, n_steps + 1)}
+    assert {round(d, 4) for d in batch.discount.tolist()} == allowed
+
+
+def test_a_truncated_step_is_not_terminated_and_keeps_its_true_successor(lab, targets):
+    env = lab.env(ends=1.0, invalid=0)
+    sac = lab.sac(env)
+    inner = env.step
+    finals = []
+
+    def step(env_action):
+        s = inner(env_action)
+        finals.append(s.next_obs["policy"])
+        return dataclasses.replace(s, truncated=s.done, terminated=torch.zeros_like(s.done))
+
+    env.step = step
+    batch = lab.replay(sac, env, steps=20).sample(200)
+    assert not batch.terminated.any()
+    known = {tuple(row) for row in torch.cat(finals).tolist()}
+    assert {tuple(row) for row in batch.next_obs["policy"].tolist()} <= known
+    sac.update(dataclasses.replace(batch, reward=torch.ones(200)))
+    assert bool(((targets[0] - 1).abs() > 1e-6).all())  # more than the reward everywhere
+
+
+@pytest.mark.parametrize("config", [{}, {"ent_coef": 0.1}, {"normalize_obs": True, "n_critics": 4}])
+def test_each_step_moves_only_its_own_parameters(lab, monkeypatch, config):
+    sac, batch = make(lab, lab.ASYMMETRIC, **config)
+    s = sac.state
+    moved = []
+
+    def parts():
+        modules = {"policy": s.policy, "critics": s.critics, "targets": s.target_critics}
+        tensors = {
+            name: torch.cat([v.double().reshape(-1) for v in m.state_dict().values()]) for name, m in modules.items()
+        }
+        return tensors | {"alpha": s.log_alpha.detach().clone()}
+
+    inner = Optimizer.step
+
+    def spy(self, loss):
+        before = parts()
+        result = inner(self, loss)
+        after = parts()
+        moved.append({name for name in before if not torch.equal(before[name], after[name])})
+        return result
+
+    monkeypatch.setattr(Optimizer, "step", spy)
+    before = parts()["targets"]
+    sac.update(batch)
+    assert moved == [{"critics"}, {"policy"}] + ([] if "ent_coef" in config else [{"alpha"}])
+    assert not torch.equal(parts()["targets"], before)
+    assert all(p.grad is None for p in [*s.policy.parameters(), *s.critics.parameters()])
+
+
+def test_one_update_by_an_independent_formula(lab):
+    """Losses written anew with one small network per critic and PyTorch's own Adam give the same parameters."""
+    sac, batch = make(lab)
+    s = sac.state
+    twin = copy.deepcopy
+    policy, critics, targets = twin(s.policy), twin(s.critics), twin(s.target_critics)
+    log_alpha = s.log_alpha.detach().clone().requires_grad_()
+    noise, next_noise = torch.randn(2, 64, 2, generator=torch.Generator().set_state(s.noise.get_state()))
+
+    def draw(obs, noise):
+        d = policy.distribution(obs)
+        normal = torch.distributions.Normal(d.mean, d.log_std.exp())
+        u = d.mean + d.log_std.exp() * noise
+        return torch.tanh(u), (normal.log_prob(u) - torch.log1p(-torch.tanh(u).square())).sum(-1)
+
+    alpha = log_alpha.detach().exp()
+    with torch.no_grad():
+        next_action, next_log_prob = draw(batch.next_obs, next_noise)
+        soft = targets(batch.next_obs, next_action).min(0).values - alpha * next_log_prob
+        target = batch.reward + 0.99 * torch.where(batch.terminated, 0.0, 1.0) * soft
+    adam = torch.optim.Adam(critics.parameters(), lr=3e-4)
+    sum(0.5 * nn.functional.mse_loss(q, target) for q in critics(batch.obs, batch.action)).backward()
+    adam.step()
+    adam = torch.optim.Adam(policy.parameters(), lr=3e-4)
+    action, log_prob = draw(batch.obs, noise)
+    (alpha * log_prob - critics(batch.obs, action).min(0).values).mean().backward()
+    adam.step()
+    adam = torch.optim.Adam([log_alpha], lr=3e-4)
+    (-log_alpha.exp() * (log_prob.detach() - 2.0)).mean().backward()  # two action values: the target entropy is -2
+    adam.step()
+    before = flat(targets)
+    sac.update(batch)
+    torch.testing.assert_close(flat(s.critics), flat(critics), atol=2e-6, rtol=0)
+    torch.testing.assert_close(flat(s.policy), flat(policy), atol=2e-6, rtol=0)
+    torch.testing.assert_close(s.log_alpha.detach(), log_alpha.detach(), atol=1e-6, rtol=0)
+    # the targets went 0.005 of the way
+    expected = before + 0.005 * (flat(s.critics) - before)
+    torch.testing.assert_close(flat(s.target_critics), expected, atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize(("target_entropy", "direction"), [(5.0, 1), (-20.0, -1)])
+def test_temperature_goes_the_right_way(lab, target_entropy, direction):
+    sac, batch = make(lab, target_entropy=target_entropy, learning_rate=1e-2)
+    values = [float(sac.update(batch)["ent_coef"]) for _ in range(20)]
+    assert values[0] == 1
+    assert all((b - a) * direction > 0 for a, b in pairwise(values))
+
+
+def test_target_entropy_is_computed_not_zero(lab):
+    assert lab.sac(lab.env()).target_entropy == -2
+
+
+@pytest.mark.parametrize("coefficient", [0.0, 0.3])
+def test_fixed_temperature_stays(lab, coefficient):
+    sac, batch = make(lab, ent_coef=coefficient)
+    for _ in range(3):
+        metrics = sac.update(batch)
+    assert float(metrics["ent_coef"]) == pytest.approx(coefficient)
+    assert all(bool(v.isfinite()) for v in metrics.values())
+    assert bool(flat(sac.policy).isfinite().all())
+
+
+def test_critics_start_apart_and_targets_start_equal(lab):
+    sac, batch = make(lab, n_critics=3)
+    q = sac.state.critics(batch.obs, batch.action)
+    assert q.shape == (3, 64)
+    assert not torch.equal(q[0], q[1])
+    assert torch.equal(q, sac.state.target_critics(batch.obs, batch.action))
+
+
+def test_critic_learning_rate_is_its_own(lab):
+    sac, _ = make(lab, learning_rate=1e-3, critic_learning_rate=1e-2)
+    s = sac.state
+    rates = [float(o.learning_rate) for o in (s.policy_optimizer, s.critic_optimizer, s.alpha_optimizer)]
+    assert rates == pytest.approx([1e-3, 1e-2, 1e-3])
+
+
+def test_asymmetric_critics(lab):
+    sac, batch = make(lab, lab.ASYMMETRIC, normalize_obs=True)
+    zeros = {name: torch.zeros_like(v) for name, v in batch.obs.items()}
+    by_policy = dict(batch.obs) | {"policy": zeros["policy"]}
+    by_critic = dict(batch.obs) | {"critic": zeros["critic"]}
+    q = sac.state.critics(batch.obs, batch.action)
+    assert torch.equal(q, sac.state.critics(by_policy, batch.action))
+    assert not torch.equal(q, sac.state.critics(by_critic, batch.action))
+    assert torch.equal(sac.policy(batch.obs), sac.policy(by_critic))
+
+
+def test_normalisers_of_targets_follow_those_of_the_critics(lab):
+    sac, batch = make(lab, lab.ASYMMETRIC, normalize_obs=True)
+    valid = torch.ones(64, dtype=torch.bool)
+    valid[:10] = False
+    sac.update_normalizers(batch.obs, valid)
+    s = sac.state
+    for one, two in zip(s.critics.encoder.buffers(), s.target_critics.encoder.buffers(), strict=True):
+        assert torch.equal(one, two)
+    mean = batch.obs["policy"][10:].double().mean(0)
+    torch.testing.assert_close(s.policy.encoder.normalizers["policy"].mean, mean)
+
+
+def test_images(lab):
+    sac, batch = make(lab, lab.IMAGES)
+    before = [flat(m.encoder.images) for m in (sac.policy, sac.state.critics, sac.state.target_critics)]
+    metrics = sac.update(batch)
+    assert all(bool(v.isfinite()) for v in metrics.values())
+    after = [flat(m.encoder.images) for m in (sac.policy, sac.state.critics, sac.state.target_critics)]
+    assert not any(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+
+
+def test_choices_are_refused(lab):
+    with pytest.raises(ConfigError, match="toy has discrete ones: use ppo"):
+        lab.sac(lab.env(action="choice"))
