@@ -100,10 +100,8 @@ class PPOConfig:
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
         require(self.clip_range > 0, f"clip_range must be positive, got {self.clip_range}")
         require(self.init_std > 0 and self.final_std > 0, "init_std and final_std must be positive")
-        require(
-            not (self.share_trunk and self.critic_hidden is not None),
-            "critic_hidden has no meaning with share_trunk: the value is then a head on the policy's trunk",
-        )
+        owns_trunk = not self.share_trunk or self.critic_hidden is None
+        require(owns_trunk, "critic_hidden has no meaning with share_trunk, where the value is a head on the policy's")
 
 
 def make_policy(spec: EnvSpec, config: PPOConfig, generator: torch.Generator) -> StochasticPolicy:

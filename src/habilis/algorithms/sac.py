@@ -176,9 +176,7 @@ class SAC:
     def update(self, batch: TransitionBatch) -> Metrics:
         """Take one gradient step on the critics, the policy and the temperature, and move the targets."""
         s = self.state
-        noise, next_noise = torch.randn(
-            2, *batch.action.shape, generator=s.noise, device=batch.action.device
-        ).unbind()
+        noise, next_noise = torch.randn(2, *batch.action.shape, generator=s.noise, device=batch.action.device).unbind()
         critics = self._critic_gradient(
             tree_join(
                 obs=batch.obs,

@@ -1,8 +1,9 @@
 """How tensors are computed on this machine: threads, matrix products and memory, in one place.
 
-PyTorch's default float32 product is slow on some processors; under the precision "medium" it may use oneDNN instead, which on
-processors without reduced-precision float32 units computes in float32 all the same, at about twice the speed from 128 columns up
-(`benchmarks/matmul.py` measures both on the machine at hand). Small batches gain nothing from threads.
+PyTorch's default float32 product is slow on some processors; under the precision "medium" it may use oneDNN instead,
+which on processors without reduced-precision float32 units computes in float32 all the same, at about twice the speed
+from 128 columns up (`benchmarks/matmul.py` measures both on the machine at hand). Small batches gain nothing from
+threads.
 """
 
 from __future__ import annotations

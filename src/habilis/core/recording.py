@@ -1,7 +1,7 @@
 """Functions of tensors, recorded as a straight list of operations and replayed without Python and autograd.
 
-Small networks spend most of their time between the operations: in the interpreter, and in building and walking autograd's graph. A recording
-leaves both out and gives the same bits; PPO's minibatch of 64 takes about half the time.
+Small networks spend most of their time between the operations: in the interpreter, and in building and walking
+autograd's graph. A recording leaves both out and gives the same bits; PPO's minibatch of 64 takes about half the time.
 """
 
 from __future__ import annotations
@@ -24,10 +24,9 @@ RECORD_AFTER = 32
 class Recorded:
     """A function of tensors, recorded once for each set of shapes and then replayed without Python and autograd.
 
-    The forward and backward operations that the function performs are written down as one straight list, whose replay gives the same bits
-    and leaves out what small networks spend most of their time on: the interpreter, and the building and walking of a graph.
-    The function must be straight-line: no branch on a tensor, no random draw (noise is an argument), no operation in place. On a GPU, and
-    before `RECORD_AFTER` calls, it runs as it is written.
+    The forward and backward operations that the function performs are written down as one straight list. The function
+    must be straight-line: no branch on a tensor, no random draw (noise is an argument), no operation in place. On a
+    GPU, and before `RECORD_AFTER` calls, it runs as it is written.
     """
 
     def __init__(self, function: TensorFunction) -> None:

@@ -59,8 +59,8 @@ class Optimizer:
     def step(self, gradient: Tensor) -> Tensor:
         """Descend by one step and return the norm of the gradient before clipping, 0-d.
 
-        A gradient that is not finite counts in `skipped` and moves nothing: the parameters stay finite, so that the run can
-        be stopped with a policy that is whole.
+        A gradient that is not finite counts in `skipped` and moves nothing: the parameters stay finite, so that the run
+        can be stopped with a policy that is whole.
         """
         norm: Tensor = torch.linalg.vector_norm(gradient)
         not_finite = (~norm.isfinite()).to(norm.dtype)
