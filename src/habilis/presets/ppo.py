@@ -37,5 +37,21 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
             "Walker2d",
         )
     },
-    "habilis/QuadrupedWalk-v0": {"total_timesteps": 5_000_000, "num_envs": 64},
+    # many short rollouts of many robots; the rewards are of order one as they are
+    "habilis/QuadrupedWalk-v0": {
+        "total_timesteps": 3_000_000,
+        "num_envs": 128,
+        "matmul_precision": "medium",
+        "algo.n_steps": 32,
+        "algo.batch_size": 512,
+        "algo.n_epochs": 8,
+        "algo.learning_rate": 5e-4,
+        "algo.learning_rate_schedule": "linear",
+        "algo.gamma": 0.98,
+        "algo.max_grad_norm": 1.0,
+        "algo.normalize_reward": False,
+        "algo.hidden": (128, 128),
+        "algo.activation": "elu",
+        "algo.init_std": 0.4,
+    },
 }
