@@ -2,9 +2,8 @@
 
 The exported function is the policy's `forward`: raw observation groups to the deterministic action in the environment's
 units, normaliser and action map inside, any batch size. "Agrees" means that for 1,000 observations each value of the
-action differs by at most 1e-5 of half its range (of 1 where it has no bounds). A policy whose own float32 arithmetic is
-rougher than that, because it saturates, say, is granted four times its own distance from float64, but never more than
-1e-4; a choice among several must be the same wherever float32 and float64 choose alike.
+action differs by at most 1e-5 of half its range (of 1 where it has no bounds); a choice among several must be the same
+wherever float32 and float64 choose alike.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ from habilis.deploy.verify import check_answers, write_golden, write_manifest
 from habilis.policies.stochastic import StochasticPolicy
 
 TOLERANCE = 1e-5
-ROUGHEST = 1e-4
+"""Largest difference of a value, in units of half its range."""
 CHECKED = 1000
 """Observations that are drawn for the check."""
 GOLDEN = 16
@@ -42,7 +41,13 @@ OPSET = 18
 
 
 def export_policy(
-    policy: StochasticPolicy, spec: EnvSpec, output: str | Path, *, seed: int = 0, observations: Obs | None = None
+    policy: StochasticPolicy,
+    spec: EnvSpec,
+    output: str | Path,
+    *,
+    seed: int = 0,
+    observations: Obs | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Path:
     """Write the policy to a new folder, after ONNX Runtime has agreed with it.
 
@@ -50,8 +55,10 @@ def export_policy(
         policy: what to export; it stays as it is.
         spec: the environment it acts in, which the exported file describes as far as the policy reads it.
         output: the folder to make. It appears whole or not at all.
-        seed: seed of the observations that are drawn for the check, of a size from 0.1 to 10.
+        seed: seed of the observations that are drawn for the check.
         observations: more observations `[n, *shape]` to check on, from the environment itself, say.
+        tolerance: largest difference, in units of half a value's range. A policy whose own float32 arithmetic is rougher than
+            the default (steep networks near saturation) can be exported with a larger one, which the folder then records.
 
     Returns:
         The folder, with `policy.onnx`, `golden.json` and `manifest.json`.
@@ -69,6 +76,7 @@ def export_policy(
     policy = copy.deepcopy(policy).cpu().eval()
     spec = replace(spec, obs={name: spec.obs[name] for name in policy.encoder.names})
     obs = draw_observations(spec, CHECKED, torch.Generator().manual_seed(derive_seed(seed, "export")))
+    obs = policy.encoder.denormalize(obs)
     if observations is not None:
         obs = {name: torch.cat([rows, observations[name].cpu()]) for name, rows in obs.items()}
     staging = output.with_name(f"{output.name}.partial")
@@ -76,10 +84,10 @@ def export_policy(
     staging.mkdir(parents=True)
     try:
         write_onnx(policy, spec, staging / POLICY_FILE)
-        raw, actions, tolerance = answers_of(policy, obs)
-        check_answers(OnnxPolicy(staging), raw, actions, tolerance)
+        raw, actions, allowed = answers_of(policy, obs, tolerance)
+        check_answers(OnnxPolicy(staging), raw, actions, allowed)
         golden = {name: rows[-GOLDEN:] for name, rows in raw.items()}
-        write_golden(staging / GOLDEN_FILE, golden, actions[-GOLDEN:], tolerance)
+        write_golden(staging / GOLDEN_FILE, golden, actions[-GOLDEN:], allowed)
         write_manifest(staging)
         staging.rename(output)
     finally:
@@ -129,32 +137,33 @@ def write_onnx(policy: StochasticPolicy, spec: EnvSpec, file: Path) -> None:
 
 
 def answers_of(
-    policy: StochasticPolicy, obs: Mapping[str, Tensor]
+    policy: StochasticPolicy, obs: Mapping[str, Tensor], tolerance: float = TOLERANCE
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Return what the export is held to: observations, the policy's actions for them, and the tolerance.
+    """Return what the export is held to: observations, the policy's actions for them, and the largest error of each value.
 
     Args:
         policy: the original, on the CPU.
         obs: observations `[n, *shape]` of every group that it reads.
+        tolerance: in units of half a value's range (of 1 where it has no bounds).
 
     Returns:
         The observations, without those in which float32 and float64 choose differently; the actions, `[n, dim]`,
-        `[n, k]` or `[n]`; the tolerance, `[dim]` for real-valued actions and 0-d for choices.
+        `[n, k]` or `[n]`; the largest error, `[dim]`, and 0 for choices, which must be the same.
 
     Raises:
         ExportError: an action is not finite.
     """
-    precise = {name: rows.double() if rows.is_floating_point() else rows for name, rows in obs.items()}
     with torch.no_grad():
-        actions, exact = policy(obs).numpy(), copy.deepcopy(policy).double()(precise).numpy()
+        actions = policy(obs).numpy()
     raw = {name: rows.numpy() for name, rows in obs.items()}
     if not np.isfinite(actions).all():
         raise ExportError("the policy's actions are not finite: export an earlier checkpoint")
     if isinstance(policy.spec.action, BoxAction):
         half_range = (policy.spec.action.high.astype(np.float64) - policy.spec.action.low) / 2
-        unit = np.where(np.isfinite(half_range), half_range, 1.0)
-        rounding = np.abs(exact - actions).max(0)
-        return raw, actions, np.clip(4 * rounding, TOLERANCE * unit, ROUGHEST * unit)
+        return raw, actions, tolerance * np.where(np.isfinite(half_range), half_range, 1.0)
+    precise = {name: rows.double() if rows.is_floating_point() else rows for name, rows in obs.items()}
+    with torch.no_grad():
+        exact = copy.deepcopy(policy).double()(precise).numpy()
     firm = (actions == exact).reshape(len(actions), -1).all(1)
     return {name: rows[firm] for name, rows in raw.items()}, actions[firm], np.array(0)
 

@@ -81,6 +81,13 @@ class ObsEncoder(nn.Module):
         normalizers = self.normalizers
         return {name: normalizers[name](obs[name]) if name in normalizers else obs[name] for name in self.names}
 
+    def denormalize(self, normalized: Obs) -> dict[str, Tensor]:
+        """Return raw observations for normalised ones: what a checker draws to try the range a policy was made for."""
+        return {
+            name: self.normalizers[name].invert(x) if name in self.normalizers else x  # type: ignore[operator]
+            for name, x in normalized.items()
+        }
+
     def features(self, normalized: Obs) -> Tensor:
         """Join the features of normalised groups."""
         parts = [self.images[name](x) if name in self.images else x for name, x in normalized.items()]

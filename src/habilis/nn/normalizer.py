@@ -33,6 +33,10 @@ class RunningNorm(nn.Module):
         """Normalise `[..., *shape]`."""
         return ((x - self.mean.to(x.dtype)) * self._scale(x)).clamp(-self.clip, self.clip)
 
+    def invert(self, x: Tensor) -> Tensor:
+        """Return the rows whose normalised values are `x`."""
+        return x / self._scale(x) + self.mean.to(x.dtype)
+
     def scale_only(self, x: Tensor) -> Tensor:
         """Divide by the standard deviation without moving the mean, as rewards are normalised."""
         return (x * self._scale(x)).clamp(-self.clip, self.clip)
