@@ -26,7 +26,8 @@ class Recorded:
 
     The forward and backward operations that the function performs are written down as one straight list. The function
     must be straight-line: no branch on a tensor, no random draw (noise is an argument), no operation in place. On a
-    GPU, and before `RECORD_AFTER` calls, it runs as it is written.
+    GPU, on images (uint8), whose convolutions cannot be recorded and would gain nothing, and before `RECORD_AFTER`
+    calls, it runs as it is written.
     """
 
     def __init__(self, function: TensorFunction) -> None:
@@ -41,7 +42,7 @@ class Recorded:
         recording = self._recordings.get(key)
         if recording is None:
             self._calls[key] += 1
-            if self._calls[key] <= RECORD_AFTER or any(x.device.type != "cpu" for x in tensors.values()):
+            if self._calls[key] <= RECORD_AFTER or not all(map(_recordable, tensors.values())):
                 return self.function(tensors)
             recording = self._recordings[key] = self._record(key, tensors)
         with torch.no_grad():
@@ -65,3 +66,7 @@ class Recorded:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is announced to be superseded; nothing yet replays as fast
             return torch.jit.trace(graph, tuple(tensors.values()), check_trace=False)  # type: ignore[no-any-return]
+
+
+def _recordable(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.dtype != torch.uint8

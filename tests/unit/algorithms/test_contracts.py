@@ -140,6 +140,17 @@ def test_a_recording_gives_the_same_bits_and_holds_no_state(lab, name, config, r
     assert_equal(recorded.algorithm.state_dict(), twin.state_dict())
 
 
+@pytest.mark.parametrize("name", ["ppo", "sac"])
+def test_images_are_learnt_from_without_a_recording(lab, name, record_after):
+    record_after(1)
+    env = lab.env(lab.IMAGES)
+    algorithm = getattr(lab, name)(env)
+    buffer = lab.replay(algorithm, env, steps=4)
+    for seed in range(4):
+        algorithm.update(lab.rollout(algorithm, env, 4, seed) if name == "ppo" else buffer.sample(8))
+    assert not any(r._recordings for r in vars(algorithm).values() if isinstance(r, Recorded))
+
+
 @every_algorithm
 def test_the_bundle_holds_all_state(lab, name, config):
     learning = Learning(lab, name, config)
