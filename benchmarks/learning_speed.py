@@ -3,9 +3,10 @@
     python benchmarks/learning_speed.py ppo --batch-size 64 --peers-python peers/bin/python
     python benchmarks/learning_speed.py sac --peers-python peers/bin/python
 
-The peers live in an environment of their own (`python -m venv peers; peers/bin/pip install -r benchmarks/peers.txt`): they need an older
-MuJoCo. Each measurement is a fresh process that trains a little to warm up and is then timed over `--steps` environment steps;
-rounds alternate between the sides, so that a machine that drifts slows all of them, and the medians over the rounds are compared.
+The peers live in an environment of their own (`python -m venv peers; peers/bin/pip install -r benchmarks/peers.txt`):
+they need an older MuJoCo. Each measurement is a fresh process that trains a little to warm up and is then timed over
+`--steps` environment steps; rounds alternate between the sides, so that a machine that drifts slows all of them, and
+the medians over the rounds are compared.
 """
 
 from __future__ import annotations

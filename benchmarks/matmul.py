@@ -1,6 +1,6 @@
 """Float32 products of a linear layer under each precision of PyTorch: time, and error against float64.
 
-    python benchmarks/matmul.py --threads 1
+python benchmarks/matmul.py --threads 1
 """
 
 from __future__ import annotations

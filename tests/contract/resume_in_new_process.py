@@ -16,4 +16,4 @@ algorithm, env, path, count = sys.argv[1:]
 trainer = small_trainer(algorithm, env, seed=12345)
 restore(trainer, load_checkpoint(Path(path))[0])
 iterate(trainer, int(count))
-print(fingerprint(trainer))
+sys.stdout.write(fingerprint(trainer))

@@ -15,11 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from cases import SMALL, fingerprint, iterate, save, small_config, small_trainer
 
 from habilis.build import ALGORITHMS
+from habilis.checkpoint import load_checkpoint
 from habilis.core.config import override, to_dict
 from habilis.core.specs import spec_from_dict, spec_to_dict
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import restore
-from habilis.checkpoint import load_checkpoint
 
 ALL = list(ALGORITHMS)
 ENVS = ("HalfCheetah-v5", "habilis/QuadrupedWalk-v0", "probe/IdentityContinuous-v0")

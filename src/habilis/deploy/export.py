@@ -57,8 +57,9 @@ def export_policy(
         output: the folder to make. It appears whole or not at all.
         seed: seed of the observations that are drawn for the check.
         observations: more observations `[n, *shape]` to check on, from the environment itself, say.
-        tolerance: largest difference, in units of half a value's range. A policy whose own float32 arithmetic is rougher than
-            the default (steep networks near saturation) can be exported with a larger one, which the folder then records.
+        tolerance: largest difference, in units of half a value's range. A policy whose own float32 arithmetic is
+            rougher than the default (steep networks near saturation) can be exported with a larger one, which the
+            folder then records.
 
     Returns:
         The folder, with `policy.onnx`, `golden.json` and `manifest.json`.
@@ -139,7 +140,7 @@ def write_onnx(policy: StochasticPolicy, spec: EnvSpec, file: Path) -> None:
 def answers_of(
     policy: StochasticPolicy, obs: Mapping[str, Tensor], tolerance: float = TOLERANCE
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-    """Return what the export is held to: observations, the policy's actions for them, and the largest error of each value.
+    """Return what the export is held to: observations, the policy's actions for them, the largest error of each.
 
     Args:
         policy: the original, on the CPU.

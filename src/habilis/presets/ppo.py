@@ -21,7 +21,13 @@ _MUJOCO: Mapping[str, Any] = {
 
 PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "CartPole-v1": {"total_timesteps": 50_000, "num_envs": 8, "algo.n_steps": 256, "algo.batch_size": 256},
-    "Pendulum-v1": {"total_timesteps": 100_000, "num_envs": 4, "algo.n_steps": 256, "algo.batch_size": 64, "algo.gamma": 0.9},
+    "Pendulum-v1": {
+        "total_timesteps": 100_000,
+        "num_envs": 4,
+        "algo.n_steps": 256,
+        "algo.batch_size": 64,
+        "algo.gamma": 0.9,
+    },
     **{
         f"{name}-v5": _MUJOCO
         for name in (

@@ -20,8 +20,8 @@ from habilis.training.report import Counters, Report
 class OffPolicyTrainer:
     """Yields a `Report` after each round of steps and updates until `total_timesteps` environment steps are made.
 
-    A round is `train_freq` steps of every environment, then `gradient_steps` updates: with N environments the ratio of updates to
-    data is `gradient_steps / (train_freq * N)`, and exactly 1 for `gradient_steps=-1`.
+    A round is `train_freq` steps of every environment, then `gradient_steps` updates: with N environments the ratio of
+    updates to data is `gradient_steps / (train_freq * N)`, and exactly 1 for `gradient_steps=-1`.
 
     Args:
         collector: the environment.

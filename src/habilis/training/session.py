@@ -1,7 +1,7 @@
 """One run from beginning to end: drives a trainer, writes metrics, evaluates, keeps checkpoints, stops cleanly.
 
-Everything here happens between iterations and draws from no random stream of the training, so a run that is evaluated or logged more
-often learns exactly the same.
+Everything here happens between iterations and draws from no random stream of the training, so a run that is evaluated
+or logged more often learns exactly the same.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import Tensor
 
 from habilis.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
@@ -89,7 +88,7 @@ class Session:
         self._metrics: dict[str, Tensor] = {}
 
     def resume(self, path: Path) -> None:
-        """Continue from a checkpoint: everything as it was, or fresh episodes where the environment cannot be restored."""
+        """Continue from a checkpoint: all as it was, or fresh episodes where the environment cannot be restored."""
         states, _ = load_checkpoint(path)
         restore(self.trainer, states)
         session = states["session"]
@@ -162,8 +161,8 @@ class Session:
         for name, count in self.trainer.algorithm.skipped.items():
             if count > 0:
                 raise NonFiniteError(
-                    f"the loss or gradient of the {name} was not finite in {int(count)} gradient steps, which were left "
-                    "out: lower learning_rate or max_grad_norm, or look at the rewards' scale"
+                    f"the loss or gradient of the {name} was not finite in {int(count)} gradient steps, which were "
+                    "left out: lower learning_rate or max_grad_norm, or look at the rewards' scale"
                 )
         for name, value in self.metrics.items():
             if not math.isfinite(value):
@@ -176,7 +175,11 @@ class Session:
         self._last_evaluated = steps
         self.evaluation = result = evaluate(policy, env, episodes=episodes, seed=seed)
         stochastic = None
-        metrics = {"eval/mean_reward": result.mean, "eval/iqm_reward": result.iqm, "eval/mean_ep_length": result.mean_length}
+        metrics = {
+            "eval/mean_reward": result.mean,
+            "eval/iqm_reward": result.iqm,
+            "eval/mean_ep_length": result.mean_length,
+        }
         if self.config.eval_stochastic:
             stochastic = evaluate(policy, env, episodes=episodes, seed=seed, deterministic=False)
             metrics["eval/mean_reward_stochastic"] = stochastic.mean
@@ -219,7 +222,9 @@ class Session:
         if path.exists():
             return f"{path} holds an earlier dump"
         states = {"recorder": self.trainer.collector.recorder.dump(), "policy": components(self.trainer)["policy"]}
-        save_checkpoint(path, states, meta={"exact": states["recorder"]["env"] is not None, "error": str(error), **self._meta})
+        save_checkpoint(
+            path, states, meta={"exact": states["recorder"]["env"] is not None, "error": str(error), **self._meta}
+        )
         return f"`habilis doctor --replay {path}` plays it again"
 
     @contextmanager
