@@ -51,7 +51,7 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "algo.n_steps": 32,
         "algo.batch_size": 512,
         "algo.n_epochs": 8,
-        "algo.learning_rate": 5e-4,
+        "algo.learning_rate": 4e-4,
         "algo.learning_rate_schedule": "linear",
         "algo.gamma": 0.98,
         "algo.max_grad_norm": 1.0,

@@ -70,8 +70,8 @@ QUADRUPED_WALK = TaskConfig(
         "foot_slip": RewardTerm(function=walk.foot_slip, weight=-0.3),
         "vertical_velocity": RewardTerm(function=walk.vertical_velocity, weight=-1.0),
         "roll_pitch_rate": RewardTerm(function=walk.roll_pitch_rate, weight=-0.05),
-        "tilt": RewardTerm(function=walk.tilt, weight=-2.0),
-        "height": RewardTerm(function=walk.height_error, weight=-20.0, params={"target": 0.28}),
+        "tilt": RewardTerm(function=walk.tilt, weight=-5.0),
+        "height": RewardTerm(function=walk.height_error, weight=-50.0, params={"target": 0.28}),
         "torque": RewardTerm(function=walk.torque, weight=-2e-4),
         "action_rate": RewardTerm(function=walk.action_rate, weight=-0.1),
         "joint_limits": RewardTerm(function=walk.joint_limits, weight=-2.0),
@@ -81,7 +81,6 @@ QUADRUPED_WALK = TaskConfig(
     terminations={"fall": Term(function=walk.fallen, params=FALL)},
     info={
         "tracking_error": Term(function=walk.tracking_error),
-        "fall": Term(function=walk.fallen, params=FALL),
         "success": Term(function=walk.succeeded, params={"steps": EPISODE_STEPS, "error": 0.25, **FALL}),
     },
     on_reset=(
