@@ -86,8 +86,8 @@ def _reserve_replay(capacity: int, spec: EnvSpec, device: str, say: Callable[[st
     say(f"replay memory: {capacity:,} transitions, {needed / 1e6:,.0f} MB")
     require(
         available is None or needed <= available,
-        f"a replay buffer of {capacity:,} transitions of {spec.id} takes {needed / 1e9:,.1f} GB and {device} has "
-        f"{(available or 0) / 1e9:,.1f} GB left: lower it by --algo.buffer-size",
+        f"a replay buffer of {capacity:,} transitions of {spec.id} takes {needed / 1e9:,.1f} GB and there are "
+        f"{(available or 0) / 1e9:,.1f} GB left on {device}: lower it by --algo.buffer-size",
     )
 
 

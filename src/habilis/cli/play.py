@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,8 @@ def run(argv: Sequence[str]) -> int:
     settings = {"which": o.which, "seed": o.seed, "deterministic": not o.stochastic, **read_values(o.env_kwargs)}
     if o.video is None and has_screen():
         print("Close the window, or press Ctrl-C here, to stop.")
-        play(o.run, o.env, episodes=o.episodes, **settings)
+        with contextlib.suppress(KeyboardInterrupt):
+            play(o.run, o.env, episodes=o.episodes, **settings)
         return 0
     if o.video is None:
         print("There is no screen here: recording a video.")

@@ -70,9 +70,9 @@ def read_config(algorithm: str, argv: Sequence[str]) -> TrainConfig:
 
 def _find_env(argv: Sequence[str]) -> str | None:
     """Return what `--env` says, which decides the defaults of all else."""
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for index, word in enumerate(argv):
         if word == "--env":
-            return following
+            return argv[index + 1] if index + 1 < len(argv) else None
         if word.startswith("--env="):
             return word.partition("=")[2]
     return None

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
+import warnings
 from typing import Any
 
 from habilis.core.errors import EnvError
@@ -24,21 +26,26 @@ class Viewer:
     def __init__(self, env: Any, index: int = 0) -> None:
         if not hasattr(env, "simulation"):
             raise EnvError(f"{env.spec.id} is no MuJoCo simulation that a viewer could show: record a video of it")
-        # the viewer goes by what glfw finds, which must not be the off-screen context that rendering may have asked for
+        import glfw
         import mujoco
         import mujoco.viewer
 
+        # MuJoCo would wait for ever for a window that its thread cannot open
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            reachable = has_screen() and glfw.init()
+        if not reachable:
+            raise EnvError(
+                "no window can be opened here, since there is no screen to be reached: record a video instead"
+            )
         self._simulation = env.simulation
         self._index = index
         self._model = self._simulation.get_model(index)
         self._data = self._simulation.get_data(index)
         self._copy = mujoco.mj_copyData
-        try:
-            self._window = mujoco.viewer.launch_passive(
-                self._model, self._data, show_left_ui=False, show_right_ui=False
-            )
-        except Exception as error:  # glfw raises its own
-            raise EnvError(f"MuJoCo's viewer cannot open a window here ({error}): record a video instead") from error
+        others = set(threading.enumerate())
+        self._window = mujoco.viewer.launch_passive(self._model, self._data, show_left_ui=False, show_right_ui=False)
+        self._threads = set(threading.enumerate()) - others
 
     @property
     def is_open(self) -> bool:
@@ -52,5 +59,7 @@ class Viewer:
         self._window.sync()
 
     def close(self) -> None:
-        """Close the window."""
+        """Close the window and wait until it is: a process that ends while it is being closed crashes."""
         self._window.close()
+        for thread in self._threads:
+            thread.join(timeout=5.0)

@@ -1,0 +1,357 @@
+"""The command line from outside: what it prints, where it writes, how it ends. Most calls run in this process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import habilis
+from habilis.checkpoint import CheckpointStore
+from habilis.cli import COMMANDS, main
+from habilis.core import acceleration
+from habilis.core.errors import ConfigError
+from habilis.envs.make import register_native
+from habilis.envs.probes import ProbeEnv
+
+ENV = "probe/ObservationReward-v0"
+TINY = ["--total-timesteps", "256", "--num-envs", "4", "--algo.n-steps", "32", "--algo.batch-size", "32"]
+TINY += ["--eval-episodes", "2", "--no-tensorboard"]
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    path = tmp_path_factory.mktemp("runs") / "trained"
+    assert main(["train", "ppo", "--env", ENV, *TINY, "--run-dir", str(path)]) == 0
+    return path
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "PYTHONPATH": str(Path(habilis.__file__).parents[1])}
+    return subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, text=True, check=False)
+
+
+def test_help_imports_nothing_heavy():
+    done = python("-X", "importtime", "-m", "habilis", "--help")
+    assert done.returncode == 0
+    assert all(f"habilis {name}" in done.stdout for name in COMMANDS)
+    modules = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "habilis.cli" in modules
+    assert not {"torch", "numpy", "mujoco", "tyro", "rich", "gymnasium"} & modules
+
+
+def test_every_command_explains_itself(capsys):
+    for name in COMMANDS:
+        try:
+            code = main([name, "--help"])
+        except SystemExit as end:
+            code = end.code
+        assert code == 0
+        assert f"habilis {name}" in capsys.readouterr().out
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"habilis {habilis.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "told"),
+    [
+        (["tran"], 2, "did you mean 'train'"),
+        (["train", "pppo", "--env", ENV], 2, "did you mean 'ppo'"),
+        (["train", "ppo", "--env", "CartPol-v1"], 2, "did you mean 'CartPole-v1'"),
+        (["train", "ppo", "--env", ENV, "--num-envs", "0"], 2, "num_envs must be positive"),
+        (["train", "--env", ENV], 2, "starts with the algorithm"),
+        (["train", "sac", "--env", ENV], 2, "SAC needs real-valued actions"),
+        (["train", "--resume", "nowhere"], 2, "nowhere"),
+        (["evaluate", "nowhere"], 2, "nowhere does not exist"),
+        (["export", "nowhere"], 2, "nowhere does not exist"),
+        (["verify", "nowhere"], 1, "nowhere"),
+        (["report", "nowhere"], 2, "nowhere"),
+        (["bench", "smok"], 2, "did you mean 'smoke'"),
+        (["doctor", "--env", "probe/Memry-v0"], 2, "did you mean 'probe/Memory-v0'"),
+    ],
+)
+def test_a_wrong_call_is_answered_in_one_line(call, code, told, capsys):
+    assert main(call) == code
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("habilis: ")
+    assert told in lines[-1]
+    assert not any("Traceback" in line for line in lines)
+    assert not any(Path.cwd().iterdir()), "nothing is left of a run that could not start"
+
+
+@pytest.mark.parametrize(
+    ("call", "nearest"),
+    [
+        (["train", "ppo", "--env", ENV, "--algo.gama", "0.9"], "--algo.gamma"),
+        (["train", "ppo", "--env", ENV, "--total-timestep", "9"], "--total-timesteps"),
+        (["evaluate", "run", "--episods", "3"], "--episodes"),
+    ],
+)
+def test_an_unknown_flag_is_answered_with_the_nearest(call, nearest, capsys):
+    with pytest.raises(SystemExit) as end:
+        main(call)
+    assert end.value.code == 2
+    assert nearest in capsys.readouterr().err
+
+
+def test_train_wants_an_environment(capsys):
+    for call in (["train", "ppo"], ["train", "ppo", "--env"]):
+        with pytest.raises(SystemExit) as end:
+            main(call)
+        assert end.value.code == 2
+        assert "--env" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("switch", ["flag", "variable"])
+def test_debug_shows_the_traceback(switch, monkeypatch):
+    if switch == "variable":
+        monkeypatch.setenv("HABILIS_DEBUG", "1")
+    with pytest.raises(ConfigError):
+        main(["train", "pppo", "--env", ENV] + ["--debug"] * (switch == "flag"))
+
+
+def test_help_shows_what_the_preset_sets(capsys):
+    for env, gamma in (("Pendulum-v1", "0.9"), ("CartPole-v1", "0.99")):
+        with pytest.raises(SystemExit):
+            main(["train", "ppo", "--help", "--env", env])
+        words = " ".join(capsys.readouterr().out.split())
+        assert f"Discount. (default: {gamma})" in words
+
+
+def test_train_says_what_runs_and_what_to_do_next(capsys):
+    assert main(["train", "ppo", f"--env={ENV}", *TINY, "--run_dir", "here", "--algo.learning_rate", "1e-3"]) == 0
+    told = capsys.readouterr().out
+    assert f"{ENV}: native, 4 environments\n" in told
+    assert "run directory: here\n" in told
+    assert "2 episodes, deterministic" in told
+    for command in ("report", "evaluate", "play", "export"):
+        assert f"habilis {command} here" in told
+    config = json.loads(Path("here/config.json").read_text())["config"]
+    assert config["algo"]["learning_rate"] == 1e-3
+    assert config["total_timesteps"] == 256
+    assert config["algo"]["normalize_obs"] is True
+    assert Path("here/command.txt").read_text().startswith(f"habilis train ppo --env={ENV} --total-timesteps 256")
+
+
+def test_the_default_directory_names_environment_algorithm_and_seed():
+    assert main(["train", "ppo", "--env", ENV, *TINY, "--seed", "3", "--name", "mine"]) == 0
+    (path,) = Path("runs/probe-ObservationReward-v0/ppo").iterdir()
+    assert path.name.startswith("mine_s3_")
+
+
+def test_a_run_is_not_overwritten(trained, capsys):
+    before = (trained / "config.json").read_text()
+    assert main(["train", "ppo", "--env", ENV, *TINY, "--run-dir", str(trained)]) == 2
+    assert "already holds a run" in capsys.readouterr().err
+    assert (trained / "config.json").read_text() == before
+
+
+def test_arguments_reach_the_environment(capsys):
+    call = ["train", "ppo", "--env", "CartPole-v1", *TINY, "--run-dir", "run"]
+    assert main([*call, "--env-kwargs", "max_episode_steps", "7", "sutton_barto_reward", "true"]) == 0
+    config = json.loads(Path("run/config.json").read_text())["config"]
+    assert config["env_kwargs"] == {"max_episode_steps": 7, "sutton_barto_reward": True}
+    capsys.readouterr()
+    assert main(["evaluate", "run", "--episodes", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["lengths"] == [7, 7]
+    assert main(["evaluate", "run", "--episodes", "2", "--json", "--env-kwargs", "max_episode_steps", "5"]) == 0
+    assert json.loads(capsys.readouterr().out)["lengths"] == [5, 5]
+
+
+def test_resume_in_two_calls_is_one_run(trained, capsys):
+    whole = ["train", "ppo", "--env", ENV, *TINY, "--checkpoint-freq", "128", "--total-timesteps", "512"]
+    assert main([*whole, "--run-dir", "whole"]) == 0
+    half = ["train", "ppo", "--env", ENV, *TINY, "--checkpoint-freq", "128", "--run-dir", "half"]
+    assert main(half) == 0
+    capsys.readouterr()
+    assert main(["train", "--resume", "half", "--total-timesteps", "512"]) == 0
+    told = capsys.readouterr().out
+    assert "going on from half/checkpoints/step_000000000256, exactly" in told
+    a, b = (habilis.load(path).state_dict() for path in ("whole", "half"))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert len(Path("half/command.txt").read_text().splitlines()) == 2
+    assert json.loads(Path("half/config.json").read_text())["config"]["total_timesteps"] == 512
+
+
+def test_evaluate_prints_what_python_returns(trained, capsys):
+    call = ["evaluate", str(trained), "--episodes", "5", "--seed", "9", "--json"]
+    for arguments, keywords in (([], {}), (["--stochastic"], {"deterministic": False}), (["--which", "best"], {})):
+        assert main([*call, *arguments]) == 0
+        which = "best" if "best" in arguments else "last"
+        expected = habilis.evaluate(trained, episodes=5, seed=9, which=which, **keywords)
+        assert json.loads(capsys.readouterr().out) == expected.to_dict()
+    by_policy = habilis.evaluate(habilis.load(trained), episodes=5, seed=9)
+    assert main(call) == 0
+    assert json.loads(capsys.readouterr().out) == by_policy.to_dict()
+
+
+def test_evaluate_speaks_to_people_and_takes_a_checkpoint(trained, capsys):
+    checkpoint = CheckpointStore(trained / "checkpoints").latest()
+    assert main(["evaluate", str(checkpoint), "--episodes", "3"]) == 0
+    assert capsys.readouterr().out.startswith("3 episodes, deterministic, seed 0\nreturn ")
+    assert main(["evaluate", str(trained), "--episodes", "0"]) == 2
+
+
+def test_report_export_and_verify(trained, capsys):
+    pytest.importorskip("onnxruntime")
+    assert main(["report", str(trained), "--output", "page.html"]) == 0
+    assert capsys.readouterr().out == "page.html\n"
+    assert "<html" in Path("page.html").read_text()
+    assert main(["export", str(trained), "--output", "policy"]) == 0
+    assert Path("policy/policy.onnx").is_file()
+    assert main(["verify", "policy"]) == 0
+    assert "answers as the original did" in capsys.readouterr().out
+    assert main(["export", str(trained), "--output", "policy"]) == 1
+    with Path("policy/policy.onnx").open("ab") as file:
+        file.write(b"x")
+    assert main(["verify", "policy"]) == 1
+
+
+def test_play_records_a_video_where_there_is_no_screen(monkeypatch, capsys):
+    pytest.importorskip("imageio_ffmpeg")
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    assert main(["train", "ppo", "--env", "InvertedPendulum-v5", *TINY, "--run-dir", "run"]) == 0
+    assert main(["play", "run", "--env-kwargs", "max_episode_steps", "4"]) == 0
+    assert capsys.readouterr().out.endswith("recording a video.\nrun/videos/step_000000000256_seed0.mp4\n")
+    assert Path("run/videos/step_000000000256_seed0.mp4").stat().st_size > 500
+    flags = ["--episodes", "1", "--video", "a.mp4", "--env-kwargs", "max_episode_steps", "4"]
+    assert main(["evaluate", "run", *flags]) == 0
+    assert Path("a.mp4").stat().st_size > 500
+
+
+def test_replay_memory_is_said_and_refused_before_it_is_taken(monkeypatch, capsys):
+    monkeypatch.setattr("habilis.build.available_memory", lambda device: 30_000_000)
+    call = ["train", "sac", "--env", "InvertedPendulum-v5", "--total-timesteps", "8", "--eval-episodes", "0"]
+    assert main([*call, "--run-dir", "a", "--algo.buffer-size", "1_000"]) == 0
+    assert "replay memory: 1,000 transitions, 0 MB" in capsys.readouterr().out
+    assert main([*call, "--run-dir", "b"]) == 2
+    told = capsys.readouterr()
+    assert "replay memory: 1,000,000 transitions" in told.out
+    assert "lower it by --algo.buffer-size" in told.err
+    assert not Path("b").exists()
+
+
+def test_available_memory_is_known_here():
+    memory = acceleration.available_memory("cpu")
+    assert memory is None or 0 < memory < 1 << 50
+
+
+def test_list(capsys):
+    def listed(*words: str) -> list[str]:
+        assert main(["list", *words]) == 0
+        return capsys.readouterr().out.splitlines()
+
+    assert [line.split()[0] for line in listed("algorithms")] == ["ppo", "sac"]
+    assert [line.split() for line in listed("envs", "quadruped")] == [["habilis/QuadrupedWalk-v0", "native"]]
+    assert ["HalfCheetah-v5", "native"] in [line.split() for line in listed("envs")]
+    assert ["HalfCheetah-v5", "gymnasium"] in [line.split() for line in listed("envs", "--backend", "gymnasium")]
+    assert any("Pendulum-v1:" in line and "algo.gamma=0.9" in line for line in listed("presets", "ppo"))
+    assert [line.split()[0] for line in listed("backends")] == ["native", "gymnasium", "envpool"]
+    assert any(line.startswith("smoke ") for line in listed("suites"))
+
+
+def test_doctor_surveys_the_machine(monkeypatch, capsys):
+    monkeypatch.setattr("habilis.cli.doctor.MEASURE_SECONDS", 0.01)
+    assert main(["doctor"]) == 0
+    told = capsys.readouterr().out
+    assert len(told.splitlines()) <= 40, "one screen"
+    for name in ("torch", "processors", "memory", "MuJoCo", "HalfCheetah-v5", "matmul"):
+        assert name in told
+
+
+def test_doctor_checks_environments(capsys):
+    assert main(["doctor", "--env", ENV]) == 0
+    assert "errors: 0" in capsys.readouterr().out
+    assert main(["doctor", "--env", "tests/Broken-v0"]) == 1
+    told = capsys.readouterr().out
+    assert "error  " in told
+    assert "finite" in told
+    assert "errors: 0" not in told
+
+
+def test_doctor_plays_a_fault_again(capsys):
+    call = ["train", "ppo", "--env", "tests/Broken-v0", *TINY, "--run-dir", "run"]
+    assert main(call) == 1
+    told = capsys.readouterr().err
+    assert "the reward of environment 2 is not finite" in told
+    (dump,) = Path("run/nonfinite").iterdir()
+    assert f"habilis doctor --replay {dump}" in told
+    assert main(["doctor", "--replay", str(dump)]) == 1
+    assert "Step 20 of the 20 recorded: the reward of environment 2 is not finite" in capsys.readouterr().out
+
+
+class BrokenEnv(ProbeEnv):
+    """A probe whose third environment returns a reward that is not finite at its twentieth step."""
+
+    def __init__(self, id: str, num_envs: int, *, seed: int, threads: int | None) -> None:
+        super().__init__(ENV, num_envs, seed=seed)
+        self.steps = 0
+
+    def step(self, action):
+        step = super().step(action)
+        self.steps += 1
+        if self.steps == 20:
+            step.reward[min(2, self.num_envs - 1)] = float("nan")
+        return step
+
+    def reset(self, seed=None):
+        self.steps = 0
+        return super().reset(seed)
+
+    def state_dict(self):
+        return {**super().state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+        super().load_state_dict({k: v for k, v in state.items() if k != "steps"})
+
+
+register_native("tests/Broken-v0", BrokenEnv)
+
+
+def test_demo_leaves_everything_in_one_place(capsys):
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("imageio_ffmpeg")
+    call = ["demo", "--env", "InvertedPendulum-v5", "--total-timesteps", "2048", "--episodes", "3"]
+    assert main([*call, "--seconds", "0.2", "--run-dir", "demo"]) == 0
+    told = capsys.readouterr().out
+    for path in ("report.html", "videos/demo.mp4", "export/policy.onnx"):
+        assert Path("demo", path).is_file()
+        assert str(Path("demo", path)) in told
+    assert "3 episodes, deterministic, seed 1" in told
+
+
+def test_an_interrupted_run_saves_and_says_how_to_go_on():
+    code = f"""
+import os, signal, sys
+from habilis.cli import main
+from habilis.training.session import Session
+after = Session._after
+def interrupt(self, report):
+    after(self, report)
+    if report.iteration == 2:
+        os.kill(os.getpid(), signal.SIGINT)
+Session._after = interrupt
+sys.exit(main(["train", "ppo", "--env", {ENV!r}, *{TINY}, "--total-timesteps", "512", "--run-dir", "run"]))
+"""
+    done = python("-c", code)
+    assert done.returncode == 130, done.stderr
+    assert "Go on with: habilis train --resume run" in done.stdout
+    assert CheckpointStore(Path("run/checkpoints")).steps()[-1] == 256
+    assert main(["train", "--resume", "run"]) == 0
+    assert CheckpointStore(Path("run/checkpoints")).steps()[-1] == 512

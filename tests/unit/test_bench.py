@@ -1,0 +1,156 @@
+"""Suites: what a finished, a stopped, a killed and a failed run come to when the suite is run again."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import habilis
+from habilis import bench
+from habilis.api import default_config
+from habilis.bench import SUITES, BenchError, Case, run_suite
+from habilis.checkpoint import CheckpointStore
+from habilis.core.config import to_dict
+from habilis.core.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    path = tmp_path_factory.mktemp("bench")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(path)
+        patch.setenv("PYTHONPATH", str(Path(habilis.__file__).parents[1]))
+        run_suite("smoke", seeds=2, jobs=2, output=Path("out"))
+    return path
+
+
+@pytest.fixture
+def place(finished, tmp_path, monkeypatch):
+    """A copy of a finished suite to work on."""
+    shutil.copytree(finished, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(Path(habilis.__file__).parents[1]))
+    return tmp_path
+
+
+def refuse(*arguments, **keywords):
+    raise AssertionError("a finished run is not run again")
+
+
+def test_the_suite_of_the_foundation_is_whole():
+    cases = {case.name: case for case in SUITES["foundation"]}
+    assert {name: (case.total_timesteps, case.target) for name, case in cases.items()} == {
+        "ppo-CartPole-v1": (50_000, 490),
+        "ppo-Pendulum-v1": (100_000, -200),
+        "ppo-HalfCheetah-v5": (1_000_000, 5000),
+        "ppo-Hopper-v5": (1_000_000, 2500),
+        "sac-Pendulum-v1": (20_000, -160),
+        "sac-HalfCheetah-v5": (100_000, 6000),
+        "sac-Hopper-v5": (200_000, 2300),
+    }
+    assert len({case.fingerprint() for case in cases.values()}) == len(cases)
+
+
+def test_results_hold_what_a_reader_needs(finished):
+    tree = json.loads((finished / "out/smoke/ppo-probe-ObservationReward-v0.json").read_text())
+    assert tree["seeds"] == [0, 1]
+    assert len(tree["seed_means"]) == len(tree["wall_seconds"]) == 2
+    assert tree["mean"] == pytest.approx(sum(tree["seed_means"]) / 2)
+    assert tree["interval"][0] <= tree["mean"] <= tree["interval"][1]
+    assert tree["steps"] == [512, 512]
+    assert min(tree["wall_seconds"]) > 0
+    assert "torch" in tree["versions"]
+    assert tree["config"]["threads"] == 1
+    table = (finished / "out/smoke.md").read_text()
+    assert "| PPO | probe/ObservationReward-v0 | 512 | 2 | **" in table
+
+
+def test_the_score_is_that_of_the_last_policy_on_its_own_seeds(finished):
+    (run,) = finished.glob("runs/bench/*/s1")
+    record = json.loads((run / "bench.json").read_text())
+    assert record["evaluation"] == habilis.evaluate(run, episodes=20, seed=1001).to_dict()
+    assert record["command"].startswith("habilis train ppo --env probe/ObservationReward-v0 --total-timesteps 512")
+    smoke = SUITES["smoke"][0]
+    config = to_dict(default_config("ppo", smoke.env, seed=1, **smoke.settings))
+    assert {**record["config"], "run_dir": None} == config
+
+
+def test_finished_runs_are_kept(place, monkeypatch):
+    monkeypatch.setattr(bench._Workers, "run", refuse)
+    shutil.rmtree("out")
+    table = run_suite("smoke", seeds=2, output=Path("out"))
+    assert "| 512 | 2 |" in table.read_text()
+
+
+def test_other_hyper_parameters_are_another_run(place, monkeypatch):
+    before = SUITES["smoke"][0].fingerprint()
+    monkeypatch.setattr("habilis.api.preset", lambda algorithm, env: {"algo.gamma": 0.5})
+    assert SUITES["smoke"][0].fingerprint() != before
+
+
+def test_runs_that_were_stopped_or_killed_end_as_if_they_had_not_been(place):
+    """Seed 0 lost its last checkpoint and is resumed; seed 1 has none at all and starts again."""
+    (folder,) = place.glob("runs/bench/*")
+    results = [folder / f"s{seed}" / "bench.json" for seed in (0, 1)]
+    expected = [json.loads(path.read_text())["evaluation"] for path in results]
+    for path in results:
+        path.unlink()
+    stopped = CheckpointStore(folder / "s0" / "checkpoints")
+    assert len(stopped.steps()) > 1
+    shutil.rmtree(stopped.path(stopped.steps()[-1]))
+    shutil.rmtree(folder / "s1" / "checkpoints")
+    run_suite("smoke", seeds=2, jobs=2, output=Path("out"))
+    assert [json.loads(path.read_text())["evaluation"] for path in results] == expected
+    resumed = ["--resume" in (folder / f"s{seed}" / "command.txt").read_text() for seed in (0, 1)]
+    assert resumed == [True, False]
+    assert stopped.steps()[-1] == 512
+
+
+def test_a_failure_is_told_and_the_others_go_on(place, monkeypatch):
+    good, bad = SUITES["smoke"][0], Case(algorithm="ppo", env="probe/Nothing-v0", total_timesteps=64)
+    monkeypatch.setattr(bench, "SUITES", {"mixed": (bad, good)})
+    told: list[str] = []
+    with pytest.raises(BenchError, match=r"1 of 2 runs failed.*there is no environment 'probe/Nothing-v0'"):
+        run_suite("mixed", seeds=1, output=Path("out"), say=told.append)
+    assert any(line.startswith(f"{good.name} seed 0: return") for line in told)
+    assert good.env in Path("out/mixed.md").read_text()
+
+
+def test_cases_can_be_chosen():
+    with pytest.raises(ConfigError, match="it has ppo-probe-ObservationReward-v0"):
+        run_suite("smoke", only="sac")
+
+
+def test_an_interrupted_suite_ends_with_its_runs_saved(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from habilis import bench
+from habilis.cli import main
+case = bench.Case(algorithm="ppo", env="CartPole-v1", total_timesteps=10_000_000, overrides={"log_freq": 1000})
+bench.SUITES = {"long": (case,)}
+sys.exit(main(["bench", "long", "--seeds", "2", "--jobs", "2"]))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(habilis.__file__).parents[1])}
+    suite = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        time.sleep(0.1)
+        if sum(path.stat().st_size > 0 for path in tmp_path.glob("runs/bench/*/s*/metrics.jsonl")) == 2:
+            break
+    suite.send_signal(signal.SIGTERM)
+    _, told = suite.communicate(timeout=60)
+    assert suite.returncode == 130, told
+    for run in tmp_path.glob("runs/bench/*/s?"):
+        assert CheckpointStore(run / "checkpoints").latest() is not None
+        assert not (run / "bench.json").exists()
