@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from habilis.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
-from habilis.core.errors import NonFiniteError
+from habilis.core.errors import EnvError, NonFiniteError
 from habilis.core.protocols import VecEnv
 from habilis.core.types import State
 from habilis.evaluation.evaluator import EvaluationResult, evaluate
@@ -115,6 +115,11 @@ class Session:
             self._finish()
         except NonFiniteError as error:
             raise NonFiniteError(f"{error} ({self._dump(error)})") from error
+        except EnvError as error:
+            raise EnvError(
+                f"{error}; what was learnt up to step {self._last_saved} is kept: mend the environment and go on by "
+                f"habilis train --resume {self.run_dir}"
+            ) from error
         finally:
             if self._eval_env is not None:
                 self._eval_env.close()

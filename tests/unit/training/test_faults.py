@@ -1,0 +1,191 @@
+"""What goes wrong in a run, and what is left of it: numbers that are not finite, environments that raise, Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from habilis import api
+from habilis.build import build_trainer
+from habilis.checkpoint import load_checkpoint
+from habilis.core.errors import EnvError, NonFiniteError
+from habilis.training.collector import replay_dump
+
+TINY = {
+    "num_envs": 2,
+    "total_timesteps": 96,
+    "log_freq": 1,
+    "eval_episodes": 0,
+    "tensorboard": False,
+    "algo": {"n_steps": 8, "batch_size": 8, "n_epochs": 1, "hidden": [8]},
+}
+
+
+class Faulty(gym.Env):
+    """Counts its steps and does what it was told at one of them."""
+
+    observation_space = gym.spaces.Box(-10, 10, (2,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, fault: str = "none", at: int = 10, only: int = 1) -> None:
+        self.fault, self.at = fault, at
+        Faulty.made = getattr(Faulty, "made", -1) + 1
+        self.faulty = Faulty.made % 2 == only
+        self.total = 0
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        self.total += 1
+        obs, reward = np.array([self.time / 5, 1.0], np.float32), 1.0
+        if self.faulty and self.total == self.at:
+            if self.fault == "raise":
+                raise RuntimeError("the gripper fell off")
+            if self.fault == "obs":
+                obs[0] = np.nan
+            if self.fault == "reward":
+                reward = np.inf
+        return obs, reward, False, self.time >= 6, {}
+
+
+@pytest.fixture(autouse=True)
+def _registered() -> Iterator[None]:
+    gym.register("HabilisTest/Faulty-v0", Faulty)
+    Faulty.made = -1
+    yield
+    gym.registry.pop("HabilisTest/Faulty-v0")
+
+
+def train(tmp_path, fault: str, **overrides):
+    config = {**TINY, "run_dir": str(tmp_path / "run"), "env_kwargs": {"fault": fault}, **overrides}
+    return api.train_config(api.default_config("ppo", "HabilisTest/Faulty-v0", **config), progress=False)
+
+
+@pytest.mark.parametrize(("fault", "named"), [("obs", "observation group 'policy'"), ("reward", "reward")])
+def test_a_step_that_is_not_finite_stops_the_run_and_is_named(tmp_path, fault, named):
+    with pytest.raises(NonFiniteError) as error:
+        train(tmp_path, fault)
+    assert f"the {named} of environment 1 is not finite" in str(error.value)
+    assert "doctor --replay" in str(error.value)
+    states, meta = load_checkpoint(next((tmp_path / "run" / "nonfinite").iterdir()))
+    assert states["recorder"]["actions"].shape == (10, 2, 1)
+    assert meta["exact"] is False
+    assert all(bool(x.isfinite().all()) for x in states["policy"].values())
+
+
+@pytest.mark.parametrize("fault", ["obs", "reward"])
+def test_the_user_may_go_on_without_such_steps(tmp_path, fault):
+    run = train(tmp_path, fault, on_nonfinite="skip")
+    assert all(bool(p.isfinite().all()) for p in run.policy.parameters())
+    assert run.metrics["train/value_loss"] < 100
+    # an observation spoils the step that led to it and the step that started from it
+    assert run.metrics["rollout/skipped_steps"] == {"obs": 2, "reward": 1}[fault]
+
+
+def test_steps_that_are_not_finite_are_not_learnt_from(tmp_path):
+    config = {**TINY, "env_kwargs": {"fault": "obs", "at": 3}, "on_nonfinite": "skip"}
+    trainer = build_trainer(api.default_config("ppo", "HabilisTest/Faulty-v0", **config))
+    trainer._collect()
+    valid = trainer.buffer.batch().valid
+    assert (~valid).nonzero().tolist() == [[2, 1], [3, 1]]
+    assert bool(trainer.buffer.batch().obs["policy"].isfinite().all())
+
+
+def test_a_simulation_that_diverges_is_replayed_from_the_dump(tmp_path):
+    config = api.default_config("ppo", "HalfCheetah-v5", **TINY, run_dir=str(tmp_path / "run"), env_threads=1)
+    trainer = build_trainer(config)
+    trainer.iterate()
+    collector = trainer.collector
+    recorder = collector.recorder
+    recorder.clear()
+    action = torch.zeros(2, 6)
+    for _ in range(3):
+        collector.step(action)
+    spoiled = action.clone()
+    spoiled[1, 2] = float("nan")
+    recorder.record(spoiled)
+    dump = recorder.dump()
+    assert len(dump["actions"]) == 4
+    env = build_trainer(config).collector.env
+    first = replay_dump(env, {**dump, "actions": dump["actions"][:3]})
+    assert first is None
+    # the replay follows the run bit for bit
+    assert torch.equal(
+        torch.from_numpy(env.simulation.qpos.copy()), torch.from_numpy(collector.env.simulation.qpos.copy())
+    )
+
+
+@pytest.mark.parametrize("what", ["loss", "scalar"])
+def test_a_loss_that_is_not_finite_stops_the_run_with_a_whole_policy(tmp_path, what, monkeypatch):
+    trainer_of = api.build_trainer
+
+    def spoil(*args):
+        trainer = trainer_of(*args)
+        algorithm, update = trainer.algorithm, trainer.algorithm.update
+        calls = []
+
+        def spoiled(batch):
+            calls.append(1)
+            if what == "loss" and len(calls) == 3:
+                batch.rewards[0, 0] = float("nan")
+            metrics = update(batch)
+            return metrics | {"value_loss": torch.tensor(float("inf"))} if what == "scalar" else metrics
+
+        algorithm.update = spoiled
+        return trainer
+
+    monkeypatch.setattr(api, "build_trainer", spoil)
+    with pytest.raises(NonFiniteError, match="gradient of the policy" if what == "loss" else "train/value_loss is inf"):
+        train(tmp_path, "none", algo={**TINY["algo"], "normalize_reward": False})
+    states, _ = load_checkpoint(next((tmp_path / "run" / "nonfinite").iterdir()))
+    assert all(bool(x.isfinite().all()) for x in states["policy"].values())
+
+
+def test_an_environment_that_raises_is_named_and_the_checkpoint_before_it_goes_on(tmp_path):
+    with pytest.raises(EnvError) as error:
+        train(tmp_path, "raise", env_kwargs={"fault": "raise", "at": 30}, checkpoint_freq=16)
+    assert "1" in str(error.value)
+    assert "the gripper fell off" in str(error.value)
+    assert f"--resume {tmp_path / 'run'}" in str(error.value)
+    run = api.resume(tmp_path / "run", progress=False, **{"env_kwargs.fault": "none"})
+    assert not run.interrupted
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [16, 32, 48, 64, 80, 96]
+
+
+def test_ctrl_c_finishes_the_iteration_and_saves(tmp_path, monkeypatch):
+    trainer_of = api.build_trainer
+
+    def interrupt(*args):
+        trainer = trainer_of(*args)
+        update = trainer.algorithm.update
+
+        def interrupted(batch):
+            if trainer.counters.iteration == 1:
+                os.kill(os.getpid(), signal.SIGINT)
+            return update(batch)
+
+        trainer.algorithm.update = interrupted
+        return trainer
+
+    monkeypatch.setattr(api, "build_trainer", interrupt)
+    run = train(tmp_path, "none")
+    assert run.interrupted
+    states, meta = load_checkpoint(run.path / "checkpoints" / "last")
+    assert states["counters"] == {"iteration": 2, "env_steps": 32}
+    assert meta["exact"] is False
+    monkeypatch.undo()
+    again = api.resume(run.path, progress=False)
+    assert not again.interrupted
+    assert load_checkpoint(run.path / "checkpoints" / "last")[0]["counters"]["env_steps"] == 96
