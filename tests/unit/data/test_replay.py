@@ -115,6 +115,8 @@ def test_every_sample_is_what_the_twin_holds(data):
     )
     feed = Feed(num_envs, buffer)
     feed.start()
+    for _ in range(data.draw(st.integers(0, 2 * held))):
+        feed.step([("go", True)] * num_envs)
     for event in data.draw(
         st.lists(
             st.one_of(st.just("start"), st.lists(KIND, min_size=num_envs, max_size=num_envs)), min_size=1, max_size=40
@@ -136,9 +138,9 @@ def test_every_sample_is_what_the_twin_holds(data):
     assert len(seen) == len(expected)
 
 
-def run(buffer, steps, seed=0, ends=0.2, invalid=0.0):
+def run(buffer, steps, seed=0, ends=0.2, invalid=0.0, feed=None):
     rng = np.random.default_rng(seed)
-    feed = Feed(buffer.num_envs, buffer)
+    feed = feed or Feed(buffer.num_envs, buffer)
     feed.start()
     for _ in range(steps):
         kinds = [
@@ -147,6 +149,18 @@ def run(buffer, steps, seed=0, ends=0.2, invalid=0.0):
         ]
         feed.step(kinds)
     return feed
+
+
+@pytest.mark.parametrize("n_steps", [1, 2, 5])
+@pytest.mark.parametrize(("num_envs", "held"), [(1, 11), (3, 6)])
+def test_after_many_turns_of_the_ring(num_envs, held, n_steps):
+    buffer = ReplayBuffer(
+        SPEC, held * num_envs, num_envs, generator=np.random.default_rng(0), n_steps=n_steps, gamma=GAMMA
+    )
+    feed = Feed(num_envs, buffer)
+    for steps in (held + 1, 2 * held, 5 * held + 3):
+        run(buffer, steps, seed=steps, ends=0.15, invalid=0.1, feed=feed)
+        assert dict(rows_of(buffer.sample(60 * held * num_envs))) == feed.expected(held, n_steps)
 
 
 def test_transitions_are_drawn_uniformly_from_the_valid_ones():
