@@ -274,3 +274,10 @@ def test_refuses_what_does_not_fit():
     env = make_native("Hopper-v5", 2, seed=0, threads=1)
     with pytest.raises(EnvError, match="shape"):
         env.step(torch.zeros(3))
+
+
+def test_old_attributes_of_gymnasiums_models_are_not_the_users_concern(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    make_native("HalfCheetah-v5", 1, seed=0, threads=1).close()
+    assert capfd.readouterr().err == ""
+    assert not list(tmp_path.iterdir()), "MuJoCo writes MUJOCO_LOG.TXT when it warns"

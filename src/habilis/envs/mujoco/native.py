@@ -86,7 +86,7 @@ class NativeMujocoEnv:
     def __init__(
         self, id: str, robot: Robot, num_envs: int, *, max_episode_steps: int, seed: int, threads: int | None = None
     ) -> None:
-        model = mujoco.MjModel.from_xml_path(str(_model_path(robot.xml_file)))
+        model = _load_model(robot.xml_file)
         self.robot = robot
         self.num_envs = num_envs
         self.simulation = Simulation(model, num_envs, threads=threads, external_forces=robot.external_forces)
@@ -223,12 +223,17 @@ class NativeMujocoEnv:
         return info.pop("reward"), info
 
 
-def _model_path(xml_file: str) -> Path:
-    """Return the path of a model, by the rule of Gymnasium's environments."""
-    if xml_file.startswith(("~", ".", "/")):
-        path = Path(xml_file).expanduser()
-    else:
-        path = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets" / xml_file
+def _load_model(xml_file: str) -> mujoco.MjModel:
+    """Load a model, named by the rule of Gymnasium's environments."""
+    own = xml_file.startswith(("~", ".", "/"))
+    assets = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
+    path = Path(xml_file).expanduser() if own else assets / xml_file
     if not path.is_file():
         raise EnvError(f"there is no model file {path}: give the name of one of Gymnasium's or a path")
-    return path
+    warn = mujoco.get_mju_user_warning()
+    if not own:  # MuJoCo would warn of old attributes in it, and write so into a file in the working directory
+        mujoco.set_mju_user_warning(lambda text: None)
+    try:
+        return mujoco.MjModel.from_xml_path(str(path))
+    finally:
+        mujoco.set_mju_user_warning(warn)

@@ -1,0 +1,30 @@
+"""The viewer where there is nothing to show, or nothing to show it on; with a screen it is looked at by eye."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from habilis.core.errors import EnvError
+from habilis.envs.make import make_vec_env
+from habilis.envs.viewer import Viewer, has_screen
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems always have a screen")
+@pytest.mark.parametrize("display", [None, ":987"])
+def test_a_screen_that_cannot_be_reached_is_an_error_and_not_a_wait(display, monkeypatch):
+    for name in ("DISPLAY", "WAYLAND_DISPLAY"):
+        monkeypatch.delenv(name, raising=False)
+    if display is not None:
+        monkeypatch.setenv("DISPLAY", display)
+    assert has_screen() == (display is not None)
+    env = make_vec_env("InvertedPendulum-v5", threads=1)
+    with pytest.raises(EnvError, match="no screen"):
+        Viewer(env)
+    env.close()
+
+
+def test_what_is_no_simulation_has_no_viewer():
+    with pytest.raises(EnvError, match="no MuJoCo simulation"):
+        Viewer(make_vec_env("probe/Memory-v0"))
