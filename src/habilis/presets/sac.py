@@ -13,7 +13,7 @@ SAC_GENERAL: Mapping[str, Any] = {
 }
 """For an environment that was never tried."""
 
-_MUJOCO: Mapping[str, Any] = {"algo.learning_starts": 5000}
+_MUJOCO: Mapping[str, Any] = {"algo.learning_rate": 1e-3}
 """The native MuJoCo tasks."""
 
 SAC_PRESETS: Mapping[str, Mapping[str, Any]] = {
