@@ -58,6 +58,7 @@ def test_target_against_a_loop_truncation_bootstraps_and_termination_does_not(la
     assert batch.terminated.any()
     noise = torch.Generator().set_state(sac.state.noise.get_state())
     normal = sac.policy.distribution(batch.next_obs)
+    sac._target.mul_(1.5)  # at the start they are the critics
     before = copy.deepcopy(sac.state.target_critics)
     normal.mean, normal.log_std = normal.mean.detach(), normal.log_std.detach()
     sac.update(batch)
@@ -132,6 +133,7 @@ def test_one_update_by_an_independent_formula(lab):
     """Losses written anew with one small network per critic and PyTorch's own Adam give the same parameters."""
     sac, batch = make(lab)
     s = sac.state
+    sac._target.mul_(1.5)  # at the start they are the critics
     twin = copy.deepcopy
     policy, critics, targets = twin(s.policy), twin(s.critics), twin(s.target_critics)
     log_alpha = s.log_alpha.detach().clone().requires_grad_()
