@@ -33,7 +33,6 @@ from habilis.core.errors import HabilisError
 from habilis.core.registry import Registry
 from habilis.evaluation.statistics import bootstrap_interval, iqm
 
-EVALUATION_EPISODES = 20
 EVALUATION_SEED = 1000
 """The run of seed s is evaluated on the episodes of seed 1000 + s."""
 COLUMNS = (
@@ -41,6 +40,7 @@ COLUMNS = (
     "environment",
     "env steps",
     "seeds",
+    "measure",
     "mean",
     "95% interval",
     "IQM",
@@ -54,15 +54,35 @@ IDENTITY = ("seed", "run_dir", "name")
 """Keys of a configuration that do not change what is measured."""
 
 
+@dataclass(frozen=True)
+class Goal:
+    """What the mean over the seeds is to reach."""
+
+    value: float
+    measure: str = "return"
+    """`return`, `success_rate`, or a term of the evaluation, `tracking_error` say."""
+    at_most: bool = False
+
+    def __str__(self) -> str:
+        return f"{'at most' if self.at_most else 'at least'} {self.value:g}"
+
+    def is_reached(self, mean: float) -> bool:
+        """Whether a mean is good enough."""
+        return mean <= self.value if self.at_most else mean >= self.value
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
     """One algorithm on one environment."""
 
     algorithm: str
     env: str
-    total_timesteps: int
-    target: float | None = None
-    """Mean return to reach; None where there is none."""
+    total_timesteps: int | None = None
+    """Env steps of a run; None for the preset's."""
+    episodes: int = 20
+    """Of the evaluation at the end."""
+    goals: tuple[Goal, ...] = ()
+    """What is to be reached; a case without goals is judged by nothing, and its return is shown."""
     reference: str = ""
     """What others reached, and where that is written."""
     overrides: Mapping[str, int | float | str] = field(default_factory=dict)
@@ -76,7 +96,8 @@ class Case:
     @property
     def settings(self) -> dict[str, int | float | str]:
         """Everything the command line is told besides algorithm, environment and seed."""
-        return {"total_timesteps": self.total_timesteps, "threads": 1, "env_threads": 1, **self.overrides}
+        steps = {} if self.total_timesteps is None else {"total_timesteps": self.total_timesteps}
+        return {**steps, "threads": 1, "env_threads": 1, **self.overrides}
 
     def flags(self) -> list[str]:
         """Return the arguments of `habilis train`, but for seed and directory."""
@@ -99,50 +120,62 @@ SUITES.add(
             algorithm="ppo",
             env="CartPole-v1",
             total_timesteps=50_000,
-            target=490,
-            reference="500 (RL Zoo3 DQN, best known)",
+            goals=(Goal(490),),
+            reference="500, DQN (RL Zoo3)",
         ),
         Case(
             algorithm="ppo",
             env="Pendulum-v1",
             total_timesteps=100_000,
-            target=-200,
+            goals=(Goal(-200),),
             reference="-172 (RL Zoo3)",
         ),
         Case(
             algorithm="ppo",
             env="HalfCheetah-v5",
             total_timesteps=1_000_000,
-            target=5000,
+            goals=(Goal(5000),),
             reference="5784 ± 1244 (Tianshou, best evaluation, 10 seeds)",
         ),
         Case(
             algorithm="ppo",
             env="Hopper-v5",
             total_timesteps=1_000_000,
-            target=2500,
+            goals=(Goal(2500),),
             reference="2609 ± 701 (Tianshou, best evaluation, 10 seeds)",
         ),
         Case(
             algorithm="sac",
             env="Pendulum-v1",
             total_timesteps=20_000,
-            target=-160,
+            goals=(Goal(-160),),
             reference="-157 (RL Zoo3)",
         ),
         Case(
             algorithm="sac",
             env="HalfCheetah-v5",
             total_timesteps=100_000,
-            target=6000,
+            goals=(Goal(6000),),
             reference="6156 ± 700 on v4 (SimbaV2 data, 10 seeds)",
         ),
         Case(
             algorithm="sac",
             env="Hopper-v5",
             total_timesteps=200_000,
-            target=2300,
+            goals=(Goal(2300),),
             reference="2342 on v4 (SimbaV2 data, 10 seeds)",
+        ),
+    ),
+)
+SUITES.add(
+    "quadruped",
+    (
+        Case(
+            algorithm="ppo",
+            env="habilis/QuadrupedWalk-v0",
+            episodes=50,
+            goals=(Goal(0.1, "termination/fall", at_most=True), Goal(0.25, "tracking_error", at_most=True)),
+            overrides={"env_threads": 2},
         ),
     ),
 )
@@ -279,7 +312,7 @@ def _run_seed(case: Case, seed: int, folder: Path, workers: _Workers) -> dict[st
         workers_told = train
     folder.mkdir(parents=True, exist_ok=True)
     workers.run(workers_told, log)
-    evaluate = ["evaluate", str(run_dir), "--episodes", str(EVALUATION_EPISODES), "--json"]
+    evaluate = ["evaluate", str(run_dir), "--episodes", str(case.episodes), "--json"]
     evaluation = json.loads(workers.run([*evaluate, "--seed", str(EVALUATION_SEED + seed)], log))
     lines = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
     record = {
@@ -303,28 +336,50 @@ def _write_case(case: Case, folder: Path, output: Path) -> None:
     """Gather what the seeds of a case have come to."""
     records = [json.loads(path.read_text()) for path in folder.glob("s*/bench.json")]
     records.sort(key=lambda record: record["seed"])
-    means = np.array([record["evaluation"]["mean"] for record in records])
+    evaluations = [record["evaluation"] for record in records]
+    config = records[-1]["config"]
     tree = {
         "algorithm": case.algorithm,
         "environment": case.env,
-        "total_timesteps": case.total_timesteps,
-        "target": case.target,
+        "total_timesteps": config["total_timesteps"],
         "reference": case.reference,
-        "evaluation": f"last policy, deterministic, {EVALUATION_EPISODES} episodes, seed {EVALUATION_SEED} + its own",
+        "evaluation": f"last policy, deterministic, {case.episodes} episodes, seed {EVALUATION_SEED} + the run's own",
         "seeds": [record["seed"] for record in records],
-        "seed_means": means.tolist(),
-        "mean": float(means.mean()),
-        "iqm": float(iqm(means)),
-        "interval": list(bootstrap_interval(means, np.random.default_rng(0))),
+        "results": [_over_seeds(evaluations, "return", None)] if not case.goals else [],
         "steps": [record["steps"] for record in records],
         "wall_seconds": [record["wall_seconds"] for record in records],
-        "success_rates": [record["evaluation"]["success_rate"] for record in records],
         "commands": [record["command"] for record in records],
         "versions": records[-1]["versions"],
-        "config": {key: value for key, value in records[-1]["config"].items() if key not in IDENTITY},
+        "config": {key: value for key, value in config.items() if key not in IDENTITY},
     }
+    tree["results"] += [_over_seeds(evaluations, goal.measure, goal) for goal in case.goals]
     output.mkdir(parents=True, exist_ok=True)
     replace_text(output / f"{case.name}.json", json.dumps(tree, indent=2) + "\n")
+
+
+def _over_seeds(evaluations: Sequence[Mapping[str, Any]], measure: str, goal: Goal | None) -> dict[str, Any]:
+    """Return what the evaluations of all seeds say of one measure."""
+    known = [{"return": e["mean"], "success_rate": e["success_rate"], **_means(e["terms"])} for e in evaluations]
+    values = np.array([one[measure] for one in known])
+    mean = float(values.mean())
+    return {
+        "measure": measure,
+        "values": values.tolist(),
+        "mean": mean,
+        "iqm": float(iqm(values)),
+        "interval": list(bootstrap_interval(values, np.random.default_rng(0))),
+        "target": None if goal is None else str(goal),
+        "reached": None if goal is None else goal.is_reached(mean),
+    }
+
+
+def _means(terms: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
+    """Return the mean over the episodes of each term; where one is not known, it is left out."""
+    return {
+        name: float(np.mean([v for v in values if v is not None]))
+        for name, values in terms.items()
+        if any(v is not None for v in values)
+    }
 
 
 def _write_table(suite: Sequence[Case], output: Path, name: str) -> Path:
@@ -332,9 +387,8 @@ def _write_table(suite: Sequence[Case], output: Path, name: str) -> Path:
     rows = [
         f"# Suite `{name}`",
         "",
-        f"Return of the last policy over {EVALUATION_EPISODES} deterministic episodes: mean over the seeds with its "
-        "95% bootstrap interval, and interquartile mean. Minutes are the mean wall time of a run on one thread, "
-        "evaluations during training included.",
+        "The last policy in deterministic episodes: mean over the seeds with its 95% bootstrap interval, and "
+        "interquartile mean. Minutes are the mean wall time of a run, evaluations during training included.",
         "",
         f"| {' | '.join(COLUMNS)} |",
         f"|{'---|' * len(COLUMNS)}",
@@ -342,25 +396,31 @@ def _write_table(suite: Sequence[Case], output: Path, name: str) -> Path:
     for case in suite:
         path = output / name / f"{case.name}.json"
         if path.is_file():
-            rows.append(_row(json.loads(path.read_text())))
+            tree = json.loads(path.read_text())
+            rows += [_row(tree, result) for result in tree["results"]]
     table = output / f"{name}.md"
     replace_text(table, "\n".join(rows) + "\n")
     return table
 
 
-def _row(tree: Mapping[str, Any]) -> str:
-    target, (low, high) = tree["target"], tree["interval"]
+def _row(tree: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     cells = [
         tree["algorithm"].upper(),
         tree["environment"],
         f"{tree['total_timesteps']:,}",
         str(len(tree["seeds"])),
-        f"**{tree['mean']:.1f}**",
-        f"[{low:.1f}, {high:.1f}]",
-        f"{tree['iqm']:.1f}",
-        "" if target is None else f"{target:g}",
-        "" if target is None else "yes" if tree["mean"] >= target else "no",
+        result["measure"],
+        f"**{_number(result['mean'])}**",
+        f"[{', '.join(map(_number, result['interval']))}]",
+        _number(result["iqm"]),
+        result["target"] or "",
+        {True: "yes", False: "no", None: ""}[result["reached"]],
         tree["reference"],
         f"{np.mean(tree['wall_seconds']) / 60:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
+
+
+def _number(value: float) -> str:
+    """Write a value to one decimal, or a small one to three digits."""
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"

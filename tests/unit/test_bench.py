@@ -16,7 +16,7 @@ import pytest
 import habilis
 from habilis import bench
 from habilis.api import default_config
-from habilis.bench import SUITES, BenchError, Case, run_suite
+from habilis.bench import SUITES, BenchError, Case, Goal, run_suite
 from habilis.checkpoint import CheckpointStore
 from habilis.core.config import to_dict
 from habilis.core.errors import ConfigError
@@ -47,7 +47,7 @@ def refuse(*arguments, **keywords):
 
 def test_the_suite_of_the_foundation_is_whole():
     cases = {case.name: case for case in SUITES["foundation"]}
-    assert {name: (case.total_timesteps, case.target) for name, case in cases.items()} == {
+    assert {name: (case.total_timesteps, case.goals[0].value) for name, case in cases.items()} == {
         "ppo-CartPole-v1": (50_000, 490),
         "ppo-Pendulum-v1": (100_000, -200),
         "ppo-HalfCheetah-v5": (1_000_000, 5000),
@@ -62,15 +62,44 @@ def test_the_suite_of_the_foundation_is_whole():
 def test_results_hold_what_a_reader_needs(finished):
     tree = json.loads((finished / "out/smoke/ppo-probe-ObservationReward-v0.json").read_text())
     assert tree["seeds"] == [0, 1]
-    assert len(tree["seed_means"]) == len(tree["wall_seconds"]) == 2
-    assert tree["mean"] == pytest.approx(sum(tree["seed_means"]) / 2)
-    assert tree["interval"][0] <= tree["mean"] <= tree["interval"][1]
+    (result,) = tree["results"]
+    assert len(result["values"]) == len(tree["wall_seconds"]) == 2
+    assert result["mean"] == pytest.approx(sum(result["values"]) / 2)
+    assert result["interval"][0] <= result["mean"] <= result["interval"][1]
     assert tree["steps"] == [512, 512]
     assert min(tree["wall_seconds"]) > 0
     assert "torch" in tree["versions"]
     assert tree["config"]["threads"] == 1
     table = (finished / "out/smoke.md").read_text()
-    assert "| PPO | probe/ObservationReward-v0 | 512 | 2 | **" in table
+    assert "| PPO | probe/ObservationReward-v0 | 512 | 2 | return | **" in table
+
+
+def test_goals_are_judged_by_the_mean_over_seeds(tmp_path):
+    case = Case(
+        algorithm="ppo",
+        env="probe/Memory-v0",
+        goals=(Goal(5), Goal(0.25, "error", at_most=True), Goal(0.9, "success_rate")),
+    )
+    for seed, (mean, errors) in enumerate([(4.0, [0.1, None]), (8.0, [0.2, 0.4])]):
+        evaluation = {"mean": mean, "success_rate": 0.5, "terms": {"error": errors, "unknown": [None, None]}}
+        record = {
+            "seed": seed,
+            "evaluation": evaluation,
+            "steps": 9,
+            "wall_seconds": 60.0,
+            "command": "",
+            "versions": {},
+        }
+        path = tmp_path / f"s{seed}" / "bench.json"
+        path.parent.mkdir()
+        path.write_text(json.dumps({**record, "config": {"total_timesteps": 9, "seed": seed}}))
+    bench._write_case(case, tmp_path, tmp_path / "out" / "mine")
+    results = json.loads((tmp_path / "out" / "mine" / f"{case.name}.json").read_text())["results"]
+    assert [r["mean"] for r in results] == pytest.approx([6.0, 0.2, 0.5])
+    assert [r["reached"] for r in results] == [True, True, False]
+    rows = bench._write_table([case], tmp_path / "out", "mine").read_text().splitlines()[-3:]
+    assert "| error | **0.2** | [0.1, 0.3] | 0.2 | at most 0.25 | yes |" in rows[1]
+    assert "| success_rate | **0.5** |" in rows[2]
 
 
 def test_the_score_is_that_of_the_last_policy_on_its_own_seeds(finished):

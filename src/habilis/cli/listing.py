@@ -78,5 +78,6 @@ def _backends() -> Iterator[str]:
 def _suites() -> Iterator[str]:
     for name in SUITES:
         for case in SUITES[name]:
-            target = "" if case.target is None else f", to reach {case.target:g}"
-            yield f"{name}  {case.name}: {case.total_timesteps:,} env steps{target}"
+            steps = "as the preset says" if case.total_timesteps is None else f"{case.total_timesteps:,} env steps"
+            goals = "".join(f", {goal.measure} {goal}" for goal in case.goals)
+            yield f"{name}  {case.name}: {steps}{goals}"
