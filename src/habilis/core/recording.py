@@ -57,12 +57,8 @@ class Recorded:
             self._names[key] = tuple(results)
             return tuple(results.values())
 
+        # what the function reads besides its arguments is a parameter or buffer of the graph and stays shared with its owner
         graph = make_fx(flat)(*tensors.values())
-        # what the function reads besides its arguments must stay shared, not become a constant of the recording
-        for name, value in list(vars(graph).items()):
-            if isinstance(value, Tensor):
-                delattr(graph, name)
-                graph.register_buffer(name, value)
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is announced to be superseded; nothing yet replays as fast
             return torch.jit.trace(graph, tuple(tensors.values()), check_trace=False)  # type: ignore[no-any-return]
