@@ -189,14 +189,28 @@ def test_resume_in_two_calls_is_one_run(trained, capsys):
 
 def test_evaluate_prints_what_python_returns(trained, capsys):
     call = ["evaluate", str(trained), "--episodes", "5", "--seed", "9", "--json"]
-    for arguments, keywords in (([], {}), (["--stochastic"], {"deterministic": False}), (["--which", "best"], {})):
+    for arguments, keywords in (([], {}), (["--stochastic"], {"deterministic": False})):
         assert main([*call, *arguments]) == 0
-        which = "best" if "best" in arguments else "last"
-        expected = habilis.evaluate(trained, episodes=5, seed=9, which=which, **keywords)
+        expected = habilis.evaluate(trained, episodes=5, seed=9, **keywords)
         assert json.loads(capsys.readouterr().out) == expected.to_dict()
     by_policy = habilis.evaluate(habilis.load(trained), episodes=5, seed=9)
     assert main(call) == 0
     assert json.loads(capsys.readouterr().out) == by_policy.to_dict()
+
+
+def test_evaluate_takes_the_best_checkpoint(capsys):
+    # an environment whose every return is a real number, so that two policies never score the same
+    assert main(["train", "ppo", "--env", "probe/IdentityContinuous-v0", *TINY, "--run-dir", "run"]) == 0
+    store = CheckpointStore(Path("run/checkpoints"))
+    first, last = store.steps()
+    returns = {}
+    for step in (first, last):
+        store.mark_best(step)
+        capsys.readouterr()
+        assert main(["evaluate", "run", "--which", "best", "--json"]) == 0
+        returns[step] = json.loads(capsys.readouterr().out)["returns"]
+    assert returns[first] == habilis.evaluate(store.path(first)).to_dict()["returns"]
+    assert returns[first] != returns[last]
 
 
 def test_evaluate_speaks_to_people_and_takes_a_checkpoint(trained, capsys):
