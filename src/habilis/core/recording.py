@@ -57,7 +57,7 @@ class Recorded:
             self._names[key] = tuple(results)
             return tuple(results.values())
 
-        # what the function reads besides its arguments is a parameter or buffer of the graph and stays shared with its owner
+        # what the function reads besides its arguments is a parameter or buffer of the graph, shared with its owner
         graph = make_fx(flat)(*tensors.values())
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # TorchScript is announced to be superseded; nothing yet replays as fast
