@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
 from habilis.core.config import require
@@ -23,13 +23,13 @@ from habilis.core.recording import Recorded
 from habilis.core.schedules import scheduled
 from habilis.core.specs import BoxAction, EnvSpec
 from habilis.core.state import bundle_state, load_bundle
-from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part, tree_stack
+from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part, tree_split, tree_stack
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.losses import ppo_clip, standardize, value_loss
 from habilis.functional.returns import explained_variance, generalized_advantage
 from habilis.nn.distributions import Gaussian
 from habilis.nn.encoder import ObsEncoder
-from habilis.nn.heads import CategoricalHead, GaussianHead, StdType
+from habilis.nn.heads import CategoricalHead, GaussianHead, Head, StdType
 from habilis.nn.mlp import MLP, Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
@@ -108,7 +108,7 @@ def make_policy(spec: EnvSpec, config: PPOConfig, generator: torch.Generator) ->
     """Build PPO's policy for an environment."""
     encoder = ObsEncoder(spec.obs, ("policy",), config.normalize_obs, generator)
     trunk = MLP(encoder.out_dim, config.hidden, None, config.activation, generator, orthogonal=True)
-    head: nn.Module
+    head: Head
     if isinstance(spec.action, BoxAction):
         head = GaussianHead(
             trunk.out_dim, spec.action.dim, config.std_type, config.init_std, config.final_std, generator
@@ -213,8 +213,7 @@ class PPO:
         for _ in range(c.n_epochs):
             shuffled = tree_index(data, rows[torch.randperm(len(rows), generator=s.shuffle, device=rows.device)])
             # minibatches are of one size: what remains behind the last is another draw in each epoch
-            for start in range(0, len(rows) - size + 1, size):
-                history.append(self._minibatch(tree_index(shuffled, slice(start, start + size))))
+            history += map(self._minibatch, tree_split(shuffled, size))
             if c.target_kl is not None and history[-1]["approx_kl"] > 1.5 * c.target_kl:
                 break
         # the normalisers move last: the first ratio of every update is exactly 1
@@ -227,7 +226,7 @@ class PPO:
         """Take one gradient step on flat transitions."""
         s = self.state
         metrics = self._gradient(data)
-        metrics["grad_norm"] = s.optimizer.step(metrics.pop("gradient"))
+        s.optimizer.step(metrics.pop("gradient"), metrics["grad_norm"])
         s.gradient_steps += 1
         if self.config.learning_rate_schedule == "adaptive":
             self._adapt_learning_rate(metrics["approx_kl"])
@@ -245,7 +244,7 @@ class PPO:
         entropy = distribution.entropy().mean()
         loss = surrogate.loss + c.vf_coef * critic_loss - c.ent_coef * entropy
         results = {
-            "gradient": s.optimizer.gradient(loss),
+            **s.optimizer.gradient(loss),
             "policy_loss": surrogate.loss.detach(),
             "value_loss": critic_loss.detach(),
             "entropy": entropy.detach(),

@@ -188,14 +188,15 @@ class SAC:
                 next_noise=next_noise,
             )
         )
-        critic_grad_norm = s.critic_optimizer.step(critics.pop("gradient"))
+        s.critic_optimizer.step(critics.pop("gradient"), critics["grad_norm"])
         policy = self._policy_gradient(tree_join(obs=batch.obs, noise=noise))
-        policy_grad_norm = s.policy_optimizer.step(policy.pop("gradient"))
+        s.policy_optimizer.step(policy.pop("gradient"), policy["grad_norm"])
         if s.alpha_optimizer is not None:
-            s.alpha_optimizer.step(policy.pop("alpha_gradient"))
+            s.alpha_optimizer.step(policy.pop("alpha_gradient"), policy.pop("alpha_grad_norm"))
         self._target.lerp_(s.critic_optimizer.flat, self.config.tau)
         s.gradient_steps += 1
-        return {**critics, **policy, "critic_grad_norm": critic_grad_norm, "policy_grad_norm": policy_grad_norm}
+        critics["critic_grad_norm"], policy["policy_grad_norm"] = critics.pop("grad_norm"), policy.pop("grad_norm")
+        return critics | policy
 
     def _compute_critic_gradient(self, data: Tree) -> dict[str, Tensor]:
         """Return the gradient of the critics' loss towards the soft Bellman target."""
@@ -213,8 +214,7 @@ class SAC:
             )
         q = s.critics(tree_part(data, "obs"), data["action"])
         loss = critic_loss(q, target)
-        gradient = s.critic_optimizer.gradient(loss)
-        return {"gradient": gradient, "critic_loss": loss.detach(), "q_mean": q.detach().mean()}
+        return {**s.critic_optimizer.gradient(loss), "critic_loss": loss.detach(), "q_mean": q.detach().mean()}
 
     def _compute_policy_gradient(self, data: Tree) -> dict[str, Tensor]:
         """Return the gradients of the policy's loss and of the temperature's."""
@@ -222,10 +222,10 @@ class SAC:
         obs, alpha = tree_part(data, "obs"), s.log_alpha.detach().exp()
         action, log_prob = self._act(obs, data["noise"])
         loss = soft_policy_loss(s.critics(obs, action), log_prob, alpha)
-        results = {"gradient": s.policy_optimizer.gradient(loss)}
+        results = s.policy_optimizer.gradient(loss)
         if s.alpha_optimizer is not None:
             alpha_loss = temperature_loss(s.log_alpha, log_prob, self.target_entropy)
-            results["alpha_gradient"] = s.alpha_optimizer.gradient(alpha_loss)
+            results |= {f"alpha_{name}": value for name, value in s.alpha_optimizer.gradient(alpha_loss).items()}
         return results | {"policy_loss": loss.detach(), "ent_coef": alpha, "entropy": -log_prob.detach().mean()}
 
     def _act(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:

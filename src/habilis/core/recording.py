@@ -6,9 +6,11 @@ autograd's graph. A recording leaves both out and gives the same bits; PPO's min
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +24,12 @@ RECORD_AFTER = 32
 
 
 class Recorded:
-    """A function of tensors, recorded once for each set of shapes and then replayed without Python and autograd.
+    """A function of named tensors, recorded once for each set of shapes and then replayed without Python and autograd.
 
     The forward and backward operations that the function performs are written down as one straight list. The function
     must be straight-line: no branch on a tensor, no random draw (noise is an argument), no operation in place. On a
     GPU, on images (uint8), whose convolutions cannot be recorded and would gain nothing, and before `RECORD_AFTER`
-    calls, it runs as it is written.
+    calls, it runs as it is written. The names and their order are the same in every call.
     """
 
     def __init__(self, function: TensorFunction) -> None:
@@ -36,9 +38,12 @@ class Recorded:
         self._names: dict[Hashable, tuple[str, ...]] = {}
         self._calls: Counter[Hashable] = Counter()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Recorded:
+        return Recorded(copy.deepcopy(self.function, memo))
+
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Apply the function."""
-        key = tuple((name, x.shape, x.dtype) for name, x in tensors.items())
+        key = tuple([(x.shape, x.dtype) for x in tensors.values()])
         recording = self._recordings.get(key)
         if recording is None:
             self._calls[key] += 1

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,6 +25,13 @@ def tree_stack(trees: Sequence[Tree], dim: int = 0) -> dict[str, Tensor]:
 def tree_index(tree: Tree, index: Any) -> dict[str, Tensor]:
     """Index every tensor."""
     return {name: tensor[index] for name, tensor in tree.items()}
+
+
+def tree_split(tree: Tree, size: int) -> Iterator[dict[str, Tensor]]:
+    """Yield consecutive parts of `size` rows, leaving out a smaller rest."""
+    parts = zip(*(tensor.split(size) for tensor in tree.values()), strict=True)
+    for part in islice(parts, len(next(iter(tree.values()))) // size):
+        yield dict(zip(tree, part, strict=True))
 
 
 def tree_where(mask: Tensor, if_true: Tree, if_false: Tree) -> dict[str, Tensor]:

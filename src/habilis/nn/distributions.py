@@ -1,6 +1,7 @@
-"""Action distributions: log-probability, entropy, mode, and samples drawn with a given generator.
+"""Action distributions: log-probability, entropy, mode, and samples made of given noise.
 
-`torch.distributions` cannot be handed a generator and validates on every call; these do only what policies need.
+`torch.distributions` draws from a global state and validates on every call; these do only what policies need. Noise is
+an argument, drawn by the head that made the distribution, so that sampling can be recorded (`core/recording.py`).
 Shapes: parameters and actions carry any leading axes `[...]`; log-probabilities and entropies are `[...]`.
 """
 
@@ -20,8 +21,8 @@ LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 class Distribution(Protocol):
     """A distribution over actions."""
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw one action for each row."""
+    def sample(self, noise: Tensor) -> Tensor:
+        """Turn noise into one action for each row."""
         ...
 
     def mode(self) -> Tensor:
@@ -44,9 +45,9 @@ class Gaussian:
         self.mean = mean
         self.log_std = log_std
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw `[..., dim]`."""
-        return self.mean + self.log_std.exp() * _noise(self.mean, generator)
+    def sample(self, noise: Tensor) -> Tensor:
+        """Turn standard normal `noise` `[..., dim]` into actions."""
+        return self.mean + self.log_std.exp() * noise
 
     def mode(self) -> Tensor:
         """Return the mean."""
@@ -70,9 +71,9 @@ class SquashedGaussian:
         self.mean = mean
         self.log_std = log_std
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw `[..., dim]`."""
-        return torch.tanh(self.mean + self.log_std.exp() * _noise(self.mean, generator))
+    def sample(self, noise: Tensor) -> Tensor:
+        """Turn standard normal `noise` `[..., dim]` into actions."""
+        return torch.tanh(self.mean + self.log_std.exp() * noise)
 
     def sample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Turn standard normal `noise` `[..., dim]` into actions with gradients through them, and their log-densities.
@@ -109,12 +110,9 @@ class Categorical:
     def __init__(self, logits: Tensor) -> None:
         self.log_probs = logits.log_softmax(-1)
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw `[...]` by the Gumbel-max trick."""
-        uniform = torch.rand(
-            self.log_probs.shape, generator=generator, device=self.log_probs.device, dtype=self.log_probs.dtype
-        )
-        gumbel = -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
+    def sample(self, noise: Tensor) -> Tensor:
+        """Turn uniform `noise` `[..., n]` into choices by the Gumbel-max trick."""
+        gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
         return (self.log_probs + gumbel).argmax(-1)
 
     def mode(self) -> Tensor:
@@ -134,11 +132,12 @@ class MultiCategorical:
     """Several independent choices: `logits` is `[..., sum(nvec)]`, actions `[..., len(nvec)]` int64."""
 
     def __init__(self, logits: Tensor, nvec: Sequence[int]) -> None:
-        self.parts = [Categorical(part) for part in logits.split(list(nvec), -1)]
+        self.nvec = list(nvec)
+        self.parts = [Categorical(part) for part in logits.split(self.nvec, -1)]
 
-    def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw `[..., len(nvec)]`."""
-        return torch.stack([p.sample(generator) for p in self.parts], -1)
+    def sample(self, noise: Tensor) -> Tensor:
+        """Turn uniform `noise` `[..., sum(nvec)]` into choices."""
+        return torch.stack([p.sample(x) for p, x in zip(self.parts, noise.split(self.nvec, -1), strict=True)], -1)
 
     def mode(self) -> Tensor:
         """Return the likeliest choices."""
@@ -151,7 +150,3 @@ class MultiCategorical:
     def entropy(self) -> Tensor:
         """Return the entropy of the choices together."""
         return torch.stack([p.entropy() for p in self.parts]).sum(0)
-
-
-def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, generator=generator, device=like.device, dtype=like.dtype)

@@ -58,6 +58,10 @@ class GaussianHead(nn.Module):
             log_std = (log_std + self.log_std_of(features)).clamp(LOG_STD_MIN, LOG_STD_MAX)
         return Gaussian(self.mean(features), log_std)
 
+    def noise(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Draw what `Gaussian.sample` turns into `rows` actions."""
+        return torch.randn(rows, self.mean.out_features, generator=generator, device=generator.device)
+
     def anneal(self, progress: float) -> None:
         """Set the annealed deviation for `progress` in [0, 1]; the other kinds stay as they are."""
         if self.std_type == "annealed":
@@ -78,6 +82,10 @@ class SquashedGaussianHead(nn.Module):
         mean, log_std = self.out(features).chunk(2, -1)
         return SquashedGaussian(mean, log_std.clamp(LOG_STD_MIN, LOG_STD_MAX))
 
+    def noise(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Draw what `SquashedGaussian.sample` turns into `rows` actions."""
+        return torch.randn(rows, self.action_dim, generator=generator, device=generator.device)
+
 
 class CategoricalHead(nn.Module):
     """One choice or several, from logits that are a linear function of the features."""
@@ -92,3 +100,10 @@ class CategoricalHead(nn.Module):
         """Return the distribution for features `[..., in_dim]`."""
         logits = self.logits(features)
         return Categorical(logits) if self.nvec is None else MultiCategorical(logits, self.nvec)
+
+    def noise(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Draw what `Categorical.sample` turns into `rows` choices."""
+        return torch.rand(rows, self.logits.out_features, generator=generator, device=generator.device)
+
+
+Head = GaussianHead | SquashedGaussianHead | CategoricalHead

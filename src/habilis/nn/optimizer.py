@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
+from torch.optim.adam import adam
 
 from habilis.core.types import State
 
@@ -49,40 +50,65 @@ class Optimizer:
         self.learning_rate = torch.tensor(learning_rate, device=self.flat.device)
         self.max_grad_norm = max_grad_norm
         self.skipped = torch.zeros((), device=self.flat.device)
-        self._adam = torch.optim.Adam([self.flat], lr=self.learning_rate, eps=eps, fused=True)
+        self.eps = eps
+        self.moments = (torch.zeros_like(self.flat), torch.zeros_like(self.flat))
+        self.steps = torch.zeros((), device=self.flat.device)
 
-    def gradient(self, loss: Tensor) -> Tensor:
-        """Return the gradient of `loss` as one vector, with respect to these parameters and no others."""
-        return torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, self.parameters, retain_graph=True)])
+    def gradient(self, loss: Tensor) -> dict[str, Tensor]:
+        """Return the gradient of `loss` with respect to these parameters and no others.
+
+        Returns:
+            `gradient`: one vector, clipped. `grad_norm`: its norm before, 0-d.
+        """
+        parts = torch.autograd.grad(loss, self.parameters, retain_graph=True)
+        gradient = torch.cat([part.reshape(-1) for part in parts])
+        norm = torch.linalg.vector_norm(gradient)
+        if self.max_grad_norm is not None:
+            gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)
+        return {"gradient": gradient, "grad_norm": norm}
 
     @torch.no_grad()
-    def step(self, gradient: Tensor) -> Tensor:
-        """Descend by one step and return the norm of the gradient before clipping, 0-d.
+    def step(self, gradient: Tensor, grad_norm: Tensor) -> None:
+        """Descend by one step along what `gradient` returned.
 
         A gradient that is not finite counts in `skipped` and moves nothing: the parameters stay finite, so that the run
         can be stopped with a policy that is whole.
         """
-        norm: Tensor = torch.linalg.vector_norm(gradient)
-        not_finite = (~norm.isfinite()).to(norm.dtype)
+        not_finite = (~grad_norm.isfinite()).to(grad_norm.dtype)
         self.skipped += not_finite
-        if self.max_grad_norm is not None:
-            gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)
-        self.flat.grad = gradient
-        # the flag by which mixed precision's gradient scaler tells the fused step to do nothing
-        self._adam.found_inf = not_finite  # type: ignore[attr-defined]
-        self._adam.step()
-        return norm
+        adam(
+            [self.flat],
+            [gradient],
+            [self.moments[0]],
+            [self.moments[1]],
+            [],
+            [self.steps],
+            fused=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=0.999,
+            lr=self.learning_rate,
+            weight_decay=0.0,
+            eps=self.eps,
+            maximize=False,
+            # the flag by which mixed precision's gradient scaler tells the fused step to do nothing
+            found_inf=not_finite,
+        )
 
     def state_dict(self) -> State:
         """Return moments, step count, learning rate and the count of skipped steps."""
-        adam = self._adam.state_dict()["state"]
-        return {"adam": adam.get(0, {}), "learning_rate": self.learning_rate.clone(), "skipped": self.skipped.clone()}
+        return {name: tensor.clone() for name, tensor in self._state().items()}
 
     def load_state_dict(self, state: State) -> None:
-        """Restore what `state_dict` returned, copying it: Adam would go on with the very tensors it is given."""
-        template = self._adam.state_dict()
-        moments = {name: saved.clone() for name, saved in state["adam"].items()}
-        self._adam.load_state_dict({**template, "state": {0: moments} if moments else {}})
-        self._adam.param_groups[0]["lr"] = self.learning_rate
-        self.learning_rate.copy_(state["learning_rate"])
-        self.skipped.copy_(state["skipped"])
+        """Restore what `state_dict` returned, in place."""
+        for name, tensor in self._state().items():
+            tensor.copy_(state[name])
+
+    def _state(self) -> dict[str, Tensor]:
+        return {
+            "exp_avg": self.moments[0],
+            "exp_avg_sq": self.moments[1],
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "skipped": self.skipped,
+        }

@@ -14,12 +14,18 @@ import torch
 from torch import Tensor, nn
 
 from habilis.core.errors import HabilisError
+from habilis.core.recording import Recorded
 from habilis.core.specs import EnvSpec
+from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep
 from habilis.nn.distributions import Categorical, Gaussian, MultiCategorical, SquashedGaussian
 from habilis.nn.encoder import ObsEncoder
+from habilis.nn.heads import Head
 from habilis.nn.mlp import MLP
 from habilis.policies.action_map import ActionMap
+
+NOISE = "/noise"
+"""Name of the noise among observation groups, which none of them can have."""
 
 ActionDistribution = Gaussian | SquashedGaussian | Categorical | MultiCategorical
 
@@ -34,13 +40,14 @@ class StochasticPolicy(nn.Module):
         head: from features to an action distribution.
     """
 
-    def __init__(self, spec: EnvSpec, encoder: ObsEncoder, trunk: MLP, head: nn.Module) -> None:
+    def __init__(self, spec: EnvSpec, encoder: ObsEncoder, trunk: MLP, head: Head) -> None:
         super().__init__()
         self.spec = spec
         self.encoder = encoder
         self.trunk = trunk
-        self.head = head
+        self.head: Head = head
         self.action_map = ActionMap(spec.action)
+        self._draw = Recorded(self._compute_draw)
 
     def distribution(self, obs: Obs) -> ActionDistribution:
         """Return the distribution over actions, in the policy's units, for raw observations `[..., *shape]`."""
@@ -62,15 +69,25 @@ class StochasticPolicy(nn.Module):
             deterministic: take the mode instead of drawing.
             generator: source of the draw; None draws from the operating system's entropy, each time anew.
         """
-        distribution = self.distribution(obs)
         if deterministic:
-            action = distribution.mode()
+            action = self.distribution(obs).mode()
             return PolicyStep(action, self.action_map(action), None, memory)
         if generator is None:
             generator = torch.Generator(next(self.parameters()).device)
             generator.seed()
-        action = distribution.sample(generator)
-        return PolicyStep(action, self.action_map(action), distribution.log_prob(action), memory)
+        rows = len(obs[self.encoder.names[0]])
+        drawn = self._draw({NOISE: self.head.noise(rows, generator)} | {k: obs[k] for k in self.encoder.names})
+        return PolicyStep(drawn["action"], drawn["env_action"], drawn["log_prob"], memory)
+
+    def _compute_draw(self, data: Tree) -> dict[str, Tensor]:
+        """Turn observations and noise into actions."""
+        distribution = self.distribution(data)
+        action = distribution.sample(data[NOISE])
+        return {
+            "action": action,
+            "env_action": self.action_map(action),
+            "log_prob": distribution.log_prob(action),
+        }
 
     def predict(
         self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Any = None, *, deterministic: bool = True

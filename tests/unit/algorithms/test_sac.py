@@ -114,12 +114,11 @@ def test_each_step_moves_only_its_own_parameters(lab, monkeypatch, config):
 
     inner = Optimizer.step
 
-    def spy(self, loss):
+    def spy(self, *gradient):
         before = parts()
-        result = inner(self, loss)
+        inner(self, *gradient)
         after = parts()
         moved.append({name for name in before if not torch.equal(before[name], after[name])})
-        return result
 
     monkeypatch.setattr(Optimizer, "step", spy)
     before = parts()["targets"]
