@@ -40,6 +40,8 @@ class AlgorithmEntry:
     """Its hyper-parameters."""
     make_policy: Callable[[EnvSpec, Any, torch.Generator], StochasticPolicy]
     """Builds the policy alone, to load one without what learnt it."""
+    branches: int
+    """Parts of an update that can run side by side: each gets its share of the threads."""
     make_trainer: Callable[[TrainConfig, Collector, RandomStreams, str], Trainer]
     """Builds algorithm, buffer and trainer."""
 
@@ -67,7 +69,8 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
         config: what to build.
         say: is told which engine runs the environment and how much memory the replay will take.
     """
-    configure(threads=config.threads, precision=config.matmul_precision)
+    threads = max(1, config.threads // ALGORITHMS[config.algorithm].branches)
+    configure(threads=threads, precision=config.matmul_precision)
     device = resolve_device(config.device)
     streams = RandomStreams(config.seed)
     env_seed = derive_seed(config.seed, "env")
@@ -107,7 +110,7 @@ def _sac_trainer(config: TrainConfig, collector: Collector, streams: RandomStrea
     c = config.algo
     assert isinstance(c, sac.SACConfig)
     spec, num_envs = collector.env.spec, collector.env.num_envs
-    algorithm = sac.SAC(spec, c, streams=streams, device=device)
+    algorithm = sac.SAC(spec, c, streams=streams, device=device, threads=config.threads)
     replay = streams.numpy("replay")
     buffer = ReplayBuffer(
         spec, c.buffer_size, num_envs, generator=replay, n_steps=c.n_steps, gamma=c.gamma, device=device
@@ -117,9 +120,11 @@ def _sac_trainer(config: TrainConfig, collector: Collector, streams: RandomStrea
 
 ALGORITHMS.add(
     "ppo",
-    AlgorithmEntry("Proximal policy optimisation (Schulman et al. 2017)", ppo.PPOConfig, ppo.make_policy, _ppo_trainer),
+    AlgorithmEntry(
+        "Proximal policy optimisation (Schulman et al. 2017)", ppo.PPOConfig, ppo.make_policy, 1, _ppo_trainer
+    ),
 )
 ALGORITHMS.add(
     "sac",
-    AlgorithmEntry("Soft actor-critic (Haarnoja et al. 2018)", sac.SACConfig, sac.make_policy, _sac_trainer),
+    AlgorithmEntry("Soft actor-critic (Haarnoja et al. 2018)", sac.SACConfig, sac.make_policy, 2, _sac_trainer),
 )

@@ -1,8 +1,10 @@
 """Soft actor-critic (Haarnoja et al. 2018b, arXiv 1812.05905).
 
 The algorithm alone: networks, losses (from `functional/losses.py`) and one update over a batch of transitions. The
-loop that collects and replays is `training/off_policy.py`. Deviations from the paper: any number of critics, stacked
-into one batched network; n-step targets if asked for; policy and critic may read different observation groups.
+loop that collects and replays is `training/off_policy.py`. Deviations from the paper: the policy's
+gradient is taken at the critics before their step, as in Brax, so that both gradients can be computed side by side; any
+number of critics, stacked into one batched network; n-step targets if asked for; policy and critic may read different
+observation groups.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from habilis.core.batches import TransitionBatch
 from habilis.core.config import require
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
-from habilis.core.recording import Recorded
+from habilis.core.recording import Recorded, SideBySide
 from habilis.core.specs import BoxAction, EnvSpec
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
@@ -130,7 +132,9 @@ class SACState:
 class SAC:
     """Learns from transitions of any policy."""
 
-    def __init__(self, spec: EnvSpec, config: SACConfig, *, streams: RandomStreams, device: str = "cpu") -> None:
+    def __init__(
+        self, spec: EnvSpec, config: SACConfig, *, streams: RandomStreams, device: str = "cpu", threads: int = 1
+    ) -> None:
         self.config = config
         init = streams.torch("init")
         policy = make_policy(spec, config, init).to(device)
@@ -155,6 +159,7 @@ class SAC:
             noise=streams.torch("update", device),
         )
         self._target = flatten_parameters(self.state.target_critics.parameters())
+        self._side_by_side = SideBySide(threads if device == "cpu" else 1)
         self._critic_gradient = Recorded(self._compute_critic_gradient)
         self._policy_gradient = Recorded(self._compute_policy_gradient)
 
@@ -177,19 +182,20 @@ class SAC:
         """Take one gradient step on the critics, the policy and the temperature, and move the targets."""
         s = self.state
         noise, next_noise = torch.randn(2, *batch.action.shape, generator=s.noise, device=batch.action.device).unbind()
-        critics = self._critic_gradient(
-            tree_join(
-                obs=batch.obs,
-                action=batch.action,
-                reward=batch.reward,
-                terminated=batch.terminated,
-                discount=batch.discount,
-                next_obs=batch.next_obs,
-                next_noise=next_noise,
-            )
+        columns = tree_join(
+            obs=batch.obs,
+            action=batch.action,
+            reward=batch.reward,
+            terminated=batch.terminated,
+            discount=batch.discount,
+            next_obs=batch.next_obs,
+            next_noise=next_noise,
+        )
+        critics, policy = self._side_by_side(
+            lambda: self._critic_gradient(columns),
+            lambda: self._policy_gradient(tree_join(obs=batch.obs, noise=noise)),
         )
         s.critic_optimizer.step(critics.pop("gradient"), critics["grad_norm"])
-        policy = self._policy_gradient(tree_join(obs=batch.obs, noise=noise))
         s.policy_optimizer.step(policy.pop("gradient"), policy["grad_norm"])
         if s.alpha_optimizer is not None:
             s.alpha_optimizer.step(policy.pop("alpha_gradient"), policy.pop("alpha_grad_norm"))

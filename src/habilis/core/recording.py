@@ -7,20 +7,28 @@ autograd's graph. A recording leaves both out and gives the same bits; PPO's min
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
+
+R = TypeVar("R")
+S = TypeVar("S")
 
 TensorFunction = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """A pure function of named tensors, and of parameters and buffers that it reads where they are."""
 
 RECORD_AFTER = 32
 """Calls with one set of shapes before it is recorded: recording takes about as long as a thousand calls save."""
+
+
+_TRACING = threading.Lock()
 
 
 class Recorded:
@@ -62,12 +70,41 @@ class Recorded:
             self._names[key] = tuple(results)
             return tuple(results.values())
 
-        # what the function reads besides its arguments is a parameter or buffer of the graph, shared with its owner
-        graph = make_fx(flat)(*tensors.values())
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # TorchScript is announced to be superseded; nothing yet replays as fast
-            return torch.jit.trace(graph, tuple(tensors.values()), check_trace=False)  # type: ignore[no-any-return]
+        # tracing is not made for two threads at once
+        with _TRACING:
+            replay: Callable[..., tuple[Tensor, ...]] = _trace(flat, tuple(tensors.values()))
+        return replay
+
+
+def _trace(function: Callable[..., Any], values: tuple[Tensor, ...]) -> Any:
+    """Return what replays the operations that a function of tensors performs."""
+    # what the function reads besides its arguments is a parameter or buffer of the graph, shared with its owner
+    graph = make_fx(function)(*values)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # TorchScript is announced to be superseded; nothing yet replays as fast
+        return torch.jit.trace(graph, values, check_trace=False)
 
 
 def _recordable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and tensor.dtype != torch.uint8
+
+
+class SideBySide:
+    """Runs two independent functions at the same time, or one after the other where there is no second thread for it.
+
+    Replaying a recording needs no Python, so two of them really share two processors; their results are the same bits
+    either way.
+
+    Args:
+        threads: how many threads may be used.
+    """
+
+    def __init__(self, threads: int) -> None:
+        self._worker = ThreadPoolExecutor(1, "habilis-side-by-side") if threads > 1 else None
+
+    def __call__(self, first: Callable[[], R], second: Callable[[], S]) -> tuple[R, S]:
+        """Return what both return."""
+        if self._worker is None:
+            return first(), second()
+        later = self._worker.submit(second)
+        return first(), later.result()

@@ -7,6 +7,7 @@ from typing import Any
 
 SAC_GENERAL: Mapping[str, Any] = {
     "num_envs": 1,
+    "threads": 2,
     "total_timesteps": 200_000,
     "matmul_precision": "medium",
     "algo.learning_starts": 1000,

@@ -39,7 +39,7 @@ class TrainConfig:
     device: str = "cpu"
     """Where networks live: cpu, cuda or auto."""
     threads: int = 1
-    """Threads of PyTorch."""
+    """Threads of learning: for independent parts of an update side by side, then for the operations in each."""
     matmul_precision: Precision = "highest"
     """Precision of float32 products: "medium" lets PyTorch choose its fastest."""
     eval_freq: int | None = None

@@ -12,6 +12,7 @@ from torch import nn
 
 import habilis.algorithms.sac as module
 from habilis.core.errors import ConfigError
+from habilis.core.recording import RECORD_AFTER, SideBySide
 from habilis.functional.losses import soft_q_target
 from habilis.nn.mlp import EnsembleLinear
 from habilis.nn.optimizer import Optimizer
@@ -149,18 +150,22 @@ def test_one_update_by_an_independent_formula(lab):
         next_action, next_log_prob = draw(batch.next_obs, next_noise)
         soft = targets(batch.next_obs, next_action).min(0).values - alpha * next_log_prob
         target = batch.reward + 0.99 * torch.where(batch.terminated, 0.0, 1.0) * soft
-    adam = torch.optim.Adam(critics.parameters(), lr=3e-4)
-    sum(0.5 * nn.functional.mse_loss(q, target) for q in critics(batch.obs, batch.action)).backward()
-    adam.step()
+    # the policy looks at the critics before their step
     adam = torch.optim.Adam(policy.parameters(), lr=3e-4)
     action, log_prob = draw(batch.obs, noise)
-    (alpha * log_prob - critics(batch.obs, action).min(0).values).mean().backward()
+    policy_loss = (alpha * log_prob - critics(batch.obs, action).min(0).values).mean()
+    policy_loss.backward()
+    adam.step()
+    adam = torch.optim.Adam(critics.parameters(), lr=3e-4)
+    adam.zero_grad()
+    sum(0.5 * nn.functional.mse_loss(q, target) for q in critics(batch.obs, batch.action)).backward()
     adam.step()
     adam = torch.optim.Adam([log_alpha], lr=3e-4)
     (-log_alpha.exp() * (log_prob.detach() - 2.0)).mean().backward()  # two action values: the target entropy is -2
     adam.step()
     before = flat(targets)
-    sac.update(batch)
+    metrics = sac.update(batch)
+    torch.testing.assert_close(metrics["policy_loss"], policy_loss.detach(), atol=1e-6, rtol=0)
     torch.testing.assert_close(flat(s.critics), flat(critics), atol=2e-6, rtol=0)
     torch.testing.assert_close(flat(s.policy), flat(policy), atol=2e-6, rtol=0)
     torch.testing.assert_close(s.log_alpha.detach(), log_alpha.detach(), atol=1e-6, rtol=0)
@@ -241,3 +246,14 @@ def test_images(lab):
 def test_choices_are_refused(lab):
     with pytest.raises(ConfigError, match="toy has discrete ones: use ppo"):
         lab.sac(lab.env(action="choice"))
+
+
+def test_side_by_side_gives_the_bits_of_one_after_the_other(lab):
+    one, batch = make(lab)
+    two, _ = make(lab)
+    two._side_by_side = SideBySide(2)
+    for _ in range(RECORD_AFTER + 10):
+        first, second = one.update(batch), two.update(batch)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert torch.equal(flat(one.state.policy), flat(two.state.policy))
+    assert torch.equal(flat(one.state.critics), flat(two.state.critics))
