@@ -17,8 +17,7 @@ from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from math import isnan, nan
 
-import torch
-from torch import Tensor
+import numpy as np
 
 from habilis.core.errors import EnvError
 from habilis.core.types import State, Step
@@ -66,35 +65,33 @@ class EpisodeTracker:
         self.recent: deque[Episode] = deque(maxlen=window)
         self._names: list[str] = []  # the numbers of info, in the order of the rows of `_sums`
         self._keys = 0  # length of info when `_names` was made; an environment may show more later, never fewer
-        self._sums = torch.zeros(1, num_envs, dtype=torch.float64)  # [1 + names, N]: the reward, then `_names`
-        self._lengths = torch.zeros(num_envs, dtype=torch.int64)
+        self._sums = np.zeros((1, num_envs))  # [1 + names, N]: the reward, then `_names`
+        self._lengths = np.zeros(num_envs, dtype=np.int64)
 
     def update(self, step: Step) -> list[Episode]:
         """Add one step of all environments; return the episodes that ended in it, by environment index."""
-        if len(step.info) != self._keys or self._sums.device != step.reward.device:
+        if len(step.info) != self._keys:
             self._adopt(step)
         try:
-            values = torch.stack([step.reward, *[step.info[name] for name in self._names]])
+            values = np.stack([x.numpy(force=True) for x in (step.reward, *map(step.info.__getitem__, self._names))])
         except KeyError as error:
             raise EnvError(
                 f"info lacks {error} in this step: an environment must give the same keys every step"
             ) from None
-        self._sums += torch.where(step.valid, values, 0)
-        self._lengths += step.valid
-        ended = ((step.done | ~step.valid) & (self._lengths > 0)).nonzero().squeeze(1)
-        return self._finish(ended, values) if ended.numel() else []
+        valid = step.valid.numpy(force=True)
+        self._sums += values if valid.all() else np.where(valid, values, 0)
+        self._lengths += valid
+        stopped = step.done.numpy(force=True) | ~valid
+        return self._finish(np.flatnonzero(stopped & (self._lengths > 0)), values) if stopped.any() else []
 
     def _adopt(self, step: Step) -> None:
-        """Make room for the numbers that `step` brings, on its device."""
-        device = step.reward.device
+        """Make room for the numbers that `step` brings."""
         self._keys = len(step.info)
         new = sorted(name for name, value in step.info.items() if value.dim() == 1 and name not in self._names)
-        room = torch.zeros(len(new), self.num_envs, dtype=torch.float64, device=device)
         self._names = self._names + new
-        self._sums = torch.cat([self._sums.to(device), room])
-        self._lengths = self._lengths.to(device)
+        self._sums = np.concatenate([self._sums, np.zeros((len(new), self.num_envs))])
 
-    def _finish(self, ended: Tensor, values: Tensor) -> list[Episode]:
+    def _finish(self, ended: np.ndarray, values: np.ndarray) -> list[Episode]:
         episodes = []
         columns = zip(
             ended.tolist(),
@@ -114,8 +111,8 @@ class EpisodeTracker:
 
     def reset(self) -> None:
         """Forget the episodes under way, because the environments were reset; `recent` stays."""
-        self._sums.zero_()
-        self._lengths.zero_()
+        self._sums[:] = 0
+        self._lengths[:] = 0
 
     def summary(self) -> dict[str, float]:
         """Return the scalars of the recent episodes (see the function `summary`); empty before the first ended."""
@@ -125,8 +122,8 @@ class EpisodeTracker:
         """Return the episodes under way and the recent ones."""
         return {
             "names": list(self._names),
-            "sums": self._sums.clone(),
-            "lengths": self._lengths.clone(),
+            "sums": self._sums.copy(),
+            "lengths": self._lengths.copy(),
             "recent": [asdict(episode) for episode in self.recent],
         }
 
@@ -134,8 +131,8 @@ class EpisodeTracker:
         """Restore what `state_dict` returned."""
         self._names = list(state["names"])
         self._keys = 0
-        self._sums = state["sums"].clone()
-        self._lengths = state["lengths"].clone()
+        self._sums = state["sums"].copy()
+        self._lengths = state["lengths"].copy()
         self.recent.clear()
         self.recent.extend(Episode(**episode) for episode in state["recent"])
 
