@@ -45,7 +45,7 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     # many short rollouts of many robots; the rewards are of order one as they are
     "habilis/QuadrupedWalk-v0": {
-        "total_timesteps": 3_000_000,
+        "total_timesteps": 2_000_000,
         "num_envs": 128,
         "matmul_precision": "medium",
         "algo.n_steps": 32,
