@@ -20,7 +20,15 @@ _MUJOCO: Mapping[str, Any] = {
 """The native MuJoCo tasks."""
 
 PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
-    "CartPole-v1": {"total_timesteps": 50_000, "num_envs": 8, "algo.n_steps": 256, "algo.batch_size": 256},
+    "CartPole-v1": {
+        "total_timesteps": 50_000,
+        "num_envs": 8,
+        "algo.n_steps": 256,
+        "algo.batch_size": 64,
+        "algo.learning_rate": 1e-3,
+        "algo.learning_rate_schedule": "linear",
+        "algo.gamma": 0.98,
+    },
     "Pendulum-v1": {
         "total_timesteps": 100_000,
         "num_envs": 4,
