@@ -34,7 +34,10 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "num_envs": 4,
         "algo.n_steps": 256,
         "algo.batch_size": 64,
+        "algo.learning_rate": 1e-3,
+        "algo.learning_rate_schedule": "linear",
         "algo.gamma": 0.9,
+        "algo.normalize_reward": False,
     },
     **{
         f"{name}-v5": _MUJOCO
