@@ -25,7 +25,6 @@ from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.losses import critic_loss, soft_policy_loss, soft_q_target, temperature_loss
-from habilis.nn.distributions import SquashedGaussian
 from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import SquashedGaussianHead
 from habilis.nn.mlp import MLP, Activation, EnsembleMLP
@@ -236,9 +235,7 @@ class SAC:
 
     def _act(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Return actions with gradients through them, and their log-densities."""
-        distribution = self.state.policy.distribution(obs)
-        assert isinstance(distribution, SquashedGaussian)
-        return distribution.sample_with_log_prob(noise)
+        return self.state.policy.distribution(obs).sample(noise)
 
     def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
         """Take observations into the statistics of every encoder; the targets' follow the critics'."""

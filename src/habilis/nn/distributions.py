@@ -21,8 +21,8 @@ LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
 class Distribution(Protocol):
     """A distribution over actions."""
 
-    def sample(self, noise: Tensor) -> Tensor:
-        """Turn noise into one action for each row."""
+    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn noise into one action for each row, and its log-probability (density)."""
         ...
 
     def mode(self) -> Tensor:
@@ -45,9 +45,9 @@ class Gaussian:
         self.mean = mean
         self.log_std = log_std
 
-    def sample(self, noise: Tensor) -> Tensor:
-        """Turn standard normal `noise` `[..., dim]` into actions."""
-        return self.mean + self.log_std.exp() * noise
+    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn standard normal `noise` `[..., dim]` into actions, gradients passing, and their log-densities."""
+        return self.mean + self.log_std.exp() * noise, self._log_density(noise)
 
     def mode(self) -> Tensor:
         """Return the mean."""
@@ -55,7 +55,9 @@ class Gaussian:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Return the log-density."""
-        z = (action - self.mean) * torch.exp(-self.log_std)
+        return self._log_density((action - self.mean) * torch.exp(-self.log_std))
+
+    def _log_density(self, z: Tensor) -> Tensor:
         # summed before it is broadcast: a state-independent deviation costs one row, not a batch of them
         return -0.5 * z.square().sum(-1) - (self.log_std + LOG_SQRT_2PI).sum(-1)
 
@@ -71,11 +73,7 @@ class SquashedGaussian:
         self.mean = mean
         self.log_std = log_std
 
-    def sample(self, noise: Tensor) -> Tensor:
-        """Turn standard normal `noise` `[..., dim]` into actions."""
-        return torch.tanh(self.mean + self.log_std.exp() * noise)
-
-    def sample_with_log_prob(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Turn standard normal `noise` `[..., dim]` into actions with gradients through them, and their log-densities.
 
         The densities are exact for saturated actions too.
@@ -110,10 +108,11 @@ class Categorical:
     def __init__(self, logits: Tensor) -> None:
         self.log_probs = logits.log_softmax(-1)
 
-    def sample(self, noise: Tensor) -> Tensor:
-        """Turn uniform `noise` `[..., n]` into choices by the Gumbel-max trick."""
+    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn uniform `noise` `[..., n]` into choices by the Gumbel-max trick, and their log-probabilities."""
         gumbel = -torch.log(-torch.log(noise.clamp(1e-20, 1 - 1e-7)))
-        return (self.log_probs + gumbel).argmax(-1)
+        action = (self.log_probs + gumbel).argmax(-1)
+        return action, self.log_prob(action)
 
     def mode(self) -> Tensor:
         """Return the likeliest choice."""
@@ -135,9 +134,10 @@ class MultiCategorical:
         self.nvec = list(nvec)
         self.parts = [Categorical(part) for part in logits.split(self.nvec, -1)]
 
-    def sample(self, noise: Tensor) -> Tensor:
-        """Turn uniform `noise` `[..., sum(nvec)]` into choices."""
-        return torch.stack([p.sample(x) for p, x in zip(self.parts, noise.split(self.nvec, -1), strict=True)], -1)
+    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn uniform `noise` `[..., sum(nvec)]` into choices, and their log-probabilities together."""
+        drawn = [p.sample(x) for p, x in zip(self.parts, noise.split(self.nvec, -1), strict=True)]
+        return torch.stack([action for action, _ in drawn], -1), torch.stack([x for _, x in drawn]).sum(0)
 
     def mode(self) -> Tensor:
         """Return the likeliest choices."""

@@ -81,13 +81,8 @@ class StochasticPolicy(nn.Module):
 
     def _compute_draw(self, data: Tree) -> dict[str, Tensor]:
         """Turn observations and noise into actions."""
-        distribution = self.distribution(data)
-        action = distribution.sample(data[NOISE])
-        return {
-            "action": action,
-            "env_action": self.action_map(action),
-            "log_prob": distribution.log_prob(action),
-        }
+        action, log_prob = self.distribution(data).sample(data[NOISE])
+        return {"action": action, "env_action": self.action_map(action), "log_prob": log_prob}
 
     def predict(
         self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Any = None, *, deterministic: bool = True

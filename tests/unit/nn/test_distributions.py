@@ -36,7 +36,8 @@ def test_gaussian_against_torch(generator, per_state):
 
 def test_gaussian_samples_have_its_moments(generator):
     d = Gaussian(torch.tensor([1.0, -2.0]).expand(200_000, 2), torch.tensor([0.5, 2.0]).log())
-    sample = d.sample(torch.randn(200_000, 2, generator=generator))
+    sample, log_prob = d.sample(torch.randn(200_000, 2, generator=generator))
+    torch.testing.assert_close(log_prob, d.log_prob(sample), atol=1e-5, rtol=1e-5)
     # standard errors: 2 / sqrt(200,000) = 0.0045 and 2 / sqrt(400,000) = 0.0032
     torch.testing.assert_close(sample.mean(0), torch.tensor([1.0, -2.0]), atol=0.02, rtol=0)
     torch.testing.assert_close(sample.std(0), torch.tensor([0.5, 2.0]), atol=0.02, rtol=0)
@@ -73,15 +74,15 @@ def test_squashed_against_torch(generator):
 def test_squashed_sample_agrees_with_its_log_prob(generator):
     d = SquashedGaussian(torch.randn(100, 2, generator=generator), torch.full((100, 2), -0.7))
     again = torch.Generator().set_state(generator.get_state())
-    action, log_prob = d.sample_with_log_prob(torch.randn(100, 2, generator=generator))
+    action, log_prob = d.sample(torch.randn(100, 2, generator=generator))
     torch.testing.assert_close(log_prob, d.log_prob(action), atol=1e-3, rtol=1e-3)
-    assert torch.equal(action, d.sample(torch.randn(100, 2, generator=again)))
+    assert torch.equal(action, d.sample(torch.randn(100, 2, generator=again))[0])
 
 
 def test_squashed_log_prob_of_saturated_samples_is_exact(generator):
     mean, log_std = torch.tensor([[9.0, -12.0]]), torch.tensor([[0.0, 0.0]])
     noise = torch.randn(1, 2, generator=generator)
-    action, log_prob = SquashedGaussian(mean, log_std).sample_with_log_prob(noise)
+    action, log_prob = SquashedGaussian(mean, log_std).sample(noise)
     u = mean.double() + noise.double()
     exact = td.Normal(mean.double(), 1.0).log_prob(u) - torch.log1p(-torch.tanh(u).square())
     assert (action.abs() > 1 - 1e-6).all()
@@ -92,7 +93,7 @@ def test_squashed_log_prob_of_saturated_samples_is_exact(generator):
 def test_squashed_samples_carry_gradients(generator):
     mean, log_std = torch.zeros(4, 2, requires_grad=True), torch.zeros(4, 2, requires_grad=True)
     noise = torch.randn(4, 2, generator=generator)
-    action, log_prob = SquashedGaussian(mean, log_std).sample_with_log_prob(noise)
+    action, log_prob = SquashedGaussian(mean, log_std).sample(noise)
     by_mean, by_std = torch.autograd.grad(action.sum(), (mean, log_std), retain_graph=True)
     # da/dmean = 1 - a^2; da/dlog_std = (1 - a^2) std noise
     torch.testing.assert_close(by_mean, 1 - action.detach().square())
@@ -119,8 +120,9 @@ def test_categorical_against_torch(generator):
 def test_gumbel_draws_have_the_right_frequencies(generator):
     p = torch.tensor([0.5, 0.3, 0.15, 0.049, 0.001])
     n = 200_000
-    choices = Categorical(p.log().expand(n, 5)).sample(torch.rand(n, 5, generator=generator))
+    choices, log_prob = Categorical(p.log().expand(n, 5)).sample(torch.rand(n, 5, generator=generator))
     counts = torch.bincount(choices, minlength=5)
+    torch.testing.assert_close(log_prob, p.log()[choices])
     chi_square = float(((counts - n * p).square() / (n * p)).sum())
     assert chi_square < 18.5  # exceeded once in a thousand with four degrees of freedom
 
@@ -129,8 +131,9 @@ def test_multi_categorical_is_its_parts_side_by_side(generator):
     logits = torch.randn(3, 6, generator=generator)
     d = MultiCategorical(logits, (2, 4))
     first, second = td.Categorical(logits=logits[:, :2]), td.Categorical(logits=logits[:, 2:])
-    action = d.sample(torch.rand(3, 6, generator=generator))
+    action, log_prob = d.sample(torch.rand(3, 6, generator=generator))
     assert action.shape == (3, 2)
+    torch.testing.assert_close(log_prob, d.log_prob(action))
     torch.testing.assert_close(d.log_prob(action), first.log_prob(action[:, 0]) + second.log_prob(action[:, 1]))
     torch.testing.assert_close(d.entropy(), first.entropy() + second.entropy())
     assert torch.equal(d.mode(), torch.stack([logits[:, :2].argmax(-1), logits[:, 2:].argmax(-1)], -1))
