@@ -15,7 +15,6 @@ _MUJOCO: Mapping[str, Any] = {
     "algo.n_epochs": 10,
     "algo.learning_rate": 3e-4,
     "algo.learning_rate_schedule": "linear",
-    "algo.init_std": 0.6,
 }
 """The native MuJoCo tasks."""
 
@@ -43,7 +42,6 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
         f"{name}-v5": _MUJOCO
         for name in (
             "Ant",
-            "HalfCheetah",
             "Hopper",
             "Humanoid",
             "InvertedDoublePendulum",
@@ -54,6 +52,7 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
             "Walker2d",
         )
     },
+    "HalfCheetah-v5": {**_MUJOCO, "algo.init_std": 0.6},
     # many short rollouts of many robots; the rewards are of order one as they are
     "habilis/QuadrupedWalk-v0": {
         "total_timesteps": 2_000_000,
