@@ -19,7 +19,7 @@ _MUJOCO: Mapping[str, Any] = {
     "algo.critic_learning_rate": 1e-3,
     "algo.learning_starts": 5000,
 }
-"""The native MuJoCo tasks. A faster policy and temperature lose their randomness before HalfCheetah has left its back."""
+"""The native MuJoCo tasks. A faster policy and temperature lose their randomness before a cheetah has left its back."""
 
 SAC_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "Pendulum-v1": {"total_timesteps": 20_000, "algo.learning_rate": 1e-3, "algo.learning_starts": 100},
