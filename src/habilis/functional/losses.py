@@ -10,7 +10,8 @@ from torch import Tensor
 
 def standardize(values: Tensor, eps: float = 1e-8) -> Tensor:
     """Return values with mean 0 and standard deviation 1."""
-    return (values - values.mean()) / (values.std() + eps)
+    std, mean = torch.std_mean(values)
+    return (values - mean) / (std + eps)
 
 
 class ClippedSurrogate(NamedTuple):
@@ -34,8 +35,9 @@ def ppo_clip(
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)  # type: ignore[arg-type, unused-ignore]
     loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
     with torch.no_grad():
-        approx_kl = (ratio - 1 - log_ratio).mean()
-        clip_fraction = ((ratio - 1).abs() > clip_range).to(ratio.dtype).mean()
+        excess = ratio - 1
+        approx_kl = (excess - log_ratio).mean()
+        clip_fraction = (excess.abs() > clip_range).to(ratio.dtype).mean()
     return ClippedSurrogate(loss, approx_kl, clip_fraction)
 
 
