@@ -49,3 +49,7 @@ class TransitionBatch:
     """`[B, ...]`: the true successor of the last step."""
     discount: Tensor
     """`[B]`: what the value of `next_obs` is multiplied by: gamma to the power of the steps taken."""
+    weight: Tensor | None = None
+    """`[B]` importance weights of prioritised sampling; None: every transition counts the same."""
+    index: Tensor | None = None
+    """`[B]` int64: where the transitions lie in the buffer, which wants their new priorities; None: it has none."""
