@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
 from habilis.core.config import require
 from habilis.core.errors import ConfigError
@@ -70,6 +71,8 @@ class SACConfig:
     """Widths of the hidden layers of policy and critics."""
     activation: Activation = "relu"
     """Activation of the hidden layers."""
+    hidden_precision: HiddenPrecision = "float32"
+    """Precision of the hidden layers while learning; "bfloat16" holds where there are units for it."""
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
@@ -159,8 +162,8 @@ class SAC:
         )
         self._target = flatten_parameters(self.state.target_critics.parameters())
         self._side_by_side = SideBySide(threads if device == "cpu" else 1)
-        self._critic_gradient = Recorded(self._compute_critic_gradient)
-        self._policy_gradient = Recorded(self._compute_policy_gradient)
+        self._critic_gradient = Recorded(self._compute_critic_gradient, config.hidden_precision)
+        self._policy_gradient = Recorded(self._compute_policy_gradient, config.hidden_precision)
 
     @property
     def policy(self) -> StochasticPolicy:

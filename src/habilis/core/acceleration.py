@@ -3,12 +3,17 @@
 PyTorch's default float32 product is slow on some processors; under the precision "medium" it may use oneDNN instead,
 which on processors without reduced-precision float32 units computes in float32 all the same, at about twice the speed
 from 128 columns up (`benchmarks/matmul.py` measures both on the machine at hand). Small batches gain nothing from
-threads.
+threads. Hidden layers may be computed in bfloat16 while learning, where there are units for it: weights, moments,
+outputs, losses and targets stay float32, and so does the policy that acts.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
@@ -17,12 +22,41 @@ import torch
 from habilis.core.errors import ConfigError
 
 Precision = Literal["highest", "high", "medium"]
+HiddenPrecision = Literal["float32", "bfloat16"]
+
+_HIDDEN: ContextVar[HiddenPrecision] = ContextVar("hidden_precision", default="float32")
 
 
 def configure(*, threads: int, precision: Precision) -> None:
     """Set the number of intra-op threads and the precision of float32 matrix products for this process."""
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
+
+
+@contextmanager
+def hidden_precision(precision: HiddenPrecision) -> Iterator[None]:
+    """Compute hidden layers within this context at `precision`."""
+    token = _HIDDEN.set(precision)
+    try:
+        yield
+    finally:
+        _HIDDEN.reset(token)
+
+
+def hidden_layers(device: torch.device) -> AbstractContextManager[object]:
+    """Return what a network enters around its hidden layers; their result may be bfloat16."""
+    if _HIDDEN.get() == "bfloat16" and has_bfloat16(device.type):
+        return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
+    return nullcontext()
+
+
+@cache
+def has_bfloat16(device_type: str) -> bool:
+    """Return whether a kind of device has units for bfloat16 products: without them float32 is faster."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    units = torch.cpu.get_capabilities()
+    return bool(units.get("avx512_bf16") or units.get("amx_bf16"))
 
 
 def cpu_count() -> int:

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from habilis.core.acceleration import HiddenPrecision, hidden_precision
+
 R = TypeVar("R")
 S = TypeVar("S")
 
@@ -37,17 +39,25 @@ class Recorded:
     The forward and backward operations that the function performs are written down as one straight list. The function
     must be straight-line: no branch on a tensor, no random draw (noise is an argument), no operation in place. On a
     GPU, on images (uint8), whose convolutions cannot be recorded and would gain nothing, and before `RECORD_AFTER`
-    calls, it runs as it is written. The names and their order are the same in every call.
+    float32 calls, it runs as it is written. The names and their order are the same in every call.
+
+    Args:
+        function: what is recorded.
+        precision: of the hidden layers of the networks that it evaluates.
     """
 
-    def __init__(self, function: TensorFunction) -> None:
+    def __init__(self, function: TensorFunction, precision: HiddenPrecision = "float32") -> None:
         self.function = function
+        self.precision = precision
+        # a recording in bfloat16 rounds biases otherwise than the function does, so every call must be of one kind: a
+        # resumed run counts its calls anew and would differ from one that was never stopped
+        self._patience = RECORD_AFTER if precision == "float32" else 0
         self._recordings: dict[Hashable, Callable[..., tuple[Tensor, ...]]] = {}
         self._names: dict[Hashable, tuple[str, ...]] = {}
         self._calls: Counter[Hashable] = Counter()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorded:
-        return Recorded(copy.deepcopy(self.function, memo))
+        return Recorded(copy.deepcopy(self.function, memo), self.precision)
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Apply the function."""
@@ -55,18 +65,22 @@ class Recorded:
         recording = self._recordings.get(key)
         if recording is None:
             self._calls[key] += 1
-            if self._calls[key] <= RECORD_AFTER or not all(map(_recordable, tensors.values())):
-                return self.function(tensors)
+            if self._calls[key] <= self._patience or not all(map(_recordable, tensors.values())):
+                return self._compute(tensors)
             recording = self._recordings[key] = self._record(key, tensors)
         with torch.no_grad():
             return dict(zip(self._names[key], recording(*tensors.values()), strict=True))
+
+    def _compute(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with hidden_precision(self.precision):
+            return self.function(tensors)
 
     def _record(self, key: Hashable, tensors: Mapping[str, Tensor]) -> Callable[..., tuple[Tensor, ...]]:
         """Write the function's operations down."""
         names = tuple(tensors)
 
         def flat(*values: Tensor) -> tuple[Tensor, ...]:
-            results = self.function(dict(zip(names, values, strict=True)))
+            results = self._compute(dict(zip(names, values, strict=True)))
             self._names[key] = tuple(results)
             return tuple(results.values())
 

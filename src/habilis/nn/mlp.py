@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from habilis.core.acceleration import hidden_layers
 from habilis.nn.init import init_, linear
 
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu"]
@@ -52,14 +53,17 @@ class MLP(nn.Module):
             layers.append(linear(in_dim, width, generator, gain=math.sqrt(2) if orthogonal else None))
             layers.append(ACTIVATIONS[activation]())
             in_dim = width
+        self.hidden = nn.Sequential(*layers)
+        self.out: nn.Module = nn.Identity()
         if out_dim is not None:
-            layers.append(linear(in_dim, out_dim, generator, gain=out_gain if orthogonal else None))
-        self.layers = nn.Sequential(*layers)
+            self.out = linear(in_dim, out_dim, generator, gain=out_gain if orthogonal else None)
         self.out_dim = out_dim if out_dim is not None else in_dim
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply the network."""
-        return self.layers(x)  # type: ignore[no-any-return]
+        with hidden_layers(x.device):
+            features = self.hidden(x)
+        return self.out(features.to(x.dtype))  # type: ignore[no-any-return]
 
 
 class EnsembleLinear(nn.Module):
@@ -94,9 +98,11 @@ class EnsembleMLP(nn.Module):
         for width in hidden:
             layers += [EnsembleLinear(copies, in_dim, width, generator), ACTIVATIONS[activation]()]
             in_dim = width
-        layers.append(EnsembleLinear(copies, in_dim, out_dim, generator))
-        self.layers = nn.Sequential(*layers)
+        self.hidden = nn.Sequential(*layers)
+        self.out = EnsembleLinear(copies, in_dim, out_dim, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         """Give every copy the same input."""
-        return self.layers(x.expand(self.copies, *x.shape))  # type: ignore[no-any-return]
+        with hidden_layers(x.device):
+            features = self.hidden(x.expand(self.copies, *x.shape))
+        return self.out(features.to(x.dtype))  # type: ignore[no-any-return]

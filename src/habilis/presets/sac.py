@@ -18,6 +18,7 @@ _MUJOCO: Mapping[str, Any] = {
     "algo.learning_rate": 5e-4,
     "algo.critic_learning_rate": 1e-3,
     "algo.learning_starts": 5000,
+    "algo.hidden_precision": "bfloat16",
 }
 """The native MuJoCo tasks. A faster policy and temperature lose their randomness before a cheetah has left its back."""
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import habilis.algorithms.sac as module
+from habilis.core import acceleration
 from habilis.core.errors import ConfigError
 from habilis.core.recording import RECORD_AFTER, SideBySide
 from habilis.functional.losses import soft_q_target
@@ -47,7 +48,7 @@ def q_by_loops(critics, row):
     answers = []
     for k in range(critics.q.copies):
         x = row
-        for layer in critics.q.layers:
+        for layer in (*critics.q.hidden, critics.q.out):
             x = x @ layer.weight[k] + layer.bias[k, 0] if isinstance(layer, EnsembleLinear) else torch.relu(x)
         answers.append(float(x))
     return answers
@@ -257,3 +258,28 @@ def test_side_by_side_gives_the_bits_of_one_after_the_other(lab):
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert torch.equal(flat(one.state.policy), flat(two.state.policy))
     assert torch.equal(flat(one.state.critics), flat(two.state.critics))
+
+
+def test_reduced_precision_learns_by_nearly_the_same_gradient_and_acts_by_the_same_bits(lab, monkeypatch):
+    monkeypatch.setattr(acceleration, "has_bfloat16", lambda device_type: True)
+    full, batch = make(lab, hidden=(64, 64))
+    reduced, _ = make(lab, hidden=(64, 64), hidden_precision="bfloat16")
+    obs = batch.obs
+    assert torch.equal(full.policy(obs), reduced.policy(obs))
+    ours, theirs = reduced.update(batch), full.update(batch)
+    assert float(ours["critic_loss"]) != float(theirs["critic_loss"])
+    assert float(ours["critic_loss"]) == pytest.approx(float(theirs["critic_loss"]), rel=0.02)
+    assert float(ours["policy_grad_norm"]) == pytest.approx(float(theirs["policy_grad_norm"]), rel=0.05)
+
+
+def test_reduced_precision_gives_the_same_bits_however_often_it_was_asked_before(lab, monkeypatch):
+    """A run that was stopped and goes on must not differ from one that was not."""
+    monkeypatch.setattr(acceleration, "has_bfloat16", lambda device_type: True)
+    experienced, batch = make(lab, hidden_precision="bfloat16")
+    for _ in range(RECORD_AFTER + 1):
+        experienced.update(batch)
+    fresh, _ = make(lab, hidden_precision="bfloat16")
+    fresh.load_state_dict(experienced.state_dict())
+    ours, theirs = experienced.update(batch), fresh.update(batch)
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    assert torch.equal(experienced.state.critic_optimizer.flat, fresh.state.critic_optimizer.flat)

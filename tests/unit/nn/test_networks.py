@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from habilis.core import acceleration
 from habilis.core.errors import ConfigError
 from habilis.core.specs import DiscreteAction, MultiDiscreteAction, ObsGroup
 from habilis.nn.distributions import Categorical, MultiCategorical
@@ -31,8 +32,8 @@ def test_ensemble_equals_separate_networks(generator):
     assert together.shape == (3, 7, 2)
     for k in range(3):
         alone = MLP(5, (8, 6), 2, "relu", generator)
-        stacked = [layer for layer in ensemble.layers if isinstance(layer, EnsembleLinear)]
-        plain = [layer for layer in alone.layers if isinstance(layer, nn.Linear)]
+        stacked = [layer for layer in (*ensemble.hidden, ensemble.out) if isinstance(layer, EnsembleLinear)]
+        plain = [layer for layer in (*alone.hidden, alone.out) if isinstance(layer, nn.Linear)]
         with torch.no_grad():
             for many, one in zip(stacked, plain, strict=True):
                 one.weight.copy_(many.weight[k].T)
@@ -157,3 +158,33 @@ def test_making_networks_leaves_the_global_random_state(generator):
     ImageEncoder((36, 36, 3), generator)
     GaussianHead(4, 2, "dependent", 0.5, 0.1, generator)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_hidden_layers_are_computed_in_bfloat16_where_asked_and_all_else_in_float32(generator, monkeypatch):
+    """On any processor: the fallback to float32 where there are no units for it is a matter of speed alone."""
+    monkeypatch.setattr(acceleration, "has_bfloat16", lambda device_type: True)
+    net, x = EnsembleMLP(2, 5, (64, 64), 1, "relu", generator), torch.randn(32, 5, generator=generator)
+    seen = []
+    net.hidden.register_forward_hook(lambda module, given, result: seen.append(result.dtype))
+    with acceleration.hidden_precision("bfloat16"):
+        reduced = net(x)
+        gradient = torch.autograd.grad(reduced.square().mean(), list(net.parameters()))
+    full = net(x)
+    assert seen == [torch.bfloat16, torch.float32]
+    assert reduced.dtype == torch.float32
+    assert all(part.dtype == torch.float32 for part in gradient)
+    assert not torch.equal(reduced, full)
+    torch.testing.assert_close(reduced, full, atol=0.02, rtol=0)
+    exact = torch.autograd.grad(full.square().mean(), list(net.parameters()))
+    cosine = torch.cosine_similarity(
+        torch.cat([g.flatten() for g in gradient]), torch.cat([g.flatten() for g in exact]), 0
+    )
+    assert float(cosine) > 0.999
+
+
+def test_hidden_layers_stay_float32_where_there_are_no_units_for_less(generator, monkeypatch):
+    monkeypatch.setattr(acceleration, "has_bfloat16", lambda device_type: False)
+    net, x = MLP(5, (64,), 1, "relu", generator), torch.randn(32, 5, generator=generator)
+    with acceleration.hidden_precision("bfloat16"):
+        inside = net(x)
+    assert torch.equal(inside, net(x))
