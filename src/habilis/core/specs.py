@@ -18,6 +18,13 @@ class ObsGroup:
 
     shape: tuple[int, ...]
     dtype: Literal["float32", "uint8"] = "float32"
+    channel_axis: Literal[-3, -1] | None = None
+    """Where an image has its channels, None for what is no image. An image made without it is given the first or last
+    axis, whichever is shorter, and the last where they are equal."""
+
+    def __post_init__(self) -> None:
+        if self.is_image and self.channel_axis is None:
+            object.__setattr__(self, "channel_axis", -3 if self.shape[0] < self.shape[2] else -1)
 
     @property
     def is_image(self) -> bool:
@@ -83,6 +90,8 @@ class EnvSpec:
     """Seconds between two actions, where known."""
     action_names: tuple[str, ...] = field(default=())
     """Names of the actuators in order, where known."""
+    frame_stack: int = 1
+    """Frames, the newest last, that lie side by side along the channels of every image group."""
 
     def group(self, name: str) -> ObsGroup:
         """Return the group `name`, or `"policy"` where the environment does not have it (no privileged group)."""
@@ -100,13 +109,17 @@ def spec_to_dict(spec: EnvSpec) -> dict[str, Any]:
         action = {"nvec": list(spec.action.nvec)}
     return {
         "id": spec.id,
-        "obs": {name: {"shape": list(group.shape), "dtype": group.dtype} for name, group in spec.obs.items()},
+        "obs": {
+            name: {"shape": list(group.shape), "dtype": group.dtype, "channel_axis": group.channel_axis}
+            for name, group in spec.obs.items()
+        },
         "action": action,
         "max_episode_steps": spec.max_episode_steps,
         "saves_state": spec.saves_state,
         "backend": spec.backend,
         "control_dt": spec.control_dt,
         "action_names": list(spec.action_names),
+        "frame_stack": spec.frame_stack,
     }
 
 
@@ -120,6 +133,10 @@ def spec_from_dict(tree: Mapping[str, Any]) -> EnvSpec:
         action = DiscreteAction(given["n"])
     else:
         action = MultiDiscreteAction(tuple(given["nvec"]))
-    obs = {name: ObsGroup(tuple(group["shape"]), group["dtype"]) for name, group in tree["obs"].items()}
+    # an older file names neither the axis of the channels nor a stack of frames
+    obs = {
+        name: ObsGroup(tuple(group["shape"]), group["dtype"], group.get("channel_axis"))
+        for name, group in tree["obs"].items()
+    }
     rest = {k: v for k, v in tree.items() if k not in ("obs", "action", "action_names")}
     return EnvSpec(obs=obs, action=action, action_names=tuple(tree["action_names"]), **rest)
