@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any, Literal
 
@@ -21,6 +21,9 @@ class ObsGroup:
     channel_axis: Literal[-3, -1] | None = None
     """Where an image has its channels, None for what is no image. An image made without it is given the first or last
     axis, whichever is shorter, and the last where they are equal."""
+    one_hot: tuple[int, ...] = ()
+    """Sizes of the one-hot codes of which a vector consists, where it consists of nothing else: a discrete state, or
+    several side by side."""
 
     def __post_init__(self) -> None:
         if self.is_image and self.channel_axis is None:
@@ -97,6 +100,15 @@ class EnvSpec:
         """Return the group `name`, or `"policy"` where the environment does not have it (no privileged group)."""
         return self.obs.get(name, self.obs["policy"])
 
+    def frame(self, name: str) -> ObsGroup:
+        """Return the group `name` as it is without a stack of frames: what is new in each step."""
+        group = self.obs[name]
+        if group.channel_axis is None:
+            return group
+        shape = list(group.shape)
+        shape[group.channel_axis] //= self.frame_stack
+        return replace(group, shape=tuple(shape))
+
 
 def spec_to_dict(spec: EnvSpec) -> dict[str, Any]:
     """Return a spec as JSON values (infinite bounds as text), which `spec_from_dict` reads back."""
@@ -110,7 +122,12 @@ def spec_to_dict(spec: EnvSpec) -> dict[str, Any]:
     return {
         "id": spec.id,
         "obs": {
-            name: {"shape": list(group.shape), "dtype": group.dtype, "channel_axis": group.channel_axis}
+            name: {
+                "shape": list(group.shape),
+                "dtype": group.dtype,
+                "channel_axis": group.channel_axis,
+                "one_hot": list(group.one_hot),
+            }
             for name, group in spec.obs.items()
         },
         "action": action,
@@ -133,9 +150,11 @@ def spec_from_dict(tree: Mapping[str, Any]) -> EnvSpec:
         action = DiscreteAction(given["n"])
     else:
         action = MultiDiscreteAction(tuple(given["nvec"]))
-    # an older file names neither the axis of the channels nor a stack of frames
+    # an older file names neither the axis of the channels nor a stack of frames nor one-hot codes
     obs = {
-        name: ObsGroup(tuple(group["shape"]), group["dtype"], group.get("channel_axis"))
+        name: ObsGroup(
+            tuple(group["shape"]), group["dtype"], group.get("channel_axis"), tuple(group.get("one_hot", ()))
+        )
         for name, group in tree["obs"].items()
     }
     rest = {k: v for k, v in tree.items() if k not in ("obs", "action", "action_names")}

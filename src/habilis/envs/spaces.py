@@ -10,12 +10,13 @@ A group is either an image (uint8, three axes, in the environment's own axis ord
   group `"policy"`.
 
 In a vector, Box (any shape and dtype) is flattened and not scaled, Discrete and each choice of a MultiDiscrete are
-one-hot, MultiBinary is zeros and ones.
+one-hot, MultiBinary is zeros and ones. A vector of nothing but one-hot codes says so (`ObsGroup.one_hot`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -126,7 +127,17 @@ def _is_image(space: spaces.Space) -> bool:
 
 def _group(parts: list[tuple[Path, spaces.Space]]) -> ObsGroup:
     first = parts[0][1]
-    return ObsGroup(first.shape, "uint8") if _is_image(first) else ObsGroup((sum(_width(s) for _, s in parts),))
+    if _is_image(first):
+        return ObsGroup(first.shape, "uint8")
+    codes = [_codes(space) for _, space in parts]
+    return ObsGroup((sum(_width(s) for _, s in parts),), one_hot=tuple(chain(*codes)) if all(codes) else ())
+
+
+def _codes(space: spaces.Space) -> tuple[int, ...]:
+    """Sizes of the one-hot codes that a leaf becomes; none where it becomes something else."""
+    if isinstance(space, spaces.Discrete):
+        return (int(space.n),)
+    return tuple(space.nvec.ravel().tolist()) if isinstance(space, spaces.MultiDiscrete) else ()
 
 
 def _width(space: spaces.Space) -> int:

@@ -62,7 +62,7 @@ class TestWithEnvPool:
     @pytest.mark.parametrize(
         ("id", "groups", "action"),
         [
-            ("FrozenLake-v1", {"policy": ObsGroup((16,))}, DiscreteAction),
+            ("FrozenLake-v1", {"policy": ObsGroup((16,), one_hot=(16,))}, DiscreteAction),
             ("FingerSpin-v1", {"policy": ObsGroup((12,))}, BoxAction),
             ("Highway-v0", {"policy": ObsGroup((25,))}, DiscreteAction),
             ("Connector-v2", {"policy": ObsGroup((201,))}, MultiDiscreteAction),

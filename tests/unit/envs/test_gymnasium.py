@@ -258,7 +258,11 @@ def test_layout_of_spaces():
     assert ObsLayout(vector).groups == {"policy": ObsGroup((6,))}
     assert ObsLayout(spaces.Box(0, 255, (5,), np.uint8)).groups == {"policy": ObsGroup((5,))}
     assert ObsLayout(spaces.MultiBinary((2, 2))).groups == {"policy": ObsGroup((4,))}
-    assert ObsLayout(spaces.MultiDiscrete([2, 3])).groups == {"policy": ObsGroup((5,))}
+    assert ObsLayout(spaces.MultiDiscrete([2, 3])).groups == {"policy": ObsGroup((5,), one_hot=(2, 3))}
+    codes = spaces.Tuple([spaces.Discrete(3), spaces.MultiDiscrete([2, 2])])
+    assert ObsLayout(codes).groups == {"policy": ObsGroup((7,), one_hot=(3, 2, 2))}
+    mixed = spaces.Tuple([spaces.Discrete(3), spaces.Box(0, 1, (2,))])
+    assert ObsLayout(mixed).groups == {"policy": ObsGroup((5,))}
     keyed = spaces.Dict({"policy": vector, "critic": spaces.Dict({"a": vector, "eye": image}), "depth": image})
     assert ObsLayout(keyed).groups == {
         "policy": ObsGroup((6,)),
