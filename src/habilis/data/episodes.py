@@ -63,6 +63,7 @@ class EpisodeTracker:
     def __init__(self, num_envs: int, window: int = 100) -> None:
         self.num_envs = num_envs
         self.recent: deque[Episode] = deque(maxlen=window)
+        self.count = 0  # episodes that ended
         self._names: list[str] = []  # the numbers of info, in the order of the rows of `_sums`
         self._keys = 0  # length of info when `_names` was made; an environment may show more later, never fewer
         self._sums = np.zeros((1, num_envs))  # [1 + names, N]: the reward, then `_names`
@@ -106,6 +107,7 @@ class EpisodeTracker:
             episodes.append(Episode(env, total_reward, length, terms))
         self._sums[:, ended] = 0
         self._lengths[ended] = 0
+        self.count += len(episodes)
         self.recent.extend(episodes)
         return episodes
 
@@ -125,6 +127,7 @@ class EpisodeTracker:
             "sums": self._sums.copy(),
             "lengths": self._lengths.copy(),
             "recent": [asdict(episode) for episode in self.recent],
+            "count": self.count,
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -133,6 +136,7 @@ class EpisodeTracker:
         self._keys = 0
         self._sums = state["sums"].copy()
         self._lengths = state["lengths"].copy()
+        self.count = state.get("count", 0)  # which checkpoints of older versions lack
         self.recent.clear()
         self.recent.extend(Episode(**episode) for episode in state["recent"])
 

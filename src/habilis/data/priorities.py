@@ -56,6 +56,14 @@ class SumTree:
             index = index // FAN
             above.reshape(-1)[index] = below[index].sum(1)
 
+    def fill(self, values: np.ndarray) -> None:
+        """Set the first values and clear the rest."""
+        for level in self.levels:
+            flat = level.reshape(-1)
+            flat[:] = 0.0
+            flat[: len(values)] = values
+            values = level.sum(1)
+
     def find(self, mass: np.ndarray) -> np.ndarray:
         """Return the places `[K]` where the running sum of the values first exceeds `mass`, `[K]` in [0, total).
 
@@ -88,7 +96,7 @@ class Priorities:
     """
 
     def __init__(self, *, alpha: float = 0.6, beta: float = 0.4) -> None:
-        require(alpha >= 0, f"the exponent alpha of the priorities must not be negative, got {alpha}")
+        require(0 <= alpha <= 1, f"the exponent alpha of the priorities must be in [0, 1], got {alpha}")
         require(0 <= beta <= 1, f"the exponent beta of the importance weights must be in [0, 1], got {beta}")
         self.alpha = alpha
         self.beta = self.first_beta = beta
@@ -105,8 +113,12 @@ class Priorities:
         self.beta = self.first_beta + (1 - self.first_beta) * min(max(progress, 0.0), 1.0)
 
     def enter(self, index: np.ndarray, drawable: np.ndarray) -> None:
-        """Give the places `[K]` the largest priority so far where `drawable`, `[K]` bool, and none elsewhere."""
+        """Give new transitions at places `[K]` the largest priority so far, and none where not `drawable`, `[K]`."""
         self.tree.set(index, np.where(drawable, self.largest**self.alpha, 0.0))
+
+    def leave(self, index: np.ndarray) -> None:
+        """Empty the places `[K]`."""
+        self.tree.set(index, 0.0)
 
     def update(self, index: np.ndarray, td_error: np.ndarray) -> None:
         """Set priorities of places `[K]` by their temporal differences `[K]`; one that is not finite changes none."""
@@ -129,9 +141,7 @@ class Priorities:
 
     def load_state_dict(self, state: State) -> None:
         """Restore what `state_dict` returned; the sums are those of the values, to the last bit."""
-        values = state["values"]
-        self.reserve(self.tree.size)
-        self.tree.set(np.arange(len(values)), values)
+        self.tree.fill(state["values"])
         self.largest, self.beta = state["largest"], state["beta"]
 
 

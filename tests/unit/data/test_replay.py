@@ -179,11 +179,12 @@ def test_transitions_are_drawn_uniformly_from_the_valid_ones():
 def test_side_store_is_reused():
     buffer = ReplayBuffer(SPEC, 50, 1, generator=np.random.default_rng(0))
     run(buffer, 5000, ends=0.9)
-    stored = next(iter(buffer._final_obs.values()))
-    used = buffer.final_slot[buffer.final_slot >= 0].tolist()
+    ring = buffer.observations
+    stored = next(iter(ring._final.values()))
+    used = ring.final_slot[ring.final_slot >= 0].tolist()
     assert len(stored) == 64  # one block holds what 50 transitions can end
     assert len(set(used)) == len(used)
-    assert sorted([*used, *buffer._free]) == list(range(64))  # none lost, none twice
+    assert sorted([*used, *ring._free]) == list(range(64))  # none lost, none twice
 
 
 def test_side_store_grows_when_many_episodes_end():
@@ -223,8 +224,9 @@ def test_a_million_transitions_of_halfcheetah():
     # 17 + 6 + 1 float32, three flags and an int32
     assert needed == 103_000_000
     buffer = ReplayBuffer(CHEETAH, 1_000_000, 1, generator=np.random.default_rng(0))
-    stores = [*buffer.obs.values(), buffer.actions, buffer.rewards, buffer.terminated, buffer.done, buffer.valid]
-    stores += [buffer.final_slot, *buffer._final_obs.values()]
+    ring = buffer.observations
+    stores = [*ring.stores.values(), buffer.actions, buffer.rewards, buffer.terminated, buffer.done, buffer.valid]
+    stores += [ring.final_slot, ring.first, *ring._final.values()]
     taken = sum(s.numel() * s.element_size() for s in stores)
     assert needed <= taken <= 150e6
     assert taken - needed < 1000
