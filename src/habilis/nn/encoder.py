@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,32 +12,38 @@ from torch import Tensor, nn
 from habilis.core.errors import ConfigError
 from habilis.core.specs import ObsGroup
 from habilis.core.types import Obs
-from habilis.nn.init import init_, linear
+from habilis.nn.init import conv, linear
 from habilis.nn.normalizer import RunningNorm
+
+ImageEncoderKind = Literal["nature", "impala"]
+"""The convolutional networks that an `ImageEncoder` can be."""
+
+NATURE_LAYERS = {
+    36: ((32, 8, 4), (64, 4, 2), (64, 3, 1)),
+    20: ((32, 3, 2), (64, 3, 2), (64, 3, 1)),
+    9: ((32, 3, 1), (64, 3, 2), (64, 3, 1)),
+}
+"""(channels, kernel, stride) of each layer by the least side of an image: that of the paper, and two for small ones."""
 
 
 class ImageEncoder(nn.Module):
-    """The network of Mnih et al. (2015) for uint8 images `[..., H, W, C]` or `[..., C, H, W]`, to 512 features.
+    """Turns uint8 images `[..., *group.shape]` into `[..., out_dim]` features.
 
-    The axis with at most 16 entries is taken for the channels, the last one where both could be.
+    "nature" is the network of Mnih et al. (2015), 512 features; images of fewer than 36 pixels a side, which its
+    kernels do not fit, get kernels of 3 (`NATURE_LAYERS`). "impala" is the large network of Espeholt et al. (2018,
+    figure 3) without its memory, 256 features: three stages of a convolution, pooling and two residual blocks, for
+    images of any size.
     """
 
-    def __init__(self, shape: tuple[int, ...], generator: torch.Generator) -> None:
+    def __init__(self, group: ObsGroup, kind: ImageEncoderKind, generator: torch.Generator) -> None:
         super().__init__()
-        self.channels_last = shape[-1] <= 16
-        channels, height, width = (shape[2], shape[0], shape[1]) if self.channels_last else shape
-        layers: list[nn.Module] = []
-        for out, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-            layer = nn.utils.skip_init(nn.Conv2d, channels, out, kernel, stride)
-            assert isinstance(layer, nn.Conv2d)
-            assert layer.bias is not None
-            init_(layer.weight, layer.bias, channels * kernel * kernel, generator, math.sqrt(2))
-            layers += [layer, nn.ReLU()]
-            channels, height, width = out, (height - kernel) // stride + 1, (width - kernel) // stride + 1
-        if min(height, width) < 1:
-            raise ConfigError(f"an image of shape {shape} is too small for the encoder: enlarge it to 36 pixels a side")
+        self.channels_last = group.channel_axis == -1
+        channels, *size = (group.shape[2], *group.shape[:2]) if self.channels_last else group.shape
+        self.out_dim = 512 if kind == "nature" else 256
+        build = _nature if kind == "nature" else _impala
+        layers, features = build(channels, size, generator)
         self.convolutions = nn.Sequential(*layers)
-        self.project = linear(channels * height * width, 512, generator, gain=math.sqrt(2))
+        self.project = linear(features, self.out_dim, generator, gain=math.sqrt(2))
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode images with any leading axes."""
@@ -44,18 +51,72 @@ class ImageEncoder(nn.Module):
         if self.channels_last:
             x = x.movedim(-1, -3)
         features: Tensor = torch.relu(self.project(self.convolutions(x).flatten(1)))
-        return features.view(*image.shape[:-3], 512)
+        return features.view(*image.shape[:-3], self.out_dim)
+
+
+class ImpalaStage(nn.Module):
+    """A convolution, pooling to half the size (rounded up), and two residual blocks: `[B, C, H, W]` to features."""
+
+    def __init__(self, channels: int, out: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.conv = conv(channels, out, 3, generator, padding=1)
+        self.pool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.residuals = nn.ModuleList(
+            nn.Sequential(
+                nn.ReLU(),
+                conv(out, out, 3, generator, padding=1),
+                nn.ReLU(),
+                conv(out, out, 3, generator, padding=1),
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Compute the stage."""
+        x = self.pool(self.conv(x))
+        for residual in self.residuals:
+            x = x + residual(x)
+        return x
+
+
+def _nature(channels: int, size: Sequence[int], generator: torch.Generator) -> tuple[list[nn.Module], int]:
+    """Return the layers of the network "nature" and the number of features that come out."""
+    least = next((least for least in NATURE_LAYERS if min(size) >= least), None)
+    if least is None:
+        raise ConfigError(
+            f'an image of {" x ".join(map(str, size))} pixels is too small for the image encoder "nature", which needs '
+            f'{min(NATURE_LAYERS)}: choose "impala", or enlarge it'
+        )
+    layers: list[nn.Module] = []
+    for out, kernel, stride in NATURE_LAYERS[least]:
+        layers += [conv(channels, out, kernel, generator, stride=stride, gain=math.sqrt(2)), nn.ReLU()]
+        channels, size = out, [(side - kernel) // stride + 1 for side in size]
+    return layers, channels * math.prod(size)
+
+
+def _impala(channels: int, size: Sequence[int], generator: torch.Generator) -> tuple[list[nn.Module], int]:
+    """Return the layers of the network "impala" and the number of features that come out."""
+    layers: list[nn.Module] = []
+    for out in (16, 32, 32):
+        layers.append(ImpalaStage(channels, out, generator))
+        channels, size = out, [-(-side // 2) for side in size]
+    return [*layers, nn.ReLU()], channels * math.prod(size)
 
 
 class ObsEncoder(nn.Module):
     """Reads the groups `names` of an observation and gives `[..., out_dim]` features.
 
-    Vector groups pass through a `RunningNorm` of their own where `normalize` is true; image groups through an
-    `ImageEncoder`.
+    Vector groups pass through a `RunningNorm` of their own where `normalize` is true; image groups, uint8 up to there,
+    through an `ImageEncoder`.
     """
 
     def __init__(
-        self, groups: Mapping[str, ObsGroup], names: Sequence[str], normalize: bool, generator: torch.Generator
+        self,
+        groups: Mapping[str, ObsGroup],
+        names: Sequence[str],
+        normalize: bool,
+        generator: torch.Generator,
+        image_encoder: ImageEncoderKind = "nature",
     ) -> None:
         super().__init__()
         self.names = tuple(names)
@@ -65,8 +126,8 @@ class ObsEncoder(nn.Module):
         for name in self.names:
             group = groups[name]
             if group.is_image:
-                self.images[name] = ImageEncoder(group.shape, generator)
-                self.out_dim += 512
+                encoder = self.images[name] = ImageEncoder(group, image_encoder, generator)
+                self.out_dim += encoder.out_dim
             else:
                 if normalize:
                     self.normalizers[name] = RunningNorm(group.shape)

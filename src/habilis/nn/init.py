@@ -17,6 +17,24 @@ def linear(in_features: int, out_features: int, generator: torch.Generator, *, g
     return layer
 
 
+def conv(
+    channels: int,
+    out: int,
+    kernel: int,
+    generator: torch.Generator,
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    gain: float | None = None,
+) -> nn.Conv2d:
+    """Make a two-dimensional convolution; see `linear` for `gain`."""
+    layer = skip_init(nn.Conv2d, channels, out, kernel, stride, padding)
+    assert isinstance(layer, nn.Conv2d)
+    assert layer.bias is not None
+    init_(layer.weight, layer.bias, channels * kernel * kernel, generator, gain)
+    return layer
+
+
 def init_(weight: Tensor, bias: Tensor, fan_in: int, generator: torch.Generator, gain: float | None) -> None:
     """Fill a weight and its bias in place; see `linear`."""
     with torch.no_grad():

@@ -63,23 +63,86 @@ def test_mlp_without_an_output_layer_ends_with_its_activation(generator):
     assert MLP(3, (), None, "relu", generator).out_dim == 3
 
 
-@pytest.mark.parametrize(("shape", "last"), [((36, 44, 3), True), ((4, 36, 44), False)])
-def test_image_encoder_reads_either_layout(generator, shape, last):
-    encoder = ImageEncoder(shape, generator)
-    image = torch.randint(256, (2, 5, *shape), generator=generator, dtype=torch.uint8)
+def image_group(*shape):
+    return ObsGroup(shape, "uint8")
+
+
+def random_images(group, *leading, generator):
+    return torch.randint(256, (*leading, *group.shape), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernels"),
+    [
+        ((36, 44, 3), [(8, 4), (4, 2), (3, 1)]),
+        ((4, 36, 44), [(8, 4), (4, 2), (3, 1)]),
+        ((35, 50, 3), [(3, 2), (3, 2), (3, 1)]),
+        ((1, 20, 24), [(3, 2), (3, 2), (3, 1)]),
+        ((19, 30, 2), [(3, 1), (3, 2), (3, 1)]),
+        ((10, 10, 4), [(3, 1), (3, 2), (3, 1)]),
+        ((9, 9, 1), [(3, 1), (3, 2), (3, 1)]),
+    ],
+)
+def test_nature_reads_either_layout_and_fits_its_kernels_to_the_image(generator, shape, kernels):
+    group = image_group(*shape)
+    encoder = ImageEncoder(group, "nature", generator)
+    image = random_images(group, 2, 5, generator=generator)
     features = encoder(image)
-    assert features.shape == (2, 5, 512)
+    assert features.shape == (2, 5, encoder.out_dim) == (2, 5, 512)
     x = image[1, 3].float() / 255
-    x = (x.permute(2, 0, 1) if last else x).unsqueeze(0)
-    for layer in encoder.convolutions:
-        x = F.relu(F.conv2d(x, layer.weight, layer.bias, layer.stride)) if isinstance(layer, nn.Conv2d) else x
+    x = (x.permute(2, 0, 1) if shape[2] < shape[0] else x).unsqueeze(0)
+    layers = [layer for layer in encoder.convolutions if isinstance(layer, nn.Conv2d)]
+    assert [(*{*layer.kernel_size}, *{*layer.stride}) for layer in layers] == kernels
+    for layer in layers:
+        x = F.relu(F.conv2d(x, layer.weight, layer.bias, layer.stride))
     torch.testing.assert_close(features[1, 3], F.relu(encoder.project(x.flatten(1)))[0], atol=1e-5, rtol=1e-4)
     assert encoder(image[:0]).shape == (0, 5, 512)
 
 
-def test_image_encoder_refuses_what_is_too_small(generator):
-    with pytest.raises(ConfigError, match="36 pixels"):
-        ImageEncoder((35, 64, 3), generator)
+def test_nature_refuses_what_is_too_small_for_it(generator):
+    with pytest.raises(ConfigError, match=r"8 x 64 pixels.*needs 9.*impala"):
+        ImageEncoder(image_group(8, 64, 3), "nature", generator)
+
+
+@pytest.mark.parametrize("shape", [(84, 84, 4), (3, 24, 30), (10, 10, 6), (5, 7, 1)])
+def test_impala_is_the_network_of_the_paper(generator, shape):
+    group = image_group(*shape)
+    encoder = ImageEncoder(group, "impala", generator)
+    image = random_images(group, 2, generator=generator)
+    x = image.float() / 255
+    x = x if shape[0] < shape[2] else x.permute(0, 3, 1, 2)
+    convolutions = iter([layer for layer in encoder.modules() if isinstance(layer, nn.Conv2d)])
+
+    def conv(x):
+        layer = next(convolutions)
+        return F.conv2d(x, layer.weight, layer.bias, padding=1)
+
+    for channels in (16, 32, 32):
+        x = F.max_pool2d(conv(x), 3, 2, padding=1)
+        assert x.shape[1] == channels
+        for _ in range(2):
+            x = x + conv(F.relu(conv(F.relu(x))))
+    assert next(convolutions, None) is None
+    expected = F.relu(encoder.project(F.relu(x).flatten(1)))
+    assert expected.shape == (2, encoder.out_dim) == (2, 256)
+    torch.testing.assert_close(encoder(image), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_stacked_frames_keep_the_axis_of_their_channels(generator):
+    # 4 frames of a channels-first image of 3 channels and 12 pixels a side: the shape alone would not tell
+    group = ObsGroup((12, 12, 12), "uint8", channel_axis=-3)
+    assert not ImageEncoder(group, "nature", generator).channels_last
+    assert ImageEncoder(ObsGroup((12, 12, 12), "uint8"), "nature", generator).channels_last
+
+
+@pytest.mark.parametrize(("kind", "features"), [("nature", 512), ("impala", 256)])
+def test_encoder_takes_the_kind_it_is_told(generator, kind, features):
+    encoder = ObsEncoder({"policy": image_group(10, 10, 3)}, ("policy",), True, generator, kind)
+    assert encoder.out_dim == features
+    images = random_images(image_group(10, 10, 3), 4, generator=generator)
+    assert encoder({"policy": images}).shape == (4, features)
+    # images stay uint8 up to the network itself
+    assert encoder.normalize({"policy": images})["policy"].dtype == torch.uint8
 
 
 def test_encoder_joins_its_groups_and_normalises_only_vectors(generator):
@@ -155,7 +218,8 @@ def test_making_networks_leaves_the_global_random_state(generator):
     before = torch.get_rng_state()
     MLP(3, (8,), 2, "tanh", generator, orthogonal=True)
     EnsembleMLP(2, 3, (8,), 1, "relu", generator)
-    ImageEncoder((36, 36, 3), generator)
+    ImageEncoder(image_group(36, 36, 3), "nature", generator)
+    ImageEncoder(image_group(10, 10, 3), "impala", generator)
     GaussianHead(4, 2, "dependent", 0.5, 0.1, generator)
     assert torch.equal(torch.get_rng_state(), before)
 
