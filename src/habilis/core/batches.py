@@ -53,3 +53,5 @@ class TransitionBatch:
     """`[B]` importance weights of prioritised sampling; None: every transition counts the same."""
     index: Tensor | None = None
     """`[B]` int64: where the transitions lie in the buffer, which wants their new priorities; None: it has none."""
+    next_action: Tensor | None = None
+    """`[B, ...]`: what is done in `next_obs`, for learners of what they do (SARSA); None: not chosen yet."""
