@@ -24,12 +24,13 @@ from habilis.core.protocols import VecEnv
 from habilis.core.random import derive_seed
 from habilis.core.specs import spec_from_dict, spec_to_dict
 from habilis.deploy.export import export_policy
+from habilis.envs.frame_stack import stack_frames
 from habilis.envs.make import make_vec_env
 from habilis.evaluation.evaluator import EvaluationResult
 from habilis.evaluation.evaluator import evaluate as run_evaluation
 from habilis.evaluation.video import record_video as film
 from habilis.evaluation.watch import watch
-from habilis.policies.stochastic import StochasticPolicy
+from habilis.policies import NeuralPolicy
 from habilis.presets import preset
 from habilis.tracking.progress import tell
 from habilis.tracking.tracker import open_tracking
@@ -45,7 +46,7 @@ class Run:
     """The run's directory."""
     config: TrainConfig
     """What it was trained with."""
-    policy: StochasticPolicy
+    policy: NeuralPolicy
     """The last policy."""
     algorithm: Any
     """What learnt it, with critics and optimisers."""
@@ -61,14 +62,14 @@ def default_config(algorithm: str, env: str, **overrides: Any) -> TrainConfig:
     """Return the preset for an algorithm on an environment, with keys replaced as `train` takes them."""
     entry = ALGORITHMS[algorithm]
     base = TrainConfig(algorithm=algorithm, env=env, algo=entry.config())
-    return override(override(base, preset(algorithm, env)), overrides)
+    return override(override(override(base, entry.defaults), preset(algorithm, env)), overrides)
 
 
 def train(algorithm: str, env: str, **overrides: Any) -> Run:
     """Train a policy and return the run.
 
     Args:
-        algorithm: `"ppo"` or `"sac"`.
+        algorithm: one of `habilis list algorithms`: `"ppo"`, `"sac"`, `"dqn"`, ...
         env: environment id.
         **overrides: keys of `TrainConfig`; those of the algorithm dotted (`**{"algo.gamma": 0.9}`) or nested
             (`algo={"gamma": 0.9}`).
@@ -134,7 +135,7 @@ def load_config(run_dir: str | Path) -> TrainConfig:
     )
 
 
-def load(path: str | Path, *, which: Literal["last", "best"] = "last") -> StochasticPolicy:
+def load(path: str | Path, *, which: Literal["last", "best"] = "last") -> NeuralPolicy:
     """Load a policy from a run's directory or from a checkpoint.
 
     Args:
@@ -152,7 +153,7 @@ def load(path: str | Path, *, which: Literal["last", "best"] = "last") -> Stocha
 
 
 def evaluate(
-    policy: StochasticPolicy | str | Path,
+    policy: NeuralPolicy | str | Path,
     env: str | VecEnv | None = None,
     *,
     which: Literal["last", "best"] = "last",
@@ -176,14 +177,15 @@ def evaluate(
     """
     policy, config = _load_with_config(policy, which)
     if env is not None and not isinstance(env, str):
-        return run_evaluation(policy, env, episodes=episodes, seed=seed, deterministic=deterministic)
+        seen = env if env.spec.frame_stack > 1 else stack_frames(env, policy.spec.frame_stack)
+        return run_evaluation(policy, seen, episodes=episodes, seed=seed, deterministic=deterministic)
     require(episodes > 0 and num_envs > 0, f"episodes and num_envs must be positive, got {episodes} and {num_envs}")
     with closing(_make_env_of(policy, config, env, min(num_envs, episodes), seed, env_kwargs)) as vec:
         return run_evaluation(policy, vec, episodes=episodes, seed=seed, deterministic=deterministic)
 
 
 def record_video(
-    policy: StochasticPolicy | str | Path,
+    policy: NeuralPolicy | str | Path,
     output: str | Path,
     env: str | None = None,
     *,
@@ -203,7 +205,7 @@ def record_video(
 
 
 def play(
-    policy: StochasticPolicy | str | Path,
+    policy: NeuralPolicy | str | Path,
     env: str | None = None,
     *,
     which: Literal["last", "best"] = "last",
@@ -218,9 +220,7 @@ def play(
         watch(policy, vec, seed=seed, episodes=episodes, deterministic=deterministic)
 
 
-def export(
-    policy: StochasticPolicy | str | Path, output: str | Path, *, which: Literal["last", "best"] = "last"
-) -> Path:
+def export(policy: NeuralPolicy | str | Path, output: str | Path, *, which: Literal["last", "best"] = "last") -> Path:
     """Write a policy as ONNX, checked against the original, and return the directory."""
     if not isinstance(policy, torch.nn.Module):
         policy = load(policy, which=which)
@@ -265,8 +265,8 @@ def _run(config: TrainConfig, trainer: Any, run_dir: Path, *, checkpoint: Path |
 
 
 def _load_with_config(
-    policy: StochasticPolicy | str | Path, which: Literal["last", "best"]
-) -> tuple[StochasticPolicy, TrainConfig | None]:
+    policy: NeuralPolicy | str | Path, which: Literal["last", "best"]
+) -> tuple[NeuralPolicy, TrainConfig | None]:
     """Return a policy, and the configuration of the run that a path means."""
     if isinstance(policy, torch.nn.Module):
         return policy, None
@@ -274,7 +274,7 @@ def _load_with_config(
 
 
 def _make_env_of(
-    policy: StochasticPolicy,
+    policy: NeuralPolicy,
     config: TrainConfig | None,
     env: str | None,
     num_envs: int,
@@ -284,11 +284,11 @@ def _make_env_of(
     """Make the environment `env`, or else the one that a policy was trained in."""
     if env is None and config is not None:
         return make_config_env(override(config, {"env_kwargs": {**config.env_kwargs, **kwargs}}), num_envs, seed)
-    return make_env(env or policy.spec.id, num_envs, seed=seed, **kwargs)
+    return stack_frames(make_env(env or policy.spec.id, num_envs, seed=seed, **kwargs), policy.spec.frame_stack)
 
 
 def _make_visible_env(
-    policy: StochasticPolicy,
+    policy: NeuralPolicy,
     config: TrainConfig | None,
     env: str | None,
     seed: int,

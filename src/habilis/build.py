@@ -5,24 +5,26 @@ An algorithm is added to the house by a file in `algorithms/` and an entry here.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 import habilis.tasks  # noqa: F401  (registers the ids of our own tasks)
-from habilis.algorithms import ppo, sac
+from habilis.algorithms import dqn, ppo, sac
 from habilis.core.acceleration import available_memory, configure, resolve_device
 from habilis.core.config import require
 from habilis.core.protocols import VecEnv
 from habilis.core.random import RandomStreams, derive_seed
 from habilis.core.registry import Registry
 from habilis.core.specs import EnvSpec
+from habilis.data.priorities import Priorities
 from habilis.data.replay import ReplayBuffer
 from habilis.data.rollout import RolloutBuffer
+from habilis.envs.frame_stack import stack_frames
 from habilis.envs.make import describe_env, make_vec_env
-from habilis.policies.stochastic import StochasticPolicy
+from habilis.policies import NeuralPolicy
 from habilis.training.collector import Collector
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer
@@ -38,12 +40,14 @@ class AlgorithmEntry:
     """Full name and source."""
     config: type
     """Its hyper-parameters."""
-    make_policy: Callable[[EnvSpec, Any, torch.Generator], StochasticPolicy]
+    make_policy: Callable[[EnvSpec, Any, torch.Generator], NeuralPolicy]
     """Builds the policy alone, to load one without what learnt it."""
     branches: int
     """Parts of an update that can run side by side: each gets its share of the threads."""
     make_trainer: Callable[[TrainConfig, Collector, RandomStreams, str], Trainer]
     """Builds algorithm, buffer and trainer."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """What makes a named algorithm of its hyper-parameters; an environment's preset comes after it, the user last."""
 
 
 ALGORITHMS: Registry[AlgorithmEntry] = Registry("algorithm")
@@ -51,7 +55,7 @@ ALGORITHMS: Registry[AlgorithmEntry] = Registry("algorithm")
 
 def make_env(config: TrainConfig, num_envs: int, seed: int) -> VecEnv:
     """Make environments as a configuration describes them."""
-    return make_vec_env(
+    env = make_vec_env(
         config.env,
         num_envs,
         backend=config.env_backend,
@@ -60,6 +64,7 @@ def make_env(config: TrainConfig, num_envs: int, seed: int) -> VecEnv:
         asynchronous=config.env_async,
         **config.env_kwargs,
     )
+    return stack_frames(env, config.frame_stack)
 
 
 def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text: None) -> Trainer:
@@ -78,14 +83,15 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
     say(describe_env(env))
     collector = Collector(env, skip_nonfinite=config.on_nonfinite == "skip")
     collector.reset(env_seed)
-    if isinstance(config.algo, sac.SACConfig):
-        _reserve_replay(config.algo.buffer_size, env.spec, device, say)
+    if isinstance(config.algo, sac.SACConfig | dqn.DQNConfig):
+        _reserve_replay(config.algo, env.spec, device, say)
     return ALGORITHMS[config.algorithm].make_trainer(config, collector, streams, device)
 
 
-def _reserve_replay(capacity: int, spec: EnvSpec, device: str, say: Callable[[str], None]) -> None:
+def _reserve_replay(c: sac.SACConfig | dqn.DQNConfig, spec: EnvSpec, device: str, say: Callable[[str], None]) -> None:
     """Say how much memory a replay buffer will take, and refuse one that this machine cannot hold."""
-    needed, available = ReplayBuffer.bytes_needed(spec, capacity), available_memory(device)
+    capacity, prioritized = c.buffer_size, isinstance(c, dqn.DQNConfig) and c.prioritized
+    needed, available = ReplayBuffer.bytes_needed(spec, capacity, prioritized=prioritized), available_memory(device)
     say(f"replay memory: {capacity:,} transitions, {needed / 1e6:,.0f} MB")
     require(
         available is None or needed <= available,
@@ -118,6 +124,31 @@ def _sac_trainer(config: TrainConfig, collector: Collector, streams: RandomStrea
     return OffPolicyTrainer(collector, algorithm, buffer, streams=streams, total_timesteps=config.total_timesteps)
 
 
+def _dqn_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OffPolicyTrainer:
+    c = config.algo
+    assert isinstance(c, dqn.DQNConfig)
+    spec, num_envs = collector.env.spec, collector.env.num_envs
+    algorithm = dqn.DQN(spec, c, streams=streams, device=device)
+    buffer = ReplayBuffer(
+        spec,
+        c.buffer_size,
+        num_envs,
+        generator=streams.numpy("replay"),
+        n_steps=c.n_steps,
+        gamma=c.gamma,
+        device=device,
+        priorities=Priorities(alpha=c.priority_alpha, beta=c.priority_beta) if c.prioritized else None,
+    )
+    return OffPolicyTrainer(
+        collector,
+        algorithm,
+        buffer,
+        streams=streams,
+        total_timesteps=config.total_timesteps,
+        anneal=algorithm.anneal,
+    )
+
+
 ALGORITHMS.add(
     "ppo",
     AlgorithmEntry(
@@ -128,3 +159,32 @@ ALGORITHMS.add(
     "sac",
     AlgorithmEntry("Soft actor-critic (Haarnoja et al. 2018)", sac.SACConfig, sac.make_policy, 2, _sac_trainer),
 )
+
+DQN_FAMILY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "dqn": ("Deep Q-learning (Mnih et al. 2015)", {}),
+    "double_dqn": ("DQN with double targets (van Hasselt et al. 2016)", {"double_q": True}),
+    "dueling_dqn": ("DQN with dueling streams (Wang et al. 2016)", {"dueling": True}),
+    "per_dqn": ("DQN with prioritised replay (Schaul et al. 2016)", {"prioritized": True}),
+    "n_step_dqn": ("DQN with 3-step targets (Sutton 1988; Hessel et al. 2018)", {"n_steps": 3}),
+    "noisy_dqn": ("DQN with noisy networks (Fortunato et al. 2018)", {"exploration": "noisy"}),
+    "c51": ("Categorical DQN (Bellemare et al. 2017)", {"head": "categorical"}),
+    "qr_dqn": ("Quantile-regression DQN (Dabney et al. 2018a)", {"head": "quantile"}),
+    "iqn": ("Implicit quantile networks (Dabney et al. 2018b)", {"head": "implicit_quantile"}),
+    "rainbow": (
+        "Rainbow (Hessel et al. 2018)",
+        {
+            "double_q": True,
+            "dueling": True,
+            "prioritized": True,
+            "priority_alpha": 0.5,
+            "n_steps": 3,
+            "exploration": "noisy",
+            "head": "categorical",
+        },
+    ),
+}
+"""One algorithm by ten names: title and hyper-parameters."""
+
+for name, (title, changes) in DQN_FAMILY.items():
+    defaults = {f"algo.{key}": value for key, value in changes.items()}
+    ALGORITHMS.add(name, AlgorithmEntry(title, dqn.DQNConfig, dqn.make_policy, 1, _dqn_trainer, defaults))

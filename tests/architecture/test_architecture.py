@@ -27,6 +27,10 @@ SHARED += ["training/collector.py"]
 READING = {
     "ppo": [*SHARED, "algorithms/ppo.py", "data/rollout.py", "training/on_policy.py"],
     "sac": [*SHARED, "algorithms/sac.py", "data/replay.py", "training/off_policy.py"],
+    "dqn": [
+        *("functional/value_losses.py", "functional/returns.py", "policies/value.py", "training/collector.py"),
+        *("algorithms/dqn.py", "data/replay.py", "training/off_policy.py"),
+    ],
 }
 """What a person reads to understand an algorithm end to end: algorithm, losses, policy, buffer and loop."""
 

@@ -12,6 +12,7 @@ from habilis.api import default_config
 from habilis.build import ALGORITHMS, build_trainer
 from habilis.checkpoint import save_checkpoint
 from habilis.checkpoint.state_tree import flatten
+from habilis.presets.dqn import DQN_NAMES
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer, components
 
@@ -37,6 +38,30 @@ SMALL: dict[str, dict[str, Any]] = {
     },
 }
 """An algorithm without an entry here fails `test_every_algorithm_is_tested`."""
+
+DQN = {
+    "num_envs": 2,
+    "algo.learning_starts": 20,
+    "algo.train_freq": 8,
+    "algo.gradient_steps": 4,
+    "algo.batch_size": 16,
+    "algo.buffer_size": 200,
+    "algo.target_update_interval": 6,
+    "algo.hidden": [16],
+    "algo.n_atoms": 11,
+    "algo.n_quantiles": 7,
+    "algo.normalize_obs": True,
+}
+SMALL |= dict.fromkeys(DQN_NAMES, DQN)
+SMALL["dqn"] = DQN | {"algo.tau": 0.5, "algo.exploration_schedule": "exponential"}
+SMALL["double_dqn"] = DQN | {"algo.exploration": "boltzmann", "algo.learning_rate_schedule": "linear"}
+
+EXACT = {name: ("HalfCheetah-v5", "habilis/QuadrupedWalk-v0", "probe/IdentityContinuous-v0") for name in SMALL}
+EXACT |= dict.fromkeys(DQN_NAMES, ("probe/Identity-v0", "probe/TruncationValue-v0"))
+"""Environments that save their state."""
+
+FRESH = dict.fromkeys(SMALL, "Pendulum-v1") | dict.fromkeys(DQN_NAMES, "CartPole-v1")
+"""An environment that cannot."""
 
 
 def small_config(algorithm: str, env: str, **overrides: Any) -> TrainConfig:

@@ -29,7 +29,7 @@ from habilis.core.types import Obs
 from habilis.deploy.contract import ACTION, GOLDEN_FILE, POLICY_FILE, require, to_metadata
 from habilis.deploy.runtime import OnnxPolicy
 from habilis.deploy.verify import check_answers, write_golden, write_manifest
-from habilis.policies.stochastic import StochasticPolicy
+from habilis.policies import NeuralPolicy
 
 TOLERANCE = 1e-5
 """Largest difference of a value, in units of half its range."""
@@ -41,7 +41,7 @@ OPSET = 18
 
 
 def export_policy(
-    policy: StochasticPolicy,
+    policy: NeuralPolicy,
     spec: EnvSpec,
     output: str | Path,
     *,
@@ -109,7 +109,7 @@ def draw_observations(spec: EnvSpec, count: int, generator: torch.Generator) -> 
     return obs
 
 
-def write_onnx(policy: StochasticPolicy, spec: EnvSpec, file: Path) -> None:
+def write_onnx(policy: NeuralPolicy, spec: EnvSpec, file: Path) -> None:
     """Trace the policy's `forward` and write it with the metadata of `spec`.
 
     Raises:
@@ -138,7 +138,7 @@ def write_onnx(policy: StochasticPolicy, spec: EnvSpec, file: Path) -> None:
 
 
 def answers_of(
-    policy: StochasticPolicy, obs: Mapping[str, Tensor], tolerance: float = TOLERANCE
+    policy: NeuralPolicy, obs: Mapping[str, Tensor], tolerance: float = TOLERANCE
 ) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
     """Return what the export is held to: observations, the policy's actions for them, the largest error of each.
 

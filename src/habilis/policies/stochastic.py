@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from habilis.core.errors import HabilisError
 from habilis.core.recording import Recorded
 from habilis.core.specs import EnvSpec
 from habilis.core.tree import Tree
@@ -23,6 +22,7 @@ from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import Head
 from habilis.nn.mlp import MLP
 from habilis.policies.action_map import ActionMap
+from habilis.policies.batch import as_batch
 
 NOISE = "/noise"
 """Name of the noise among observation groups, which none of them can have."""
@@ -97,22 +97,7 @@ class StochasticPolicy(nn.Module):
         Returns:
             The action in the environment's units, batched as the observation was, and the memory for the next call.
         """
-        groups = obs if isinstance(obs, Mapping) else {"policy": obs}
-        tensors: dict[str, Tensor] = {}
-        single = False
-        for name in self.encoder.names:
-            group = self.spec.obs[name]
-            if name not in groups:
-                raise HabilisError(f"the observation lacks the group {name!r}: the policy reads {self.encoder.names}")
-            array = np.asarray(groups[name])
-            single = array.shape == group.shape
-            if not single and array.shape[1:] != group.shape:
-                raise HabilisError(
-                    f"the observation group {name!r} has shape {array.shape}: expected {group.shape} or a batch of them"
-                )
-            dtype = torch.uint8 if group.dtype == "uint8" else torch.float32
-            tensor = torch.as_tensor(array, device=next(self.parameters()).device).to(dtype)
-            tensors[name] = tensor.unsqueeze(0) if single else tensor
+        tensors, single = as_batch(obs, self.spec, self.encoder.names, next(self.parameters()).device)
         step = self.act(tensors, memory, deterministic=deterministic)
         action = step.env_action.cpu().numpy()
         return (action[0] if single else action), step.memory

@@ -9,11 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from habilis.presets.dqn import DQN_GENERAL, DQN_NAMES, DQN_PRESETS
 from habilis.presets.ppo import PPO_GENERAL, PPO_PRESETS
 from habilis.presets.sac import SAC_GENERAL, SAC_PRESETS
 
-_GENERAL: dict[str, Mapping[str, Any]] = {"ppo": PPO_GENERAL, "sac": SAC_GENERAL}
-_SPECIAL: dict[str, Mapping[str, Mapping[str, Any]]] = {"ppo": PPO_PRESETS, "sac": SAC_PRESETS}
+_GENERAL: dict[str, Mapping[str, Any]] = {
+    "ppo": PPO_GENERAL,
+    "sac": SAC_GENERAL,
+    **dict.fromkeys(DQN_NAMES, DQN_GENERAL),
+}
+_SPECIAL: dict[str, Mapping[str, Mapping[str, Any]]] = {
+    "ppo": PPO_PRESETS,
+    "sac": SAC_PRESETS,
+    **DQN_PRESETS,
+}
 
 
 def preset(algorithm: str, env: str) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from habilis.algorithms.dqn import DQNConfig
 from habilis.algorithms.ppo import PPOConfig
 from habilis.algorithms.sac import SACConfig
 from habilis.core.acceleration import Precision
@@ -20,7 +21,7 @@ class TrainConfig:
     """Which algorithm learns."""
     env: str
     """Environment id."""
-    algo: PPOConfig | SACConfig
+    algo: PPOConfig | SACConfig | DQNConfig
     """Hyper-parameters of the algorithm."""
     env_backend: Literal["native", "gymnasium", "envpool"] | None = None
     """Engine of the environment; None: the native one where there is one, else Gymnasium."""
@@ -30,6 +31,8 @@ class TrainConfig:
     """One process for each environment (Gymnasium only)."""
     env_threads: int | None = None
     """Threads of the simulation; None: chosen by a short measurement."""
+    frame_stack: int = 1
+    """Frames that a policy sees at once, joined along the channels of each image."""
     num_envs: int = 1
     """Environments stepped together."""
     total_timesteps: int = 1_000_000
@@ -67,6 +70,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         require(self.num_envs > 0, f"num_envs must be positive, got {self.num_envs}")
+        require(self.frame_stack > 0, f"frame_stack must be positive, got {self.frame_stack}")
         require(self.total_timesteps > 0, f"total_timesteps must be positive, got {self.total_timesteps}")
         require(self.threads > 0, f"threads must be positive, got {self.threads}")
         require(self.eval_episodes >= 0, f"eval_episodes must not be negative, got {self.eval_episodes}")

@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from habilis.algorithms.sac import SAC, SACConfig
-from habilis.core.protocols import Plugin
+from habilis.core.protocols import Algorithm, Plugin
 from habilis.core.random import RandomStreams
-from habilis.core.specs import BoxAction
-from habilis.core.types import Metrics, PolicyStep
+from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction
+from habilis.core.types import Metrics, Obs, PolicyStep
 from habilis.data.replay import ReplayBuffer
 from habilis.training.collector import Collector
 from habilis.training.report import Counters, Report
+
+
+class OffPolicyConfig(Protocol):
+    """What the loop asks of a configuration, by the names that every off-policy algorithm gives it."""
+
+    batch_size: int
+    learning_starts: int
+    train_freq: int
+    gradient_steps: int
+    normalize_obs: bool
+
+
+class OffPolicyAlgorithm(Algorithm, Protocol):
+    """What the loop asks of an algorithm; `td_error` `[B]` among its metrics goes to the buffer as priorities."""
+
+    config: OffPolicyConfig
+    gradient_steps: int
+
+    def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
+        """Take observations into the running statistics."""
+        ...
 
 
 class OffPolicyTrainer:
@@ -30,17 +51,19 @@ class OffPolicyTrainer:
         streams: the run's random streams.
         total_timesteps: environment steps to make, over all environments.
         plugins: modifiers of each batch, applied in order before the algorithm sees it.
+        anneal: told the progress of the run (0 to 1) and the episodes that ended before each round.
     """
 
     def __init__(
         self,
         collector: Collector,
-        algorithm: SAC,
+        algorithm: OffPolicyAlgorithm,
         buffer: ReplayBuffer,
         *,
         streams: RandomStreams,
         total_timesteps: int,
         plugins: Sequence[Plugin] = (),
+        anneal: Callable[[float, int], None] | None = None,
     ) -> None:
         self.collector = collector
         self.algorithm = algorithm
@@ -49,7 +72,8 @@ class OffPolicyTrainer:
         self.total_timesteps = total_timesteps
         self.plugins = plugins
         self.counters = Counters()
-        self._config: SACConfig = algorithm.config
+        self._config = algorithm.config
+        self._anneal = anneal
         self._explore = streams.torch("explore", buffer.rewards.device)
 
     def __iter__(self) -> Iterator[Report]:
@@ -61,6 +85,10 @@ class OffPolicyTrainer:
         c, counters = self._config, self.counters
         if counters.iteration == 0:
             self.buffer.start(self.collector.obs)
+        progress = counters.env_steps / self.total_timesteps
+        self.buffer.anneal(progress)
+        if self._anneal is not None:
+            self._anneal(progress, self.collector.episodes.count)
         for _ in range(c.train_freq):
             policy_step = self._act()
             step = self.collector.step(policy_step.env_action)
@@ -77,10 +105,7 @@ class OffPolicyTrainer:
         policy, obs = self.algorithm.policy, self.collector.obs
         if self.counters.env_steps >= self._config.learning_starts:
             return policy.act(obs, generator=self._explore)
-        spec = self.collector.env.spec.action
-        assert isinstance(spec, BoxAction)
-        shape = (self.collector.env.num_envs, spec.dim)
-        action: Tensor = torch.rand(shape, generator=self._explore, device=self._explore.device) * 2 - 1
+        action = uniform_actions(self.collector.env.spec.action, self.collector.env.num_envs, self._explore)
         return PolicyStep(action, policy.action_map(action))
 
     def _learn(self) -> Metrics:
@@ -94,4 +119,17 @@ class OffPolicyTrainer:
                 metrics |= plugin.update(batch)
                 batch = plugin.transform(batch)
             metrics |= self.algorithm.update(batch)
+            td_error = metrics.pop("td_error", None)
+            if td_error is not None and batch.index is not None:
+                self.buffer.update_priorities(batch.index, td_error)
         return metrics
+
+
+def uniform_actions(spec: ActionSpec, rows: int, generator: torch.Generator) -> Tensor:
+    """Draw actions uniformly, in the policy's units: `[rows, dim]` in [-1, 1), `[rows]` or `[rows, k]` choices."""
+    if isinstance(spec, BoxAction):
+        return torch.rand(rows, spec.dim, generator=generator, device=generator.device) * 2 - 1
+    if isinstance(spec, DiscreteAction):
+        return torch.randint(spec.n, (rows,), generator=generator, device=generator.device)
+    chance = torch.rand(rows, len(spec.nvec), generator=generator, device=generator.device)
+    return (chance * torch.tensor(spec.nvec, device=generator.device)).long()

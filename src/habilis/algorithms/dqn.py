@@ -1,0 +1,300 @@
+"""Deep Q-learning in all its parts (Mnih et al. 2015), each of which can be had alone or with any other.
+
+Double targets (van Hasselt et al. 2016), dueling streams (Wang et al. 2016), distributions of the return
+(`nn/value_heads.py`), noisy weights (`nn/noisy.py`), n-step targets and prioritised replay (`data/`): with the
+categorical head they are together Rainbow (Hessel et al. 2018). Losses are in `functional/value_losses.py`, the loop in
+`training/off_policy.py`. Deviation from the papers: implicit quantiles rank actions by evenly spaced fractions.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from habilis.core.batches import TransitionBatch
+from habilis.core.config import require
+from habilis.core.errors import ConfigError
+from habilis.core.random import RandomStreams
+from habilis.core.recording import Recorded
+from habilis.core.schedules import Schedule, scheduled
+from habilis.core.specs import DiscreteAction, EnvSpec
+from habilis.core.state import bundle_state, load_bundle
+from habilis.core.tree import Tree, tree_join, tree_part
+from habilis.core.types import Metrics, Obs, State
+from habilis.functional.value_losses import td_target
+from habilis.nn.encoder import ImageEncoderKind, ObsEncoder
+from habilis.nn.mlp import MLP, Activation
+from habilis.nn.optimizer import Optimizer, flatten_parameters
+from habilis.nn.value_heads import (
+    CategoricalHead,
+    ImplicitQuantileHead,
+    MeanHead,
+    QuantileHead,
+    Streams,
+    ValueHead,
+    of_action,
+)
+from habilis.policies.value import Exploration, ValuePolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class DQNConfig:
+    """Hyper-parameters of DQN and its family, named as in Stable-Baselines3 where it has them."""
+
+    learning_rate: float = 5e-4
+    """Adam's step size."""
+    learning_rate_schedule: Schedule = "constant"
+    """Course of the step size over the run."""
+    adam_eps: float = 1e-8
+    """Adam's epsilon."""
+    max_grad_norm: float | None = 10.0
+    """Largest norm of the gradient; None for no clipping."""
+    buffer_size: int = 100_000
+    """Transitions the replay buffer holds."""
+    batch_size: int = 64
+    """Transitions in a batch."""
+    learning_starts: int = 1000
+    """Environment steps, with actions drawn uniformly, before learning begins."""
+    train_freq: int = 1
+    """Steps of each environment between two rounds of gradient steps."""
+    gradient_steps: int = 1
+    """Gradient steps in a round; -1: as many as environment steps were taken since the last."""
+    gamma: float = 0.99
+    """Discount."""
+    n_steps: int = 1
+    """Rewards summed before bootstrapping."""
+    target_update_interval: int = 250
+    """Gradient steps between two updates of the target network (Stable-Baselines3 counts environment steps)."""
+    tau: float = 1.0
+    """How far the target network moves at such an update; 1 copies."""
+    double_q: bool = False
+    """Let the network that learns choose the next action, and the target network judge it."""
+    dueling: bool = False
+    """Two streams: the value of the state, and the advantages of the actions."""
+    head: Literal["mean", "categorical", "quantile", "implicit_quantile"] = "mean"
+    """What is learnt of the return: its mean (DQN), or its distribution (C51, QR-DQN, IQN)."""
+    n_atoms: int = 51
+    """Atoms of the categorical head."""
+    v_min: float = -10.0
+    """First atom: the least discounted return."""
+    v_max: float = 10.0
+    """Last atom: the greatest discounted return."""
+    n_quantiles: int = 50
+    """Quantiles of the quantile head."""
+    n_fractions: int = 8
+    """Quantiles drawn for the return that is learnt, and as many for its target (implicit quantiles)."""
+    n_acting_fractions: int = 32
+    """Evenly spaced quantiles by which actions are ranked (implicit quantiles)."""
+    huber_threshold: float | None = 1.0
+    """Error beyond which the loss grows linearly; None: squared error (mean head); 0: plain quantile loss."""
+    risk_level: float = 1.0
+    """Rank actions by the mean of this share of the worst returns (distributions only); 1: by the mean of all."""
+    prioritized: bool = False
+    """Replay transitions in proportion to their last error."""
+    priority_alpha: float = 0.6
+    """Power of the error in a priority; 0 is uniform."""
+    priority_beta: float = 0.4
+    """Power of the importance weights that correct for it; grows to 1 over the run."""
+    exploration: Exploration = "epsilon"
+    """Random actions, actions drawn in proportion to `exp(score / temperature)`, or noisy weights."""
+    exploration_schedule: Literal["linear", "exponential"] = "linear"
+    """Course of epsilon (or the temperature): over a fraction of the run, or by a factor for each episode."""
+    exploration_fraction: float = 0.1
+    """Fraction of the run over which epsilon falls (linear)."""
+    exploration_decay: float = 0.99
+    """Factor of epsilon for each episode that ended (exponential)."""
+    exploration_initial_eps: float = 1.0
+    """First epsilon, or temperature."""
+    exploration_final_eps: float = 0.05
+    """Last epsilon, or temperature."""
+    normalize_obs: bool = False
+    """Normalise vector observations by running mean and variance."""
+    image_encoder: ImageEncoderKind = "nature"
+    """Convolutional network for images."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the hidden layers; the last is each stream's own, and noisy where weights are."""
+    activation: Activation = "relu"
+    """Activation of the hidden layers."""
+
+    def __post_init__(self) -> None:
+        positive = ("learning_rate", "batch_size", "train_freq", "n_steps", "target_update_interval")
+        for name in (*positive, "n_quantiles", "n_fractions", "n_acting_fractions", "exploration_fraction"):
+            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("gamma", "tau", "risk_level", "exploration_decay"):
+            require(0 < getattr(self, name) <= 1, f"{name} must be in (0, 1], got {getattr(self, name)}")
+        for name in ("priority_alpha", "priority_beta"):
+            require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
+        require(self.buffer_size >= self.batch_size, f"buffer_size must be at least batch_size, got {self.buffer_size}")
+        require(self.gradient_steps > 0 or self.gradient_steps == -1, "gradient_steps must be positive or -1")
+        require(self.n_atoms > 1, f"n_atoms must be at least 2, got {self.n_atoms}")
+        require(self.v_min < self.v_max, f"v_min must be less than v_max, got {self.v_min} and {self.v_max}")
+        least = min(self.exploration_initial_eps, self.exploration_final_eps)
+        usable = least > 0 if self.exploration == "boltzmann" else least >= 0
+        require(usable, f"exploration_*_eps must not be negative, and positive as temperatures, got {least}")
+        require(
+            self.risk_level == 1 or self.head != "mean", "risk_level needs a distribution: use another head than mean"
+        )
+        fits = {None: self.head == "mean", 0: "quantile" in self.head}.get(self.huber_threshold, True)
+        require(fits, "a huber_threshold of none (squared error) is for the head mean, 0 for quantiles alone")
+        require((self.huber_threshold or 0) >= 0, f"huber_threshold must not be negative, got {self.huber_threshold}")
+
+
+def make_policy(spec: EnvSpec, config: DQNConfig, generator: torch.Generator) -> ValuePolicy:
+    """Build the policy of DQN and its family for an environment.
+
+    Raises:
+        ConfigError: the action is not one choice among several.
+    """
+    if not isinstance(spec.action, DiscreteAction):
+        raise ConfigError(f"value-based learning needs one choice among actions, {spec.id} has {spec.action}: use ppo")
+    encoder = ObsEncoder(spec.obs, ("policy",), config.normalize_obs, generator, config.image_encoder)
+    trunk = MLP(encoder.out_dim, config.hidden[:-1], None, config.activation, generator)
+    head = make_head(trunk.out_dim, spec.action.n, config, generator)
+    return ValuePolicy(spec, encoder, trunk, head, config.exploration)
+
+
+def make_head(in_dim: int, actions: int, config: DQNConfig, generator: torch.Generator) -> ValueHead:
+    """Build the head that a configuration asks for."""
+    c = config
+    streams = Streams(
+        in_dim,
+        c.hidden[-1] if c.hidden else None,
+        actions,
+        {"mean": 1, "categorical": c.n_atoms, "quantile": c.n_quantiles, "implicit_quantile": 1}[c.head],
+        dueling=c.dueling,
+        activation=c.activation,
+        noisy=c.exploration == "noisy",
+        generator=generator,
+    )
+    if c.head == "mean":
+        return MeanHead(streams, c.huber_threshold)
+    if c.head == "categorical":
+        return CategoricalHead(streams, c.v_min, c.v_max, c.risk_level)
+    assert c.huber_threshold is not None
+    if c.head == "quantile":
+        return QuantileHead(streams, c.huber_threshold, c.risk_level)
+    return ImplicitQuantileHead(
+        streams, c.huber_threshold, c.risk_level, c.n_fractions, c.n_acting_fractions, generator
+    )
+
+
+@dataclass
+class DQNState:
+    """Everything that learning changes."""
+
+    policy: ValuePolicy
+    target: ValuePolicy
+    optimizer: Optimizer
+    noise: torch.Generator
+    gradient_steps: int = 0
+
+
+class DQN:
+    """Learns from transitions of any policy."""
+
+    def __init__(self, spec: EnvSpec, config: DQNConfig, *, streams: RandomStreams, device: str = "cpu") -> None:
+        self.config = config
+        policy = make_policy(spec, config, streams.torch("init")).to(device)
+        self.state = DQNState(
+            policy=policy,
+            target=copy.deepcopy(policy).requires_grad_(False),
+            optimizer=Optimizer(
+                policy.parameters(), config.learning_rate, eps=config.adam_eps, max_grad_norm=config.max_grad_norm
+            ),
+            noise=streams.torch("update", device),
+        )
+        self._target = flatten_parameters(self.state.target.parameters())
+        self._gradient = Recorded(self._compute_gradient)
+
+    @property
+    def policy(self) -> ValuePolicy:
+        """The policy being learnt."""
+        return self.state.policy
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps taken so far."""
+        return self.state.gradient_steps
+
+    @property
+    def skipped(self) -> dict[str, Tensor]:
+        """Gradient steps left out because the gradient was not finite, by what was learnt."""
+        return {"values": self.state.optimizer.skipped}
+
+    def anneal(self, progress: float, episodes: int) -> None:
+        """Set exploration and step size for the progress of the run, 0 to 1, and the number of episodes that ended."""
+        c, s = self.config, self.state
+        first, last = c.exploration_initial_eps, c.exploration_final_eps
+        if c.exploration_schedule == "linear":
+            level = first + (last - first) * min(progress / c.exploration_fraction, 1.0)
+        else:
+            level = max(last, first * c.exploration_decay**episodes)
+        s.policy.exploration_level.fill_(level)
+        s.optimizer.learning_rate.fill_(scheduled(c.learning_rate, c.learning_rate_schedule, progress))
+
+    def update(self, batch: TransitionBatch) -> Metrics:
+        """Take one gradient step and return scalars, and `td_error` `[B]`: what the transitions are prioritised by."""
+        s, c = self.state, self.config
+        data = tree_join(
+            obs=batch.obs,
+            action=batch.action,
+            reward=batch.reward,
+            terminated=batch.terminated,
+            discount=batch.discount,
+            next_obs=batch.next_obs,
+            **self._draw(len(batch.action)),
+        )
+        if batch.weight is not None:
+            data["weight"] = batch.weight
+        results = self._gradient(data)
+        s.optimizer.step(results.pop("gradient"), results["grad_norm"])
+        s.gradient_steps += 1
+        if s.gradient_steps % c.target_update_interval == 0:
+            self._target.lerp_(s.optimizer.flat, c.tau)
+        return results | {"exploration_rate": s.policy.exploration_level}
+
+    def _draw(self, rows: int) -> dict[str, Tensor]:
+        """Draw what an update leaves to chance: noisy weights, one set for each network, and quantiles."""
+        g, head, drawn = self.state.noise, self.policy.head, {}
+        if size := head.streams.noise_size:
+            drawn["noise"] = torch.randn(3, 1, size, generator=g, device=g.device)
+        if count := head.drawn:
+            drawn["fractions"], drawn["next_fractions"] = torch.rand(2, rows, count, generator=g, device=g.device)
+        return drawn
+
+    def _compute_gradient(self, data: Tree) -> dict[str, Tensor]:
+        """Return the gradient of the loss towards the Bellman target."""
+        s = self.state
+        noise, next_noise, choice_noise = data.get("noise", (None, None, None))
+        next_obs = tree_part(data, "next_obs")
+        with torch.no_grad():
+            chooser, by = (s.policy, choice_noise) if self.config.double_q else (s.target, next_noise)
+            next_action = chooser.scores(next_obs, by).argmax(-1)
+            next_values = of_action(s.target.values(next_obs, next_noise, data.get("next_fractions")), next_action)
+        values = s.policy.values(tree_part(data, "obs"), noise, data.get("fractions"))
+        losses, error = s.policy.head.loss(
+            of_action(values, data["action"]),
+            next_values,
+            lambda following: td_target(data["reward"], data["terminated"], data["discount"], following),
+            data.get("fractions"),
+        )
+        loss = (losses * data["weight"]).mean() if "weight" in data else losses.mean()
+        q_mean = s.policy.head.scores(values.detach()).mean()
+        return {**s.optimizer.gradient(loss), "loss": loss.detach(), "q_mean": q_mean, "td_error": error}
+
+    def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
+        """Take observations into the statistics of the encoder; the target's follow the policy's."""
+        for policy in (self.state.policy, self.state.target):
+            policy.encoder.update_normalizers(obs, valid)
+
+    def state_dict(self) -> State:
+        """Return everything that learning changes."""
+        return bundle_state(self.state)
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore what `state_dict` returned."""
+        load_bundle(self.state, state)

@@ -1,0 +1,133 @@
+"""The value-based policy: encoder (with the normaliser), trunk and a value head, of which the best action is taken.
+
+Exploring, it takes a random action with probability epsilon, or draws in proportion to `exp(score / temperature)`, or
+acts by noisy weights. `forward` is the greedy policy from raw observation to action, which is what gets exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from habilis.core.recording import Recorded
+from habilis.core.specs import DiscreteAction, EnvSpec
+from habilis.core.tree import Tree
+from habilis.core.types import Obs, PolicyStep
+from habilis.nn.distributions import Categorical
+from habilis.nn.encoder import ObsEncoder
+from habilis.nn.mlp import MLP
+from habilis.nn.value_heads import ValueHead
+from habilis.policies.action_map import ActionMap
+from habilis.policies.batch import as_batch
+
+Exploration = Literal["epsilon", "boltzmann", "noisy"]
+
+NOISE = "/noise"
+"""Name of the noise among observation groups, which none of them can have."""
+
+
+class ValuePolicy(nn.Module):
+    """Observation to the return of each action, and to the best of them.
+
+    Args:
+        spec: what the environment gives and takes: one choice among several.
+        encoder: from observation groups to one vector; owns the normaliser.
+        trunk: from that vector to features.
+        head: from features to returns.
+        exploration: how it acts where it is not to be deterministic.
+    """
+
+    exploration_level: Tensor
+    """Probability of a random action, or temperature of the draw, 0-d."""
+
+    def __init__(
+        self, spec: EnvSpec, encoder: ObsEncoder, trunk: MLP, head: ValueHead, exploration: Exploration
+    ) -> None:
+        super().__init__()
+        assert isinstance(spec.action, DiscreteAction)
+        self.spec = spec
+        self.actions = spec.action.n
+        self.encoder = encoder
+        self.trunk = trunk
+        self.head = head
+        self.exploration: Exploration = exploration
+        self.action_map = ActionMap(spec.action)
+        self.register_buffer("exploration_level", torch.ones(()))
+        self._explore = Recorded(self._compute_explore)
+
+    def values(self, obs: Obs, noise: Tensor | None = None, fractions: Tensor | None = None) -> Tensor:
+        """Return what the head says of every action, `[B, A, K]`, for raw observations `[B, *shape]`."""
+        return self.head(self.trunk(self.encoder(obs)), noise, fractions)
+
+    def scores(self, obs: Obs, noise: Tensor | None = None) -> Tensor:
+        """Return by what actions are ranked, `[B, A]`."""
+        return self.head.scores(self.values(obs, noise))
+
+    def forward(self, obs: Obs) -> Tensor:
+        """Return the best action `[B]`."""
+        return self.scores(obs).argmax(-1)
+
+    @torch.no_grad()
+    def act(
+        self, obs: Obs, memory: Any = None, *, deterministic: bool = False, generator: torch.Generator | None = None
+    ) -> PolicyStep:
+        """Choose actions for a batch of observations; the normaliser's statistics stay as they are.
+
+        Args:
+            obs: raw observation groups `[N, *shape]`.
+            memory: handed back as it is.
+            deterministic: take the best action instead of exploring.
+            generator: source of the draw; None draws from the operating system's entropy, each time anew.
+        """
+        if deterministic:
+            action = self(obs)
+            return PolicyStep(action, action, memory=memory)
+        if generator is None:
+            generator = torch.Generator(next(self.parameters()).device)
+            generator.seed()
+        noise = self.noise(len(obs[self.encoder.names[0]]), generator)
+        action = self._explore({NOISE: noise} | {name: obs[name] for name in self.encoder.names})["action"]
+        return PolicyStep(action, action, memory=memory)
+
+    def noise(self, rows: int, generator: torch.Generator) -> Tensor:
+        """Draw what exploration turns into `rows` actions."""
+        device = generator.device
+        if self.exploration == "noisy":
+            return torch.randn(rows, self.head.streams.noise_size, generator=generator, device=device)
+        width = 2 if self.exploration == "epsilon" else self.actions
+        return torch.rand(rows, width, generator=generator, device=device)
+
+    def _compute_explore(self, data: Tree) -> dict[str, Tensor]:
+        """Turn observations and noise into actions."""
+        noise = data[NOISE]
+        if self.exploration == "noisy":
+            return {"action": self.scores(data, noise).argmax(-1)}
+        scores = self.scores(data)
+        if self.exploration == "boltzmann":
+            return {"action": Categorical(scores / self.exploration_level).sample(noise)[0]}
+        chance, which = noise.unbind(-1)
+        return {
+            "action": torch.where(chance < self.exploration_level, (which * self.actions).long(), scores.argmax(-1))
+        }
+
+    def predict(
+        self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Any = None, *, deterministic: bool = True
+    ) -> tuple[np.ndarray, Any]:
+        """NumPy in, NumPy out, for one observation or a batch of them.
+
+        Args:
+            obs: one observation or a batch, for the group "policy"; or a mapping of groups.
+            memory: what the last call returned.
+            deterministic: the best action, or exploration.
+
+        Returns:
+            The action, batched as the observation was, and the memory for the next call.
+        """
+        tensors, single = as_batch(obs, self.spec, self.encoder.names, next(self.parameters()).device)
+        step = self.act(tensors, memory, deterministic=deterministic)
+        action = step.env_action.cpu().numpy()
+        return (action[0] if single else action), step.memory

@@ -1,0 +1,50 @@
+"""Presets of DQN and its family. What each reaches is in `docs/algorithms/dqn.md`, with the command."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+DQN_NAMES = (
+    *("dqn", "double_dqn", "dueling_dqn", "per_dqn", "n_step_dqn", "noisy_dqn"),
+    *("c51", "qr_dqn", "iqn", "rainbow"),
+)
+
+DQN_GENERAL: Mapping[str, Any] = {"num_envs": 1, "total_timesteps": 100_000}
+"""For an environment that was never tried."""
+
+_CARTPOLE: Mapping[str, Any] = {
+    "total_timesteps": 50_000,
+    "algo.learning_rate": 1e-3,
+    "algo.learning_rate_schedule": "linear",
+    "algo.batch_size": 64,
+    "algo.learning_starts": 1000,
+    "algo.target_update_interval": 100,
+    "algo.exploration_fraction": 0.16,
+    "algo.exploration_final_eps": 0.04,
+    "algo.v_min": 0.0,
+    "algo.v_max": 100.0,
+    "algo.hidden": (128, 128),
+}
+"""Discounted returns are those of at most 500 rewards of 1."""
+
+_LUNAR_LANDER: Mapping[str, Any] = {
+    "total_timesteps": 300_000,
+    "num_envs": 4,
+    "algo.learning_rate": 6.3e-4,
+    "algo.learning_rate_schedule": "linear",
+    "algo.batch_size": 128,
+    "algo.buffer_size": 100_000,
+    "algo.gradient_steps": -1,
+    "algo.target_update_interval": 250,
+    "algo.exploration_fraction": 0.12,
+    "algo.exploration_final_eps": 0.05,
+    "algo.v_min": -300.0,
+    "algo.v_max": 300.0,
+    "algo.hidden": (256, 256),
+}
+
+DQN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    name: {"CartPole-v1": _CARTPOLE, "LunarLander-v3": _LUNAR_LANDER} for name in DQN_NAMES
+}
+"""By algorithm and environment."""
