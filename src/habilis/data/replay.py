@@ -97,7 +97,8 @@ class ReplayBuffer:
         """
         if self._added:
             newest = (self._head - 1) % self.rows
-            self.observations.end(newest, (~self.done[newest]).nonzero().squeeze(-1))
+            # those whose last observation is not kept aside: under way, or ended in an environment that resets later
+            self.observations.end(newest, (self.observations.final_slot[newest] < 0).nonzero().squeeze(-1))
             self.done[newest] = True
         self.observations.write(self._head, obs)
 
