@@ -93,18 +93,18 @@ class EpisodeTracker:
         self._sums = np.concatenate([self._sums, np.zeros((len(new), self.num_envs))])
 
     def _finish(self, ended: np.ndarray, values: np.ndarray) -> list[Episode]:
-        episodes = []
-        columns = zip(
-            ended.tolist(),
-            self._lengths[ended].tolist(),
-            self._sums[:, ended].T.tolist(),
-            values[1:, ended].T.tolist(),
-            strict=True,
-        )
-        for env, length, (total_reward, *sums), last in columns:
-            by_kind = {"sum": sums, "last": last, "mean": [value / length for value in sums]}
-            terms = {name: by_kind[reduction(name)][k] for k, name in enumerate(self._names)}
-            episodes.append(Episode(env, total_reward, length, terms))
+        lengths, (totals, *terms) = self._lengths[ended], self._sums[:, ended]
+        for k, name in enumerate(self._names):
+            kind = reduction(name)
+            if kind != "sum":
+                terms[k] = values[k + 1, ended] if kind == "last" else terms[k] / lengths
+        numbers = [term.tolist() for term in terms]
+        rows = zip(*numbers, strict=True) if numbers else ((),) * len(ended)
+        columns = zip(ended.tolist(), totals.tolist(), lengths.tolist(), rows, strict=True)
+        episodes = [
+            Episode(env, total_reward, length, dict(zip(self._names, row, strict=True)))
+            for env, total_reward, length, row in columns
+        ]
         self._sums[:, ended] = 0
         self._lengths[ended] = 0
         self.count += len(episodes)
