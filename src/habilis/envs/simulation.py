@@ -134,9 +134,16 @@ class Simulation:
 
     def get_data(self, index: int) -> mujoco.MjData:
         """Return a copy of one simulation as `MjData`, with every derived field computed at its state."""
-        data = self._batch.get_data(index)
-        mujoco.mj_forward(self.get_model(index), data)
+        model = self.get_model(index)
+        data = mujoco.MjData(model)
+        self.copy_to(index, model, data)
         return data
+
+    def copy_to(self, index: int, model: mujoco.MjModel, data: mujoco.MjData) -> None:
+        """Write what `get_model` and `get_data` return into a model and data of the caller's, which is quicker."""
+        self._batch.get_model(index, model)
+        self._batch.get_data(index, data)
+        mujoco.mj_forward(model, data)
 
     def state_dict(self) -> State:
         """Return the state of every simulation and every model field that differs between them."""

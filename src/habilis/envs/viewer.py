@@ -42,7 +42,6 @@ class Viewer:
         self._index = index
         self._model = self._simulation.get_model(index)
         self._data = self._simulation.get_data(index)
-        self._copy = mujoco.mj_copyData
         others = set(threading.enumerate())
         self._window = mujoco.viewer.launch_passive(self._model, self._data, show_left_ui=False, show_right_ui=False)
         self._threads = set(threading.enumerate()) - others
@@ -55,7 +54,7 @@ class Viewer:
     def show(self) -> None:
         """Show the environment as it is now."""
         with self._window.lock():
-            self._copy(self._data, self._model, self._simulation.get_data(self._index))
+            self._simulation.copy_to(self._index, self._model, self._data)
         self._window.sync()
 
     def close(self) -> None:

@@ -10,7 +10,8 @@ from typing import Any
 import gymnasium
 
 from habilis.core.protocols import VecEnv
-from habilis.envs.make import register_native
+from habilis.envs.gridworld import make_gridworld
+from habilis.envs.make import NativeBuilder, register_native
 
 
 def _quadruped_walk(id: str, num_envs: int, **kwargs: Any) -> VecEnv:
@@ -19,7 +20,33 @@ def _quadruped_walk(id: str, num_envs: int, **kwargs: Any) -> VecEnv:
     return make_quadruped_walk(id, num_envs, **kwargs)
 
 
-_TASKS = {"habilis/QuadrupedWalk-v0": _quadruped_walk}
+def _object_sorting(id: str, num_envs: int, **kwargs: Any) -> VecEnv:
+    from habilis.tasks.object_sorting import ObjectSorting
+
+    return ObjectSorting(id, num_envs, camera="Camera" in id, **kwargs)
+
+
+def _point_reach(id: str, num_envs: int, *, threads: int | None = None, **kwargs: Any) -> VecEnv:
+    from habilis.tasks.point_reach import PointReach
+
+    return PointReach(id, num_envs, discrete="Discrete" in id, **kwargs)
+
+
+def _catch(id: str, num_envs: int, *, threads: int | None = None, **kwargs: Any) -> VecEnv:
+    from habilis.tasks.catch import Catch
+
+    return Catch(id, num_envs, **kwargs)
+
+
+_TASKS: dict[str, NativeBuilder] = {
+    "habilis/Catch-v0": _catch,
+    "habilis/GridWorld-v0": make_gridworld,
+    "habilis/ObjectSorting-v0": _object_sorting,
+    "habilis/ObjectSortingCamera-v0": _object_sorting,
+    "habilis/PointReach-v0": _point_reach,
+    "habilis/PointReachDiscrete-v0": _point_reach,
+    "habilis/QuadrupedWalk-v0": _quadruped_walk,
+}
 
 for _id, _builder in _TASKS.items():
     register_native(_id, _builder)

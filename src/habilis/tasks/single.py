@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any
 
 import gymnasium
 import numpy as np
 import torch
 from gymnasium import spaces
 
+from habilis.core.specs import BoxAction, DiscreteAction
 from habilis.envs.make import make_vec_env
 from habilis.envs.render import Renderer
-from habilis.tasks.task import Task
+
+FRAMES_PER_SECOND = 30
+"""Of a task that does not know how long a step takes."""
 
 
 class SingleTask(gymnasium.Env):
-    """The N = 1 of a registered task: observations are its group `policy`, float32; info holds its terms as numbers.
+    """The N = 1 of a registered task: observations are its group `policy`; info holds its terms as numbers.
 
     Args:
         id: a task that `habilis.tasks` registers.
         render_mode: `"rgb_array"`, or None.
-        width: of a frame, in pixels.
-        height: of a frame, in pixels.
+        width: of a frame, in pixels; a task that is no simulation has a size of its own.
+        height: of a frame, in pixels; the same.
         **kwargs: arguments of the task.
     """
 
@@ -30,14 +33,23 @@ class SingleTask(gymnasium.Env):
     def __init__(
         self, id: str, render_mode: str | None = None, width: int = 640, height: int = 480, **kwargs: Any
     ) -> None:
-        self.task = cast(Task, make_vec_env(id, 1, backend="native", threads=1, **kwargs))
+        self.task = make_vec_env(id, 1, backend="native", threads=1, **kwargs)
         self.render_mode = render_mode
         self._size = (width, height)
         self._renderer: Renderer | None = None
         self._closed = False
-        self.observation_space = spaces.Box(-np.inf, np.inf, self.task.spec.obs["policy"].shape, np.float32)
-        self.action_space = spaces.Box(-1.0, 1.0, (len(self.task.spec.action_names),), np.float32)
-        self.metadata = {**self.metadata, "render_fps": round(1.0 / self.task.control_dt)}
+        group, action = self.task.spec.obs["policy"], self.task.spec.action
+        self.observation_space: spaces.Space = (
+            spaces.Box(0, 255, group.shape, np.uint8)
+            if group.is_image
+            else spaces.Box(-np.inf, np.inf, group.shape, np.float32)
+        )
+        assert isinstance(action, BoxAction | DiscreteAction)
+        self.action_space: spaces.Space = (
+            spaces.Box(action.low, action.high) if isinstance(action, BoxAction) else spaces.Discrete(action.n)
+        )
+        control_dt = self.task.spec.control_dt
+        self.metadata = {**self.metadata, "render_fps": round(1.0 / control_dt) if control_dt else FRAMES_PER_SECOND}
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -46,9 +58,9 @@ class SingleTask(gymnasium.Env):
         super().reset(seed=seed)
         return self.task.reset(seed)["policy"][0].numpy(), {}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        """Apply one action `[nu]`."""
-        step = self.task.step(torch.from_numpy(np.asarray(action, dtype=np.float32))[None])
+    def step(self, action: np.ndarray | int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Apply one action: `[dim]`, or the number of a choice."""
+        step = self.task.step(torch.from_numpy(np.asarray(action, dtype=self.action_space.dtype))[None])
         info = {name: value[0].item() for name, value in step.info.items()}
         return (
             step.next_obs["policy"][0].numpy(),
@@ -59,7 +71,7 @@ class SingleTask(gymnasium.Env):
         )
 
     def render(self) -> np.ndarray | None:
-        """Return a frame `[height, width, 3]` uint8 from the tracking camera."""
+        """Return a frame `[height, width, 3]` uint8."""
         if self.render_mode != "rgb_array":
             return None
         if self._renderer is None:
