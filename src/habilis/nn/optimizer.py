@@ -11,7 +11,6 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adam import adam
 
 from habilis.core.types import State
 
@@ -76,20 +75,21 @@ class Optimizer:
         """
         not_finite = (~grad_norm.isfinite()).to(grad_norm.dtype)
         self.skipped += not_finite
-        adam(
+        self.steps += 1 - not_finite
+        # what PyTorch's own fused Adam calls, without the sorting of parameters by device that takes three times as long
+        torch._fused_adam_(
             [self.flat],
             [gradient],
             [self.moments[0]],
             [self.moments[1]],
             [],
             [self.steps],
-            fused=True,
-            amsgrad=False,
+            lr=self.learning_rate,
             beta1=0.9,
             beta2=0.999,
-            lr=self.learning_rate,
             weight_decay=0.0,
             eps=self.eps,
+            amsgrad=False,
             maximize=False,
             # the flag by which mixed precision's gradient scaler tells the fused step to do nothing
             found_inf=not_finite,
