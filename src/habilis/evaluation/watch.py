@@ -27,7 +27,7 @@ def watch(policy: Policy, env: VecEnv, *, seed: int, episodes: int | None = None
     seconds = env.spec.control_dt or 1 / FRAMES_PER_SECOND
     ended = 0
     with closing(rollout(policy, env, seed=seed, deterministic=deterministic)) as steps:
-        viewer = Viewer(env) if hasattr(env, "simulation") else None
+        viewer = Viewer(env) if env.spec.backend == "native" else None
         try:
             due = time.monotonic()
             for step in steps:

@@ -12,10 +12,12 @@ import torch
 from habilis.core.errors import ConfigError, EnvError, MissingExtraError
 from habilis.core.types import PolicyStep
 from habilis.envs.gymnasium import make_gymnasium
+from habilis.envs.make import make_vec_env
 from habilis.envs.mujoco import make_native
 from habilis.envs.render import Renderer
 from habilis.evaluation.evaluator import evaluate
 from habilis.evaluation.video import record_video
+from habilis.evaluation.watch import watch
 
 
 class Still:
@@ -44,11 +46,25 @@ def test_a_native_environment_is_pictured_as_it_is_now():
     assert np.abs(now - before).mean() > 1.0
     other = Renderer(env, 0, width=160, height=120)
     assert np.abs(now - other.frame()).mean() > 1.0
+    np.testing.assert_array_equal(renderer.frame(0), other.frame())  # one renderer pictures any of them
+    np.testing.assert_array_equal(renderer.frame(), now)
+    env.simulation.expand("geom_rgba")[0, :, :3] = (1.0, 0.0, 0.0)  # what differs between them is seen at once
+    red = np.array(other.frame(), dtype=int)
+    assert (red[:, :, 0] - red[:, :, 1]).mean() > 10
+    np.testing.assert_array_equal(renderer.frame(), now)
     other.close()
+    quick = Renderer(env, 1, width=160, height=120, quick=True)
+    assert 0.1 < np.abs(quick.frame() - now).mean() < 60  # the same robot without shadows
+    quick.close()
     renderer.close()
     with pytest.raises(ConfigError, match="no camera 'tarck': it has track"):
         Renderer(env, camera="tarck")
     env.close()
+
+
+def test_what_is_no_simulation_is_not_watched_for_ever():
+    with pytest.raises(EnvError, match="record a video"):
+        watch(Still(1), make_vec_env("probe/ConstantRewardContinuous-v0"), seed=0)
 
 
 def test_film_of_a_native_environment_is_in_real_time(tmp_path):
