@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import habilis.tasks  # noqa: F401  (registers the ids of our own tasks)
-from habilis.algorithms import dqn, ppo, sac
+from habilis.algorithms import dqn, ppo, sac, tabular
 from habilis.core.acceleration import available_memory, configure, resolve_device
 from habilis.core.config import require
 from habilis.core.protocols import VecEnv
@@ -30,6 +30,7 @@ from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer
 from habilis.training.off_policy import OffPolicyTrainer
 from habilis.training.on_policy import OnPolicyTrainer
+from habilis.training.tabular import TabularTrainer
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,14 @@ def _dqn_trainer(config: TrainConfig, collector: Collector, streams: RandomStrea
     )
 
 
+def _tabular_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> TabularTrainer:
+    require(config.device in ("cpu", "auto"), f"a table lies in the processor's memory, got device {config.device!r}")
+    assert isinstance(config.algo, tabular.TabularConfig)
+    env = collector.env
+    algorithm = tabular.Tabular(env.spec, config.algo, num_envs=env.num_envs, streams=streams)
+    return TabularTrainer(collector, algorithm, streams=streams, total_timesteps=config.total_timesteps)
+
+
 ALGORITHMS.add(
     "ppo",
     AlgorithmEntry(
@@ -188,3 +197,16 @@ DQN_FAMILY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 for name, (title, changes) in DQN_FAMILY.items():
     defaults = {f"algo.{key}": value for key, value in changes.items()}
     ALGORITHMS.add(name, AlgorithmEntry(title, dqn.DQNConfig, dqn.make_policy, 1, _dqn_trainer, defaults))
+
+TABULAR_FAMILY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
+    "q_learning": ("Q-learning with a table (Watkins 1989)", {}),
+    "double_q_learning": ("Double Q-learning with two tables (van Hasselt 2010)", {"double_q": True}),
+    "sarsa": ("SARSA with a table (Rummery and Niranjan 1994)", {"target": "sampled"}),
+    "expected_sarsa": ("Expected SARSA with a table (van Seijen et al. 2009)", {"target": "expected"}),
+}
+"""One algorithm by four names: title and hyper-parameters."""
+
+for name, (title, changes) in TABULAR_FAMILY.items():
+    defaults = {f"algo.{key}": value for key, value in changes.items()}
+    entry = AlgorithmEntry(title, tabular.TabularConfig, tabular.make_policy, 1, _tabular_trainer, defaults)
+    ALGORITHMS.add(name, entry)

@@ -31,6 +31,10 @@ READING = {
         *("functional/value_losses.py", "functional/returns.py", "policies/value.py", "training/collector.py"),
         *("algorithms/dqn.py", "data/replay.py", "training/off_policy.py"),
     ],
+    "tabular": [
+        *("functional/tabular.py", "nn/states.py", "policies/tabular.py", "training/collector.py"),
+        *("algorithms/tabular.py", "training/tabular.py"),
+    ],
 }
 """What a person reads to understand an algorithm end to end: algorithm, losses, policy, buffer and loop."""
 

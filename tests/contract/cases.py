@@ -13,6 +13,7 @@ from habilis.build import ALGORITHMS, build_trainer
 from habilis.checkpoint import save_checkpoint
 from habilis.checkpoint.state_tree import flatten
 from habilis.presets.dqn import DQN_NAMES
+from habilis.presets.tabular import TABULAR_NAMES
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer, components
 
@@ -56,17 +57,26 @@ SMALL |= dict.fromkeys(DQN_NAMES, DQN)
 SMALL["dqn"] = DQN | {"algo.tau": 0.5, "algo.exploration_schedule": "exponential"}
 SMALL["double_dqn"] = DQN | {"algo.exploration": "boltzmann", "algo.learning_rate_schedule": "linear"}
 
-EXACT = {name: ("HalfCheetah-v5", "habilis/QuadrupedWalk-v0", "probe/IdentityContinuous-v0") for name in SMALL}
+TABULAR = {"num_envs": 3, "algo.train_freq": 4, "algo.rounding": [0.5]}
+SMALL |= dict.fromkeys(TABULAR_NAMES, TABULAR)
+SMALL["double_q_learning"] = TABULAR | {"algo.learning_rate_power": 0.8}
+
+EXACT = dict.fromkeys(SMALL, ("HalfCheetah-v5", "habilis/QuadrupedWalk-v0", "probe/IdentityContinuous-v0"))
 EXACT |= dict.fromkeys(DQN_NAMES, ("probe/Identity-v0", "probe/TruncationValue-v0"))
+EXACT |= dict.fromkeys(TABULAR_NAMES, ("probe/Identity-v0", "habilis/GridWorld-v0"))
 """Environments that save their state."""
 
-FRESH = dict.fromkeys(SMALL, "Pendulum-v1") | dict.fromkeys(DQN_NAMES, "CartPole-v1")
+FRESH = dict.fromkeys(SMALL, "Pendulum-v1") | dict.fromkeys((*DQN_NAMES, *TABULAR_NAMES), "CartPole-v1")
 """An environment that cannot."""
+
+ARRAY = {(name, "habilis/GridWorld-v0"): {"algo.rounding": []} for name in TABULAR_NAMES}
+"""Tables that are arrays; the others are dictionaries."""
 
 
 def small_config(algorithm: str, env: str, **overrides: Any) -> TrainConfig:
     base = {"total_timesteps": 2000, "env_threads": 1, "threads": 1}
-    return default_config(algorithm, env, **{**base, **SMALL[algorithm], **overrides})
+    given = {**base, **SMALL[algorithm], **ARRAY.get((algorithm, env), {}), **overrides}
+    return default_config(algorithm, env, **given)
 
 
 def small_trainer(algorithm: str, env: str, **overrides: Any) -> Trainer:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from habilis.policies.stochastic import StochasticPolicy
+from habilis.policies.tabular import TabularPolicy
 from habilis.policies.value import ValuePolicy
 
-NeuralPolicy = StochasticPolicy | ValuePolicy
-"""Any policy that is a network: has a specification, an encoder, and a `forward` that can be exported."""
+NeuralPolicy = StochasticPolicy | ValuePolicy | TabularPolicy
+"""Any policy that is a module, a network or a table: has a specification, an encoder, and a `forward` to export."""

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from habilis.algorithms.dqn import DQNConfig
 from habilis.algorithms.ppo import PPOConfig
 from habilis.algorithms.sac import SACConfig
+from habilis.algorithms.tabular import TabularConfig
 from habilis.core.acceleration import Precision
 from habilis.core.config import require
 
@@ -21,7 +22,7 @@ class TrainConfig:
     """Which algorithm learns."""
     env: str
     """Environment id."""
-    algo: PPOConfig | SACConfig | DQNConfig
+    algo: PPOConfig | SACConfig | DQNConfig | TabularConfig
     """Hyper-parameters of the algorithm."""
     env_backend: Literal["native", "gymnasium", "envpool"] | None = None
     """Engine of the environment; None: the native one where there is one, else Gymnasium."""

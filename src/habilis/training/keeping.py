@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from habilis.core.types import State
-from habilis.data.replay import ReplayBuffer
 from habilis.training.off_policy import OffPolicyTrainer
 from habilis.training.on_policy import OnPolicyTrainer
 from habilis.training.report import Counters
+from habilis.training.tabular import TabularTrainer
 
-Trainer = OnPolicyTrainer | OffPolicyTrainer
+Trainer = OnPolicyTrainer | OffPolicyTrainer | TabularTrainer
 
 
 def components(trainer: Trainer) -> dict[str, State]:
@@ -26,7 +26,7 @@ def components(trainer: Trainer) -> dict[str, State]:
         "counters": asdict(trainer.counters),
     }
     # a rollout buffer is empty between iterations
-    return states | {"replay": trainer.buffer.state_dict()} if isinstance(trainer.buffer, ReplayBuffer) else states
+    return states | {"replay": trainer.buffer.state_dict()} if isinstance(trainer, OffPolicyTrainer) else states
 
 
 def restore(trainer: Trainer, states: Mapping[str, State]) -> None:
@@ -37,7 +37,10 @@ def restore(trainer: Trainer, states: Mapping[str, State]) -> None:
         plugin.load_state_dict(state)
     trainer.counters = Counters(**states["counters"])
     trainer.collector.load_state_dict(states["collector"], seed=trainer.streams.seed + trainer.counters.iteration)
-    if isinstance(trainer.buffer, ReplayBuffer):
+    fresh = not trainer.collector.env.spec.saves_state
+    if isinstance(trainer, OffPolicyTrainer):
         trainer.buffer.load_state_dict(states["replay"])
-        if not trainer.collector.env.spec.saves_state:
+        if fresh:
             trainer.buffer.start(trainer.collector.obs)
+    elif isinstance(trainer, TabularTrainer) and fresh:
+        trainer.algorithm.drop_plans()

@@ -1,0 +1,26 @@
+"""Planning in a known model: what an agent would find that had nothing left to learn."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def value_iteration(transitions: Tensor, rewards: Tensor, gamma: float, tolerance: float = 1e-10) -> Tensor:
+    """Return the optimal action values `[S, A]`, float64 (Bellman 1957; Sutton and Barto 2018, equation 4.10).
+
+    `q.amax(1)` is the optimal value of each state, and every action that attains it is optimal.
+
+    Args:
+        transitions: `[S, A, S]`, probability of each next state; a terminal state leads to itself, unpaid.
+        rewards: `[S, A]`, expected reward.
+        gamma: discount; 1 where every way out of a loss ends somewhere.
+        tolerance: the sweep after which no value changes by more than this is the last.
+    """
+    transitions, rewards = transitions.double(), rewards.double()
+    q = torch.zeros_like(rewards)
+    while True:
+        better = rewards + gamma * transitions @ q.amax(1)
+        if (better - q).abs().max() <= tolerance:
+            return better
+        q = better
