@@ -29,8 +29,8 @@ class Renderer:
         width: of a native environment's frames, in pixels.
         height: of the same.
         camera: name of a camera of the model; native environments only.
-        quick: leave out shadows, reflections and smoothed edges: for pictures that a policy sees, a few thousand a
-            second; native environments only.
+        quick: leave out shadows, reflections, the sky and smooth edges: for small pictures that a policy sees, about
+            two thousand a second; native environments only.
 
     Raises:
         ConfigError: if there is no such camera.

@@ -54,7 +54,8 @@ def test_a_native_environment_is_pictured_as_it_is_now():
     np.testing.assert_array_equal(renderer.frame(), now)
     other.close()
     quick = Renderer(env, 1, width=160, height=120, quick=True)
-    assert 0.1 < np.abs(quick.frame() - now).mean() < 60  # the same robot without shadows
+    floor = quick.frame()[100:].astype(int)  # below the sky, which is left out, it differs by shadows and reflections
+    assert 0.1 < np.abs(floor - now[100:]).mean() < 40
     quick.close()
     renderer.close()
     with pytest.raises(ConfigError, match="no camera 'tarck': it has track"):
