@@ -133,13 +133,12 @@ class DQNConfig:
         require(self.n_atoms > 1, f"n_atoms must be at least 2, got {self.n_atoms}")
         require(self.v_min < self.v_max, f"v_min must be less than v_max, got {self.v_min} and {self.v_max}")
         least = min(self.exploration_initial_eps, self.exploration_final_eps)
-        usable = least > 0 if self.exploration == "boltzmann" else least >= 0
-        require(usable, f"exploration_*_eps must not be negative, and positive as temperatures, got {least}")
-        require(
-            self.risk_level == 1 or self.head != "mean", "risk_level needs a distribution: use another head than mean"
-        )
-        fits = {None: self.head == "mean", 0: "quantile" in self.head}.get(self.huber_threshold, True)
-        require(fits, "a huber_threshold of none (squared error) is for the head mean, 0 for quantiles alone")
+        why = f"exploration_*_eps must not be negative, and positive as temperatures, got {least}"
+        require(least > 0 if self.exploration == "boltzmann" else least >= 0, why)
+        require(self.risk_level == 1 or self.head != "mean", "risk_level needs a distribution: use another head")
+        fits: dict[float | None, bool] = {None: self.head == "mean", 0: "quantile" in self.head}
+        why = "a huber_threshold of none (squared error) is for the head mean, 0 for quantiles alone"
+        require(fits.get(self.huber_threshold, True), why)
         require((self.huber_threshold or 0) >= 0, f"huber_threshold must not be negative, got {self.huber_threshold}")
 
 

@@ -6,6 +6,8 @@ Transitions are drawn uniformly, or by the priorities that the buffer is given. 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +15,7 @@ from torch import Tensor
 from habilis.core.batches import TransitionBatch
 from habilis.core.errors import ConfigError
 from habilis.core.specs import EnvSpec
+from habilis.core.tree import tree_split
 from habilis.core.types import Obs, State, Step
 from habilis.data.observations import ObservationRing
 from habilis.data.priorities import Priorities, SumTree
@@ -21,6 +24,10 @@ from habilis.functional.returns import n_step_return
 
 COLUMNS = ("actions", "rewards", "terminated", "done", "valid")
 """What a row holds besides its observation."""
+
+
+DRAWN_TOGETHER = 1024
+"""Transitions drawn at once for several batches: most of the time of drawing few does not hang on their number."""
 
 
 class ReplayBuffer:
@@ -143,6 +150,14 @@ class ReplayBuffer:
             obs, action, reward, terminated, self.observations.successors(last), discount, weight, number
         )
 
+    def batches(self, batch_size: int, count: int) -> Iterator[TransitionBatch]:
+        """Yield `count` batches as `sample` does, drawn together where no priorities change between them."""
+        together = 1 if self.priorities is not None else max(1, DRAWN_TOGETHER // batch_size)
+        while count > 0:
+            drawn = min(count, together)
+            count -= drawn
+            yield from _split(self.sample(batch_size * drawn), batch_size) if drawn > 1 else [self.sample(batch_size)]
+
     def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
         """Set the priorities of a sampled batch by its temporal differences.
 
@@ -236,3 +251,12 @@ class ReplayBuffer:
             getattr(self, name).zero_()[: len(state[name])] = state[name]
         if self.priorities is not None:
             self.priorities.load_state_dict(state["priorities"])
+
+
+def _split(batch: TransitionBatch, size: int) -> Iterator[TransitionBatch]:
+    """Yield consecutive parts of `size` transitions of a uniformly drawn batch."""
+    columns = (batch.action, batch.reward, batch.terminated, batch.discount)
+    for obs, next_obs, action, reward, terminated, discount in zip(
+        tree_split(batch.obs, size), tree_split(batch.next_obs, size), *(x.split(size) for x in columns), strict=True
+    ):
+        yield TransitionBatch(obs, action, reward, terminated, next_obs, discount)

@@ -113,8 +113,7 @@ class OffPolicyTrainer:
         c = self._config
         updates = c.gradient_steps if c.gradient_steps > 0 else c.train_freq * self.collector.env.num_envs
         metrics: Metrics = {}
-        for _ in range(updates):
-            batch = self.buffer.sample(c.batch_size)
+        for batch in self.buffer.batches(c.batch_size, updates):
             for plugin in self.plugins:
                 metrics |= plugin.update(batch)
                 batch = plugin.transform(batch)
