@@ -4,8 +4,8 @@ They are counted from the steps themselves and not taken from what an environmen
 the same everywhere: rewards are summed raw and in float64, a dummy step belongs to no episode, and every number of
 `Step.info` with one value an environment is reduced by its name:
 
-- `success`, `diverged` and `termination/<term>`: the value at the step that ended the episode (an environment that
-  means "ever succeeded" keeps the flag up until the end);
+- `success`, `success/<part>`, `diverged` and `termination/<term>`: the value at the step that ended the episode (an
+  environment that means "ever succeeded" keeps the flag up until the end);
 - `reward/<term>`, `cost` and `cost/<term>`: the sum over the episode, so that reward terms add up to the return;
 - anything else (`tracking_error`, ...): the mean over the steps of the episode, NaN if one of them was.
 """
@@ -44,7 +44,7 @@ class Episode:
 
 def reduction(name: str) -> str:
     """Return how the number `name` of `Step.info` becomes one for an episode: `last`, `sum` or `mean`."""
-    if name in ("success", "diverged") or name.startswith("termination/"):
+    if name in ("success", "diverged") or name.startswith(("success/", "termination/")):
         return "last"
     return "sum" if name == "cost" or name.startswith(("reward/", "cost/")) else "mean"
 
@@ -144,9 +144,9 @@ class EpisodeTracker:
 def summary(episodes: Collection[Episode]) -> dict[str, float]:
     """Return the means over `episodes` under the names that people know; empty where there are none.
 
-    `rollout/ep_rew_mean`, `rollout/ep_len_mean`, `rollout/success_rate`, `reward/<term>`, `termination/<term>` (the
-    fraction that ended so), `rollout/ep_cost_mean`, and `info/<name>` for what else the environment tells. An episode
-    of which a number is not known (NaN) does not count for it.
+    `rollout/ep_rew_mean`, `rollout/ep_len_mean`, `rollout/success_rate`, `success/<part>`, `reward/<term>`,
+    `termination/<term>` (the fraction that ended so), `rollout/ep_cost_mean`, and `info/<name>` for what else the
+    environment tells. An episode of which a number is not known (NaN) does not count for it.
     """
     if not episodes:
         return {}
@@ -159,6 +159,6 @@ def summary(episodes: Collection[Episode]) -> dict[str, float]:
     for name in sorted({name for episode in episodes for name in episode.terms}):
         values = [episode.terms[name] for episode in episodes if not isnan(episode.terms.get(name, nan))]
         if values:
-            kept = name.startswith(("reward/", "termination/", "cost/"))
+            kept = name.startswith(("reward/", "termination/", "success/", "cost/"))
             scalars[known.get(name, name if kept else f"info/{name}")] = sum(values) / len(values)
     return scalars

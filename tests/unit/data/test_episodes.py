@@ -63,13 +63,22 @@ def test_diverged_step_ends_the_episode_and_adds_nothing_to_it():
 def test_terms_reduce_by_their_names():
     tracker = EpisodeTracker(1)
     tracker.update(
-        make_step([0.0], success=[True], cost=[1.0], reward__a=[0.5], tracking_error=[0.2], other=[[1.0, 2.0]])
+        make_step(
+            [0.0],
+            success=[True],
+            success__part=[0.2],
+            cost=[1.0],
+            reward__a=[0.5],
+            tracking_error=[0.2],
+            other=[[1.0, 2.0]],
+        )
     )
     (episode,) = tracker.update(
         make_step(
             [0.0],
             truncated=[True],
             success=[False],
+            success__part=[0.6],
             cost=[2.0],
             reward__a=[0.25],
             tracking_error=[0.4],
@@ -77,12 +86,15 @@ def test_terms_reduce_by_their_names():
         )
     )
     assert episode.success == 0.0
-    assert episode.terms == pytest.approx({"success": 0.0, "cost": 3.0, "reward/a": 0.75, "tracking_error": 0.3})
+    assert episode.terms == pytest.approx(
+        {"success": 0.0, "success/part": 0.6, "cost": 3.0, "reward/a": 0.75, "tracking_error": 0.3}
+    )
     assert summary([episode]) == pytest.approx(
         {
             "rollout/ep_rew_mean": 0.0,
             "rollout/ep_len_mean": 2.0,
             "rollout/success_rate": 0.0,
+            "success/part": 0.6,
             "rollout/ep_cost_mean": 3.0,
             "reward/a": 0.75,
             "info/tracking_error": 0.3,
