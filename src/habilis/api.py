@@ -28,6 +28,7 @@ from habilis.envs.frame_stack import stack_frames
 from habilis.envs.make import make_vec_env
 from habilis.evaluation.evaluator import EvaluationResult
 from habilis.evaluation.evaluator import evaluate as run_evaluation
+from habilis.evaluation.grid_policy import GridPolicy, policy_on_grid
 from habilis.evaluation.video import record_video as film
 from habilis.evaluation.watch import watch
 from habilis.policies import NeuralPolicy
@@ -218,6 +219,21 @@ def play(
     policy, config = _load_with_config(policy, which)
     with closing(_make_visible_env(policy, config, env, seed, env_kwargs, "human")) as vec:
         watch(policy, vec, seed=seed, episodes=episodes, deterministic=deterministic)
+
+
+def lay_out(
+    policy: NeuralPolicy | str | Path,
+    env: str | None = None,
+    *,
+    which: Literal["last", "best"] = "last",
+    **env_kwargs: Any,
+) -> GridPolicy | None:
+    """Return what a policy, or that of a run, does and expects in every cell; None where it acts in no grid world."""
+    policy, config = _load_with_config(policy, which)
+    if not policy.spec.obs["policy"].one_hot:
+        return None
+    with closing(_make_env_of(policy, config, env, 1, 0, env_kwargs)) as vec:
+        return policy_on_grid(policy, vec)
 
 
 def export(policy: NeuralPolicy | str | Path, output: str | Path, *, which: Literal["last", "best"] = "last") -> Path:

@@ -1,4 +1,7 @@
-"""`habilis play`: a policy before one's eyes, in MuJoCo's viewer or, where there is no screen, in a video."""
+"""`habilis play`: a policy before one's eyes, in MuJoCo's viewer or, where there is no screen, in a video.
+
+A grid world is drawn in the terminal, with what the policy does and expects in every cell, and then filmed.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,14 @@ from pathlib import Path
 from typing import Literal
 
 import tyro
+from rich.console import Console
+from rich.text import Text
 
-from habilis.api import locate, play, record_video
+from habilis.api import lay_out, locate, play, record_video
 from habilis.cli.parse import KeyValues, Switch, parse, read_values
+from habilis.envs.grid_drawing import ARROWS, GOAL, INK, OBSTACLE, WHITE, heat
 from habilis.envs.viewer import has_screen
+from habilis.evaluation.grid_policy import GridPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,17 +45,45 @@ class Options:
 
 
 def run(argv: Sequence[str]) -> int:
-    """Open the viewer, or record and say where the video is."""
+    """Open the viewer, or record and say where the video is; before that, draw a grid world."""
     o = parse(Options, argv, "play")
     run_dir, checkpoint = locate(o.run, o.which)
-    settings = {"which": o.which, "seed": o.seed, "deterministic": not o.stochastic, **read_values(o.env_kwargs)}
-    if o.video is None and has_screen():
+    env_kwargs = read_values(o.env_kwargs)
+    settings = {"which": o.which, "seed": o.seed, "deterministic": not o.stochastic, **env_kwargs}
+    laid_out = lay_out(o.run, o.env, which=o.which, **env_kwargs)
+    if laid_out is not None:
+        draw(laid_out)
+    elif o.video is None and has_screen():
         print("Close the window, or press Ctrl-C here, to stop.")
         with contextlib.suppress(KeyboardInterrupt):
             play(o.run, o.env, episodes=o.episodes, **settings)
         return 0
-    if o.video is None:
+    elif o.video is None:
         print("There is no screen here: recording a video.")
     video = o.video or run_dir / "videos" / f"{checkpoint.name}_seed{o.seed}.mp4"
     print(record_video(o.run, video, o.env, episodes=o.episodes or 1, **settings))
     return 0
+
+
+def draw(policy: GridPolicy) -> None:
+    """Draw a policy on its grid: two lines a row of cells, arrow and value, on colours where the terminal has them."""
+    grid, values = policy.grid, policy.values
+    colours = {} if values is None else heat(grid, values)
+    console = Console(highlight=False)
+    for row in range(grid.rows):
+        upper, lower = Text(), Text()
+        for cell in ((row, column) for column in range(grid.columns)):
+            state = grid.state(cell)
+            mark, number, colour = (ARROWS + "·")[policy.actions[state]], "", colours.get(cell, WHITE)
+            if cell == grid.goal:
+                mark, colour = "G", GOAL
+            elif cell in grid.obstacles:
+                mark, colour = "#", OBSTACLE
+            elif values is not None:
+                number = f"{values[state]:.2f}"
+            ink = WHITE if sum(colour) < 420 else INK
+            style = f"rgb{ink} on rgb{colour}".replace(" ", "").replace("on", " on ")
+            upper.append(f"{mark:^8}", f"bold {style}")
+            lower.append(f"{number:^8}", style)
+        console.print(upper)
+        console.print(lower)

@@ -40,7 +40,12 @@ class GridDrawing:
         self._ground = self._draw_ground(None)
 
     def show(self, actions: Sequence[int] | None, values: Sequence[float] | None = None) -> None:
-        """Lay a policy under the agent, from now on: action and value of each state, or None for neither."""
+        """Lay a policy under the agent, from now on.
+
+        Args:
+            actions: of each state, -1 for no arrow; None for no arrows.
+            values: of each state, for the colours; None for no colours.
+        """
         self._actions = actions
         self._ground = self._draw_ground(values)
 
@@ -54,21 +59,17 @@ class GridDrawing:
         """Return the map in lines: `A` agent, `S` start, `G` goal, `#` obstacle, else the policy's arrow or a dot."""
         marks = {self.grid.start: "S", **dict.fromkeys(self.grid.obstacles, "#")}
         if self._actions is not None:
-            open_cells = [cell for cell in self._cells() if cell not in self.grid.obstacles]
-            marks |= {cell: ARROWS[self._actions[self.grid.state(cell)]] for cell in open_cells}
+            marks |= {cell: (ARROWS + ".")[self._actions[self.grid.state(cell)]] for cell in self.grid.free}
         marks |= {self.grid.goal: "G", self.grid.cell(state): "A"}
         rows = range(self.grid.rows)
         return "\n".join(" ".join(marks.get((r, c), ".") for c in range(self.grid.columns)) for r in rows)
-
-    def _cells(self) -> list[Cell]:
-        return [(r, c) for r in range(self.grid.rows) for c in range(self.grid.columns)]
 
     def _draw_ground(self, values: Sequence[float] | None) -> np.ndarray:
         """Draw everything but the agent."""
         grid, side = self.grid, self._pixels
         canvas = np.full((grid.rows * side, grid.columns * side, 3), PAPER, np.float64)
         colours = {} if values is None else heat(grid, values)
-        for cell in self._cells():
+        for cell in grid.cells:
             if cell == grid.goal:
                 self._paint(canvas, cell, "cell", GOAL)
                 self._paint(canvas, cell, "target", WHITE)
@@ -79,7 +80,7 @@ class GridDrawing:
                 ink = WHITE if sum(colours.get(cell, FREE)) < 420 else INK
                 if cell == grid.start:
                     self._paint(canvas, cell, "rim", ink)
-                if self._actions is not None:
+                if self._actions is not None and self._actions[grid.state(cell)] >= 0:
                     self._paint(canvas, cell, f"arrow {self._actions[grid.state(cell)]}", ink)
         return canvas
 
@@ -94,25 +95,34 @@ class GridDrawing:
             _blend(window, np.maximum(_disc(side, 0.28), -_disc(side, 0.2)), colour)
             _blend(window, _disc(side, 0.1), colour)
         elif shape == "rim":
-            _blend(window, np.maximum(_tile(side, 0.04), -_tile(side, 0.075)), colour)
+            _blend(window, np.maximum(_tile(side, 0.07, 0.1), -_tile(side, 0.1, 0.08)), colour)
         elif shape == "cell":
             _blend(window, _tile(side, 0.04), colour)
         else:
             _blend(window, _arrow(side, int(shape[-1])), colour)
 
 
-def heat(grid: Grid, values: Sequence[float]) -> dict[Cell, tuple[int, ...]]:
-    """Return the colour of every cell that an agent acts in, by its value among theirs."""
-    free = [(r, c) for r in range(grid.rows) for c in range(grid.columns)]
-    free = [cell for cell in free if cell != grid.goal and cell not in grid.obstacles]
-    of_cell = {cell: values[grid.state(cell)] for cell in free}
-    low, high = min(of_cell.values()), max(of_cell.values())
+def heat(grid: Grid, values: Sequence[float], limits: tuple[float, float] | None = None) -> dict[Cell, tuple[int, ...]]:
+    """Return the colour of every cell that an agent acts in.
+
+    Args:
+        grid: the cells.
+        values: of each state.
+        limits: the values of the first and the last colour; None for the lowest and the highest.
+    """
+    low, high = limits or value_range(grid, values)
     stops = np.linspace(0.0, 1.0, len(HEAT))
     colours = {}
-    for cell, value in of_cell.items():
-        level = (value - low) / (high - low) if high > low else 0.0
+    for cell in grid.free:
+        level = (values[grid.state(cell)] - low) / (high - low) if high > low else 0.0
         colours[cell] = tuple(int(np.interp(level, stops, channel)) for channel in zip(*HEAT, strict=True))
     return colours
+
+
+def value_range(grid: Grid, values: Sequence[float]) -> tuple[float, float]:
+    """Return the lowest and the highest value of the cells that an agent acts in."""
+    free = [values[grid.state(cell)] for cell in grid.free]
+    return min(free), max(free)
 
 
 def _blend(window: np.ndarray, distance: np.ndarray, colour: tuple[int, ...]) -> None:

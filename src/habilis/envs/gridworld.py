@@ -77,6 +77,16 @@ class Grid:
         """Return the grid as JSON values."""
         return asdict(self)
 
+    @property
+    def cells(self) -> list[Cell]:
+        """Every cell, in the order of the states."""
+        return [(row, column) for row in range(self.rows) for column in range(self.columns)]
+
+    @property
+    def free(self) -> list[Cell]:
+        """The cells that an agent acts in: all but obstacles and the goal."""
+        return [cell for cell in self.cells if cell != self.goal and cell not in self.obstacles]
+
     def holds(self, cell: Cell) -> bool:
         """Whether a cell lies on the grid."""
         return 0 <= cell[0] < self.rows and 0 <= cell[1] < self.columns

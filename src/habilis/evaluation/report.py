@@ -129,7 +129,7 @@ def group_runs(records: Iterable[RunRecord]) -> list[Group]:
         mine = runs[0].method
         telling = [key for key in mine if any(rival.get(key) != mine[key] for rival in rivals)]
         details = ", ".join(f"{key.split('.')[-1]}={mine[key]}" for key in telling[:3])
-        label = f"{algorithm.upper()} {details}".strip()
+        label = f"{report_page.title_of(algorithm)} {details}".strip()
         groups.append(Group(label, colour, tuple(sorted(runs, key=lambda run: (run.seed is None, run.seed or 0)))))
     return groups
 

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from habilis.evaluation.report_grid import policy_section
+
 if TYPE_CHECKING:
     from habilis.evaluation.evaluator import EvaluationResult
     from habilis.evaluation.report import Group
@@ -46,7 +48,8 @@ def page(groups: Sequence[Group], charts: Charts, folder: Path) -> str:
         folder: where the page will lie; films too large for it are linked from there.
     """
     envs = list(charts)
-    title = f"{' and '.join(dict.fromkeys(g.runs[0].algorithm.upper() for g in groups))} on {', '.join(envs)}"
+    algorithms = dict.fromkeys(title_of(group.runs[0].algorithm) for group in groups)
+    title = f"{' and '.join(algorithms)} on {', '.join(envs)}"
     body = [
         f'<header><p class="mark">habilis <span>report</span></p><h1>{escape(title)}</h1>{_status(groups)}</header>'
     ]
@@ -70,6 +73,8 @@ def _environment(groups: Sequence[Group], sections: Sequence[tuple[str, list[dic
         hero = _chart(_hero(learning), "hero") if learning else ""
         parts.append(f'<div class="first{" with-film" if films and hero else ""}">{hero}<div>{films}</div></div>')
     parts.append(_legend(groups))
+    for group in groups:
+        parts.append(policy_section(group.runs[0], group.label if len(groups) > 1 else ""))
     if table := _evaluations(groups):
         parts.append(f"<section><h2>Evaluation</h2>{table}</section>")
     others = [chart for chart in learning if chart is not _hero(learning)]
@@ -295,6 +300,11 @@ def _swatch(group: Group) -> str:
 
 def _has(run: RunRecord, name: str) -> bool:
     return name in run.curves and len(run.curves[name].values) > 0
+
+
+def title_of(algorithm: str) -> str:
+    """Return an algorithm's name as people write it: `PPO`, `DOUBLE DQN`."""
+    return algorithm.upper().replace("_", " ")
 
 
 def number(value: float) -> str:

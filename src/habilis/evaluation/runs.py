@@ -17,6 +17,7 @@ import numpy as np
 
 from habilis.core.errors import ConfigError
 from habilis.evaluation.evaluator import EvaluationResult
+from habilis.evaluation.grid_policy import GridPolicy
 
 NOT_METHOD = {
     "seed",
@@ -57,6 +58,8 @@ class Evaluation:
     step: int
     deterministic: EvaluationResult
     stochastic: EvaluationResult | None
+    on_grid: GridPolicy | None = None
+    """The policy in every cell, where the environment is a grid world."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -170,11 +173,12 @@ def _read_evaluations(folder: Path) -> Iterator[Evaluation]:
     for path in sorted(folder.glob("step_*.json")):
         tree = _read_json(path)
         if tree is not None:
-            stochastic = tree.get("stochastic")
+            stochastic, on_grid = tree.get("stochastic"), tree.get("grid")
             yield Evaluation(
                 step=int(tree["step"]),
                 deterministic=EvaluationResult.from_dict(tree["deterministic"]),
                 stochastic=None if stochastic is None else EvaluationResult.from_dict(stochastic),
+                on_grid=None if on_grid is None else GridPolicy.from_dict(on_grid),
             )
 
 

@@ -14,6 +14,7 @@ from habilis.core.errors import MissingExtraError
 from habilis.core.protocols import Policy, VecEnv
 from habilis.envs.render import Renderer
 from habilis.evaluation.evaluator import rollout
+from habilis.evaluation.grid_policy import show_policy
 
 FRAMES_PER_SECOND = 30
 """What a film comes near to; also the speed at which an environment that does not know its `control_dt` is shown."""
@@ -33,7 +34,7 @@ def record_video(
     deterministic: bool = True,
     device: str | torch.device | None = None,
 ) -> Path:
-    """Film `policy` in the first environment of `env` and return `path`.
+    """Film `policy` in the first environment of `env` and return `path`; a grid world shows the policy in every cell.
 
     Args:
         policy: what acts; left as it was found.
@@ -54,6 +55,8 @@ def record_video(
     """
     rate = 1 / env.spec.control_dt if env.spec.control_dt else FRAMES_PER_SECOND
     stride = max(1, round(rate / FRAMES_PER_SECOND))
+    shows_ends = getattr(env, "shows_ends", False)
+    show_policy(policy, env)
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     ended = 0
@@ -65,7 +68,8 @@ def record_video(
         ):
             for count, step in enumerate(steps):
                 done = bool(step.done[0])
-                if count % stride == 0 and not done:  # after the last step the environment shows its next episode
+                # after the last step most environments show their next episode
+                if count % stride == 0 and (not done or shows_ends):
                     film.append_data(renderer.frame())
                 ended += done
                 if ended == episodes or count + 1 >= seconds * rate:

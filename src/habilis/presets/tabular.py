@@ -15,6 +15,8 @@ TABULAR_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "habilis/GridWorld-v0": {
         "num_envs": 128,
         "total_timesteps": 20_480,
+        "eval_freq": 1024,
+        "algo.train_freq": 4,
         "algo.learning_rate": 0.5,
         "algo.exploration_decay": 0.998,
     },

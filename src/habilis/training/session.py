@@ -23,6 +23,7 @@ from habilis.core.errors import EnvError, NonFiniteError
 from habilis.core.protocols import VecEnv
 from habilis.core.types import State
 from habilis.evaluation.evaluator import EvaluationResult, evaluate
+from habilis.evaluation.grid_policy import policy_on_grid
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer, components, restore
 from habilis.training.report import Report
@@ -192,6 +193,9 @@ class Session:
             metrics["eval/success_rate"] = result.success_rate
         self.tracking.log(metrics, steps)
         tree = {"step": steps, "deterministic": result.to_dict(), "stochastic": stochastic and stochastic.to_dict()}
+        on_grid = policy_on_grid(policy, env)
+        if on_grid is not None:
+            tree["grid"] = on_grid.to_dict()
         folder = self.run_dir / "eval"
         folder.mkdir(exist_ok=True)
         (folder / f"step_{steps:012d}.json").write_text(json.dumps(tree, allow_nan=False) + "\n")
