@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from habilis.core.errors import ConfigError
 from habilis.core.random import generator_state, set_generator_state
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, ObsGroup, spec_from_dict, spec_to_dict
 from habilis.core.types import PolicyStep, Step
+from habilis.data.priorities import Priorities
 from habilis.data.replay import ReplayBuffer
 from habilis.data.rollout import RolloutBuffer
 from habilis.deploy.verify import verify_policy
@@ -55,7 +57,8 @@ class Frames:
         image = torch.stack([low, high], -1).view(-1, 1, 1, 2).expand(-1, 10, 10, 2)
         return {
             "policy": image.clone(),
-            "camera": low.view(-1, 1, 1, 1).expand(-1, 1, 9, 11).clone(),
+            # changes less often than the other: a stack may be of one frame here and of several there
+            "camera": (numbers // 6 % 256).to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 9, 11).clone(),
             "state": numbers.float()[:, None],
         }
 
@@ -128,7 +131,7 @@ def test_the_stack_is_its_twin_of_deques(data):
         numbers = torch.tensor([list(stack) for stack in stacks])
         low, high = numbers % 256, numbers // 256
         pairs = torch.stack([low, high], -1).flatten(1).to(torch.uint8)
-        camera = low.to(torch.uint8).view(num_envs, frames, 1, 1).expand(-1, -1, 9, 11)
+        camera = (numbers // 6 % 256).to(torch.uint8).view(num_envs, frames, 1, 1).expand(-1, -1, 9, 11)
         return {"policy": pairs.view(num_envs, 1, 1, -1).expand(-1, 10, 10, -1), "camera": camera}
 
     def check(obs, stacks):
@@ -163,9 +166,14 @@ def test_the_buffer_gives_back_what_the_policy_saw(data):
     num_envs, held, n_steps = data.draw(st.tuples(st.integers(1, 2), st.integers(3, 6), st.sampled_from([1, 3])))
     frames = data.draw(st.integers(1, 4))
     env = stack_frames(Frames(num_envs), frames)
-    make = lambda seed: ReplayBuffer(  # noqa: E731
-        env.spec, held * num_envs, num_envs, generator=np.random.default_rng(seed), n_steps=n_steps, gamma=1.0
-    )
+    by_priority = data.draw(st.booleans())
+
+    def make(seed):
+        generator, priorities = np.random.default_rng(seed), Priorities(alpha=0.0) if by_priority else None
+        return ReplayBuffer(
+            env.spec, held * num_envs, num_envs, generator=generator, n_steps=n_steps, gamma=1.0, priorities=priorities
+        )
+
     buffer = make(0)
     assert all(
         store.shape[2:] == env.spec.frame(name).shape for name, store in buffer.observations.stores.items()
@@ -174,7 +182,15 @@ def test_the_buffer_gives_back_what_the_policy_saw(data):
     buffer.start(obs)
     history = [[] for _ in range(num_envs)]
     row = lambda tree, n: {name: tensor[n].clone() for name, tensor in tree.items()}  # noqa: E731
-    for step, shown in run_kinds(data, env, num_envs):
+    swap = data.draw(st.integers(0, 20))
+    for count, (step, shown) in enumerate(run_kinds(data, env, num_envs)):
+        if count == swap:  # a saved and loaded buffer goes on as the other, whatever it held before
+            saved, buffer = buffer.state_dict(), make(1)
+            no, zeros = torch.zeros(num_envs, dtype=torch.bool), torch.zeros(num_envs)
+            buffer.start(shown)
+            for _ in range(data.draw(st.integers(0, 2 * held))):
+                buffer.add(zeros.long(), Step(shown, shown, zeros, no, no, ~no))
+            buffer.load_state_dict(saved)
         if step is None:
             for past in history:
                 if past:
@@ -186,11 +202,6 @@ def test_the_buffer_gives_back_what_the_policy_saw(data):
                 flags = {"done": bool(step.done[n]), "valid": bool(step.valid[n])}
                 past.append({"obs": row(obs, n), "next_obs": row(step.next_obs, n), **flags})
         obs = shown
-    if data.draw(st.booleans()):
-        other = make(1)  # a saved and loaded buffer is the same
-        other.start(env.reset())
-        other.load_state_dict(buffer.state_dict())
-        buffer = other
     expected = {}
     for past in history:
         window = past[-held:]
@@ -211,6 +222,36 @@ def test_the_buffer_gives_back_what_the_policy_saw(data):
         seen, reached = expected[number]
         assert same(row(batch.obs, i), seen)
         assert same(row(batch.next_obs, i), reached)
+
+
+def test_what_is_kept_only_for_its_frames_is_no_transition():
+    env = FrameStack(Frames(1), 3)
+    buffer = ReplayBuffer(env.spec, 3, 1, generator=np.random.default_rng(0))
+    buffer.start(env.reset(0))
+    env._env.kinds = ["go"]
+    for count in range(6):
+        step = env.step(None)
+        buffer.add(torch.zeros(1, dtype=torch.long), replace(step, valid=torch.tensor([count < 3])))
+    assert not buffer.valid.any()
+    with pytest.raises(ConfigError, match="holds no transition"):
+        buffer.sample(1)
+
+
+def test_a_loaded_buffer_forgets_what_it_held():
+    env = FrameStack(Frames(1), 3)
+    env._env.kinds = ["go"]
+    buffers = [ReplayBuffer(env.spec, 9, 1, generator=np.random.default_rng(0), n_steps=3) for _ in range(2)]
+    for buffer, steps in zip(buffers, (3, 12), strict=True):
+        buffer.start(env.reset(0))
+        for _ in range(steps):
+            buffer.add(torch.zeros(1, dtype=torch.long), env.step(None))
+    buffers[1].load_state_dict(buffers[0].state_dict())
+    step = env.step(None)
+    for buffer in buffers:
+        buffer.add(torch.zeros(1, dtype=torch.long), step)
+    one, other = (buffer.sample(40) for buffer in buffers)
+    assert torch.equal(one.discount, other.discount)
+    assert same(one.next_obs, other.next_obs)
 
 
 def test_bytes_of_a_buffer_of_stacked_frames():
