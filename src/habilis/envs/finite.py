@@ -55,6 +55,10 @@ class Drawing(Protocol):
         """Return `[height, width, 3]` uint8 with the agent in `state`."""
         ...
 
+    def text(self, state: int) -> str:
+        """Return the same in lines of text."""
+        ...
+
 
 class FiniteEnv:
     """N copies of a finite process on the CPU, with exact state.
@@ -148,9 +152,20 @@ class FiniteEnv:
         Raises:
             EnvError: it has no drawing.
         """
+        return self._drawn().picture(int(self._shown[0]))
+
+    def text(self) -> str:
+        """Return the first environment in lines of text.
+
+        Raises:
+            EnvError: it has no drawing.
+        """
+        return self._drawn().text(int(self._shown[0]))
+
+    def _drawn(self) -> Drawing:
         if self.drawing is None:
             raise EnvError(f"{self.spec.id} cannot be pictured: its states have no places")
-        return self.drawing.picture(int(self._shown[0]))
+        return self.drawing
 
     def state_dict(self) -> State:
         """Return where each environment is, and the position of the random stream."""

@@ -270,7 +270,9 @@ def test_list(capsys):
         assert main(["list", *words]) == 0
         return capsys.readouterr().out.splitlines()
 
-    assert [line.split()[0] for line in listed("algorithms")] == ["ppo", "sac"]
+    algorithms = [line.split()[0] for line in listed("algorithms")]
+    assert algorithms == sorted(algorithms)
+    assert {"dqn", "ppo", "q_learning", "rainbow", "sac"} <= set(algorithms)
     assert [line.split() for line in listed("envs", "quadruped")] == [["habilis/QuadrupedWalk-v0", "native"]]
     assert ["HalfCheetah-v5", "native"] in [line.split() for line in listed("envs")]
     assert ["HalfCheetah-v5", "gymnasium"] in [line.split() for line in listed("envs", "--backend", "gymnasium")]
