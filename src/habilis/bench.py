@@ -1,14 +1,13 @@
 """F6: suites of algorithm x environment x seeds, each run a `habilis train` of its own, into JSON and a Markdown table.
 
-A suite is data: what is trained for how long, and what others reached. Every run is a subprocess with one thread,
-`jobs` of them side by side, followed by one deterministic evaluation of its last policy on episodes that training never
-saw. Results that exist are kept and interrupted runs resumed, so a suite may be stopped and started at will; a run's
-folder is named after its configuration, so that results of different hyper-parameters never mix.
+What is measured is in `suites.py`. Every run is a subprocess with one thread, `jobs` of them side by side, followed by
+one deterministic evaluation of its last policy on episodes that training never saw. Results that exist are kept and
+interrupted runs resumed, so a suite may be stopped and started at will; a run's folder is named after its
+configuration, so that results of different hyper-parameters never mix.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shlex
@@ -19,19 +18,17 @@ import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from habilis.api import default_config
 from habilis.checkpoint import CheckpointStore
 from habilis.checkpoint.files import replace_text
-from habilis.core.config import require, to_dict
+from habilis.core.config import require
 from habilis.core.errors import HabilisError
-from habilis.core.registry import Registry
 from habilis.evaluation.statistics import bootstrap_interval, iqm
+from habilis.suites import IDENTITY, SUITES, Case, Goal
 
 EVALUATION_SEED = 1000
 """The run of seed s is evaluated on the episodes of seed 1000 + s."""
@@ -50,146 +47,6 @@ COLUMNS = (
     "minutes",
 )
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-IDENTITY = ("seed", "run_dir", "name")
-"""Keys of a configuration that do not change what is measured."""
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What the mean over the seeds is to reach."""
-
-    value: float
-    measure: str = "return"
-    """`return`, `success_rate`, or a term of the evaluation, `tracking_error` say."""
-    at_most: bool = False
-
-    def __str__(self) -> str:
-        return f"{'at most' if self.at_most else 'at least'} {self.value:g}"
-
-    def is_reached(self, mean: float) -> bool:
-        """Whether a mean is good enough."""
-        return mean <= self.value if self.at_most else mean >= self.value
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Case:
-    """One algorithm on one environment."""
-
-    algorithm: str
-    env: str
-    total_timesteps: int | None = None
-    """Env steps of a run; None for the preset's."""
-    episodes: int = 20
-    """Of the evaluation at the end."""
-    goals: tuple[Goal, ...] = ()
-    """What is to be reached; a case without goals is judged by nothing, and its return is shown."""
-    reference: str = ""
-    """What others reached, and where that is written."""
-    overrides: Mapping[str, int | float | str] = field(default_factory=dict)
-    """Dotted configuration keys besides the preset's."""
-
-    @property
-    def name(self) -> str:
-        """Name in files and tables, say `ppo-Hopper-v5`."""
-        return f"{self.algorithm}-{self.env}".replace("/", "-")
-
-    @property
-    def settings(self) -> dict[str, int | float | str]:
-        """Everything the command line is told besides algorithm, environment and seed."""
-        steps = {} if self.total_timesteps is None else {"total_timesteps": self.total_timesteps}
-        return {**steps, "threads": 1, "env_threads": 1, **self.overrides}
-
-    def flags(self) -> list[str]:
-        """Return the arguments of `habilis train`, but for seed and directory."""
-        pairs = ((f"--{key.replace('_', '-')}", str(value)) for key, value in self.settings.items())
-        return [self.algorithm, "--env", self.env, *(part for pair in pairs for part in pair)]
-
-    def fingerprint(self) -> str:
-        """Return eight letters that change with the configuration, presets and defaults included."""
-        config = to_dict(default_config(self.algorithm, self.env, **self.settings))
-        text = json.dumps({k: v for k, v in config.items() if k not in IDENTITY}, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-SUITES: Registry[tuple[Case, ...]] = Registry("suite")
-
-SUITES.add(
-    "foundation",
-    (
-        Case(
-            algorithm="ppo",
-            env="CartPole-v1",
-            total_timesteps=50_000,
-            goals=(Goal(490),),
-            reference="500, DQN (RL Zoo3)",
-        ),
-        Case(
-            algorithm="ppo",
-            env="Pendulum-v1",
-            total_timesteps=100_000,
-            goals=(Goal(-200),),
-            reference="-172 (RL Zoo3)",
-        ),
-        Case(
-            algorithm="ppo",
-            env="HalfCheetah-v5",
-            total_timesteps=1_000_000,
-            goals=(Goal(5000),),
-            reference="5784 ± 1244 (Tianshou, best evaluation, 10 seeds)",
-        ),
-        Case(
-            algorithm="ppo",
-            env="Hopper-v5",
-            total_timesteps=1_000_000,
-            goals=(Goal(2500),),
-            reference="2609 ± 701 (Tianshou, best evaluation, 10 seeds)",
-        ),
-        Case(
-            algorithm="sac",
-            env="Pendulum-v1",
-            total_timesteps=20_000,
-            goals=(Goal(-160),),
-            reference="-157 (RL Zoo3)",
-        ),
-        Case(
-            algorithm="sac",
-            env="HalfCheetah-v5",
-            total_timesteps=100_000,
-            goals=(Goal(6000),),
-            reference="6156 ± 700 on v4 (SimbaV2 data, 10 seeds)",
-        ),
-        Case(
-            algorithm="sac",
-            env="Hopper-v5",
-            total_timesteps=200_000,
-            goals=(Goal(2300),),
-            reference="2342 on v4 (SimbaV2 data, 10 seeds)",
-        ),
-    ),
-)
-SUITES.add(
-    "quadruped",
-    (
-        Case(
-            algorithm="ppo",
-            env="habilis/QuadrupedWalk-v0",
-            episodes=50,
-            goals=(Goal(0.1, "termination/fall", at_most=True), Goal(0.25, "tracking_error", at_most=True)),
-            overrides={"env_threads": 2},
-        ),
-    ),
-)
-SUITES.add(
-    "smoke",
-    (
-        Case(
-            algorithm="ppo",
-            env="probe/ObservationReward-v0",
-            total_timesteps=512,
-            overrides={"num_envs": 4, "algo.n_steps": 32, "algo.batch_size": 32, "eval_episodes": 2},
-        ),
-    ),
-)
 
 
 class BenchError(HabilisError):
@@ -225,7 +82,7 @@ def run_suite(
     cases = [case for case in suite if only is None or only.lower() in case.name.lower()]
     require(bool(cases), f"the suite {name!r} has no case {only!r}: it has {', '.join(case.name for case in suite)}")
     require(seeds > 0 and jobs > 0, f"seeds and jobs must be positive, got {seeds} and {jobs}")
-    folders = {case: runs / f"{case.name}-{case.fingerprint()}" for case in cases}
+    folders = {case: runs / case.folder for case in cases}
     # every case's first seed comes before any case's second: a suite that is stopped has seen them all
     wanted = [(case, seed) for seed in range(seeds) for case in cases]
     say(f"{name}: {len(cases)} cases x {seeds} seeds, {jobs} at a time")
@@ -339,7 +196,7 @@ def _write_case(case: Case, folder: Path, output: Path) -> None:
     evaluations = [record["evaluation"] for record in records]
     config = records[-1]["config"]
     tree = {
-        "algorithm": case.algorithm,
+        "algorithm": case.title,
         "environment": case.env,
         "total_timesteps": config["total_timesteps"],
         "reference": case.reference,
@@ -405,7 +262,7 @@ def _write_table(suite: Sequence[Case], output: Path, name: str) -> Path:
 
 def _row(tree: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     cells = [
-        tree["algorithm"].upper(),
+        tree["algorithm"],
         tree["environment"],
         f"{tree['total_timesteps']:,}",
         str(len(tree["seeds"])),

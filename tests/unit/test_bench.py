@@ -16,10 +16,11 @@ import pytest
 import habilis
 from habilis import bench
 from habilis.api import default_config
-from habilis.bench import SUITES, BenchError, Case, Goal, run_suite
+from habilis.bench import BenchError, run_suite
 from habilis.checkpoint import CheckpointStore
 from habilis.core.config import to_dict
 from habilis.core.errors import ConfigError
+from habilis.suites import SUITES, Case, Goal
 
 
 @pytest.fixture(scope="module")

@@ -9,11 +9,11 @@ from typing import Literal
 
 import tyro
 
-from habilis.bench import SUITES
 from habilis.build import ALGORITHMS
 from habilis.cli.parse import parse
 from habilis.envs.make import BACKENDS, list_env_ids
 from habilis.presets import preset, tuned_environments
+from habilis.suites import SUITES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,243 @@
+"""F6: what is measured: suites of algorithm x environment x seeds, and what others reached. `bench.py` runs them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from habilis.api import default_config
+from habilis.core.config import to_dict
+from habilis.core.registry import Registry
+
+IDENTITY = ("seed", "run_dir", "name")
+"""Keys of a configuration that do not change what is measured."""
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What the mean over the seeds is to reach."""
+
+    value: float
+    measure: str = "return"
+    """`return`, `success_rate`, or a term of the evaluation, `tracking_error` say."""
+    at_most: bool = False
+
+    def __str__(self) -> str:
+        return f"{'at most' if self.at_most else 'at least'} {self.value:g}"
+
+    def is_reached(self, mean: float) -> bool:
+        """Whether a mean is good enough."""
+        return mean <= self.value if self.at_most else mean >= self.value
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Case:
+    """One algorithm on one environment."""
+
+    algorithm: str
+    env: str
+    total_timesteps: int | None = None
+    """Env steps of a run; None for the preset's."""
+    episodes: int = 20
+    """Of the evaluation at the end."""
+    goals: tuple[Goal, ...] = ()
+    """What is to be reached; a case without goals is judged by nothing, and its return is shown."""
+    reference: str = ""
+    """What others reached, and where that is written."""
+    overrides: Mapping[str, int | float | str] = field(default_factory=dict)
+    """Dotted configuration keys besides the preset's."""
+    label: str | None = None
+    """What the algorithm is called where the overrides make another of it; None: by its name."""
+
+    @property
+    def title(self) -> str:
+        """What the algorithm is called in tables."""
+        return self.label or self.algorithm
+
+    @property
+    def name(self) -> str:
+        """Name in files, say `ppo-Hopper-v5`."""
+        return f"{self.title}-{self.env}".replace("/", "-").replace(" ", "-")
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of its runs, which cases of one configuration share."""
+        return f"{self.algorithm}-{self.env}-{self.fingerprint()}".replace("/", "-")
+
+    @property
+    def settings(self) -> dict[str, int | float | str]:
+        """Everything the command line is told besides algorithm, environment and seed."""
+        steps = {} if self.total_timesteps is None else {"total_timesteps": self.total_timesteps}
+        return {**steps, "threads": 1, "env_threads": 1, **self.overrides}
+
+    def flags(self) -> list[str]:
+        """Return the arguments of `habilis train`, but for seed and directory."""
+        pairs = ((f"--{key.replace('_', '-')}", str(value)) for key, value in self.settings.items())
+        return [self.algorithm, "--env", self.env, *(part for pair in pairs for part in pair)]
+
+    def fingerprint(self) -> str:
+        """Return eight letters that change with the configuration, presets and defaults included."""
+        config = to_dict(default_config(self.algorithm, self.env, **self.settings))
+        text = json.dumps({k: v for k, v in config.items() if k not in IDENTITY}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+SUITES: Registry[tuple[Case, ...]] = Registry("suite")
+
+SUITES.add(
+    "foundation",
+    (
+        Case(
+            algorithm="ppo",
+            env="CartPole-v1",
+            total_timesteps=50_000,
+            goals=(Goal(490),),
+            reference="500, DQN (RL Zoo3)",
+        ),
+        Case(
+            algorithm="ppo",
+            env="Pendulum-v1",
+            total_timesteps=100_000,
+            goals=(Goal(-200),),
+            reference="-172 (RL Zoo3)",
+        ),
+        Case(
+            algorithm="ppo",
+            env="HalfCheetah-v5",
+            total_timesteps=1_000_000,
+            goals=(Goal(5000),),
+            reference="5784 ± 1244 (Tianshou, best evaluation, 10 seeds)",
+        ),
+        Case(
+            algorithm="ppo",
+            env="Hopper-v5",
+            total_timesteps=1_000_000,
+            goals=(Goal(2500),),
+            reference="2609 ± 701 (Tianshou, best evaluation, 10 seeds)",
+        ),
+        Case(
+            algorithm="sac",
+            env="Pendulum-v1",
+            total_timesteps=20_000,
+            goals=(Goal(-160),),
+            reference="-157 (RL Zoo3)",
+        ),
+        Case(
+            algorithm="sac",
+            env="HalfCheetah-v5",
+            total_timesteps=100_000,
+            goals=(Goal(6000),),
+            reference="6156 ± 700 on v4 (SimbaV2 data, 10 seeds)",
+        ),
+        Case(
+            algorithm="sac",
+            env="Hopper-v5",
+            total_timesteps=200_000,
+            goals=(Goal(2300),),
+            reference="2342 on v4 (SimbaV2 data, 10 seeds)",
+        ),
+    ),
+)
+SUITES.add(
+    "quadruped",
+    (
+        Case(
+            algorithm="ppo",
+            env="habilis/QuadrupedWalk-v0",
+            episodes=50,
+            goals=(Goal(0.1, "termination/fall", at_most=True), Goal(0.25, "tracking_error", at_most=True)),
+            overrides={"env_threads": 2},
+        ),
+    ),
+)
+
+
+def _lunar_lander(algorithm: str, label: str | None = None, goals: tuple[Goal, ...] = (), **rest: Any) -> Case:
+    """Return a case of the length at which the value-based algorithms are compared."""
+    return Case(algorithm=algorithm, label=label, env="LunarLander-v3", total_timesteps=300_000, goals=goals, **rest)
+
+
+SUITES.add(
+    "value",
+    (
+        Case(
+            algorithm="dqn",
+            env="CartPole-v1",
+            total_timesteps=50_000,
+            goals=(Goal(490),),
+            reference="500 (RL Zoo3)",
+        ),
+        *(
+            Case(algorithm=name, env="CartPole-v1", total_timesteps=100_000, goals=(Goal(475),), reference=reference)
+            for name, reference in {
+                "double_dqn": "",
+                "dueling_dqn": "",
+                "per_dqn": "",
+                "n_step_dqn": "",
+                "noisy_dqn": "",
+                "c51": "481 ± 21 at 500k (CleanRL)",
+                "qr_dqn": "500 at 50k (RL Zoo3)",
+                "iqn": "",
+                "rainbow": "",
+            }.items()
+        ),
+        _lunar_lander("dqn", goals=(Goal(200),), reference="195.2 (SLM-Lab, 4 sessions)"),
+        _lunar_lander(
+            "per_dqn",
+            "double_per_dqn",
+            goals=(Goal(250),),
+            overrides={"algo.double_q": True},
+            reference="265.9 (SLM-Lab, 4 sessions)",
+        ),
+        _lunar_lander("iqn", goals=(Goal(250),)),
+        _lunar_lander("rainbow", goals=(Goal(250),)),
+        _lunar_lander("qr_dqn", goals=(Goal(230),)),
+        _lunar_lander("c51", goals=(Goal(230),)),
+        Case(algorithm="dqn", env="habilis/PointReachDiscrete-v0", goals=(Goal(0.95, "success_rate"),)),
+        Case(algorithm="dqn", env="habilis/Catch-v0", goals=(Goal(0.95, "success_rate"),)),
+        Case(algorithm="double_dqn", env="habilis/ObjectSorting-v0", goals=(Goal(0.9, "sorted"),)),
+    ),
+)
+SUITES.add(
+    "lunar_ablation",
+    (
+        _lunar_lander("dqn"),
+        *(
+            _lunar_lander(name, f"dqn with {part}")
+            for part, name in {
+                "double targets": "double_dqn",
+                "dueling streams": "dueling_dqn",
+                "priorities": "per_dqn",
+                "3 steps": "n_step_dqn",
+                "noisy weights": "noisy_dqn",
+                "51 atoms": "c51",
+            }.items()
+        ),
+        _lunar_lander("rainbow"),
+        *(
+            _lunar_lander("rainbow", f"rainbow without {part}", overrides=changes)
+            for part, changes in {
+                "double targets": {"algo.double_q": False},
+                "dueling streams": {"algo.dueling": False},
+                "priorities": {"algo.prioritized": False},
+                "3 steps": {"algo.n_steps": 1},
+                "noisy weights": {"algo.exploration": "epsilon"},
+                "51 atoms": {"algo.head": "mean"},
+            }.items()
+        ),
+    ),
+)
+SUITES.add(
+    "smoke",
+    (
+        Case(
+            algorithm="ppo",
+            env="probe/ObservationReward-v0",
+            total_timesteps=512,
+            overrides={"num_envs": 4, "algo.n_steps": 32, "algo.batch_size": 32, "eval_episodes": 2},
+        ),
+    ),
+)
