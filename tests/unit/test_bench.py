@@ -72,7 +72,7 @@ def test_results_hold_what_a_reader_needs(finished):
     assert "torch" in tree["versions"]
     assert tree["config"]["threads"] == 1
     table = (finished / "out/smoke.md").read_text()
-    assert "| PPO | probe/ObservationReward-v0 | 512 | 2 | return | **" in table
+    assert "| ppo | probe/ObservationReward-v0 | 512 | 2 | return | **" in table
 
 
 def test_goals_are_judged_by_the_mean_over_seeds(tmp_path):
