@@ -50,6 +50,8 @@ class ImageEncoder(nn.Module):
         x = image.flatten(0, -4).to(self.project.weight.dtype) / 255
         if self.channels_last:
             x = x.movedim(-1, -3)
+        # the layout in memory that processors convolve fastest, whatever the order of the axes
+        x = x.contiguous(memory_format=torch.channels_last)
         features: Tensor = torch.relu(self.project(self.convolutions(x).flatten(1)))
         return features.view(*image.shape[:-3], self.out_dim)
 
