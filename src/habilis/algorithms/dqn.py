@@ -233,10 +233,11 @@ class DQN:
         else:
             level = max(last, first * c.exploration_decay**episodes)
         s.policy.exploration_level.fill_(level)
-        s.optimizer.learning_rate.fill_(scheduled(c.learning_rate, c.learning_rate_schedule, progress))
+        if c.learning_rate_schedule != "constant":
+            s.optimizer.learning_rate.fill_(scheduled(c.learning_rate, c.learning_rate_schedule, progress))
 
     def update(self, batch: TransitionBatch) -> Metrics:
-        """Take one gradient step and return scalars, and `td_error` `[B]`: what the transitions are prioritised by."""
+        """Take one gradient step and return scalars, and the `td_error` `[B]` of transitions drawn by priority."""
         s, c = self.state, self.config
         data = tree_join(
             obs=batch.obs,
@@ -282,8 +283,8 @@ class DQN:
             data.get("fractions"),
         )
         loss = (losses * data["weight"]).mean() if "weight" in data else losses.mean()
-        q_mean = s.policy.head.scores(values.detach()).mean()
-        return {**s.optimizer.gradient(loss), "loss": loss.detach(), "q_mean": q_mean, "td_error": error}
+        results = {"loss": loss.detach(), "q_mean": s.policy.head.scores(values.detach()).mean()}
+        return s.optimizer.gradient(loss) | results | ({"td_error": error} if "weight" in data else {})
 
     def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
         """Take observations into the statistics of the encoder; the target's follow the policy's."""

@@ -96,7 +96,7 @@ def _trace(function: Callable[..., Any], values: tuple[Tensor, ...]) -> Any:
     graph = make_fx(function)(*values)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is announced to be superseded; nothing yet replays as fast
-        return torch.jit.trace(graph, values, check_trace=False)
+        return torch.jit.trace(graph, values, check_trace=False).forward
 
 
 def _recordable(tensor: Tensor) -> bool:

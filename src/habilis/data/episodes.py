@@ -73,12 +73,15 @@ class EpisodeTracker:
         """Add one step of all environments; return the episodes that ended in it, by environment index."""
         if len(step.info) != self._keys:
             self._adopt(step)
-        try:
-            values = np.stack([x.numpy(force=True) for x in (step.reward, *map(step.info.__getitem__, self._names))])
-        except KeyError as error:
-            raise EnvError(
-                f"info lacks {error} in this step: an environment must give the same keys every step"
-            ) from None
+        values = step.reward.numpy(force=True)[None]
+        if self._names:
+            try:
+                terms = [step.info[name].numpy(force=True) for name in self._names]
+            except KeyError as error:
+                raise EnvError(
+                    f"info lacks {error} in this step: an environment must give the same keys every step"
+                ) from None
+            values = np.stack([values[0], *terms])
         valid = step.valid.numpy(force=True)
         self._sums += values if valid.all() else np.where(valid, values, 0)
         self._lengths += valid

@@ -34,6 +34,7 @@ class ObservationRing:
             name: torch.zeros(*shape, *spec.frame(name).shape, dtype=getattr(torch, group.dtype), device=device)
             for name, group in spec.obs.items()
         }
+        self._places = {name: store.flatten(0, 1) for name, store in self.stores.items()}
         self.final_slot = torch.full(shape, -1, dtype=torch.int32, device=device)
         # where the stack is one frame repeated, as when an episode starts: no frame before it is needed
         self.first = torch.zeros(shape if self._axes else (0, num_envs), dtype=torch.bool, device=device)
@@ -90,8 +91,8 @@ class ObservationRing:
     def read(self, index: Tensor) -> dict[str, Tensor]:
         """Return the observations at places `[B]`."""
         return {
-            name: self._stack(name, index) if name in self._axes else store.flatten(0, 1).index_select(0, index)
-            for name, store in self.stores.items()
+            name: self._stack(name, index) if name in self._axes else places.index_select(0, index)
+            for name, places in self._places.items()
         }
 
     def successors(self, index: Tensor) -> dict[str, Tensor]:
@@ -112,7 +113,7 @@ class ObservationRing:
 
     def _stack(self, name: str, index: Tensor) -> Tensor:
         """Rebuild the frames of a group as they were seen at places `[B]`."""
-        store = self.stores[name].flatten(0, 1)
+        store = self._places[name]
         frames = [store.index_select(0, index)]
         for _ in range(self._frames - 1):
             before = (index - self.num_envs) % self.final_slot.numel()

@@ -15,6 +15,7 @@ one-hot, MultiBinary is zeros and ones. A vector of nothing but one-hot codes sa
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from itertools import chain
 from typing import Any
@@ -97,11 +98,12 @@ class ActionLayout:
                 f"actions of a {type(space).__name__} space are not supported: "
                 "wrap the environment so that it takes Box, Discrete, MultiDiscrete or MultiBinary actions"
             )
+        self._shifted = bool(np.any(self._start))
 
     def __call__(self, action: Tensor) -> np.ndarray:
         """Convert `[N, dim]`, `[N]` or `[N, k]` to the array `[N, *space.shape]` of the space's own dtype."""
-        rows = action.detach().cpu().numpy().reshape(-1, *self._shape)
-        return (rows + self._start if np.any(self._start) else rows).astype(self._dtype)
+        rows = action.numpy(force=True).reshape(-1, *self._shape)
+        return (rows + self._start if self._shifted else rows).astype(self._dtype)
 
 
 def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
@@ -144,7 +146,7 @@ def _width(space: spaces.Space) -> int:
     """Number of values that a leaf takes in a vector."""
     if isinstance(space, spaces.Discrete):
         return int(space.n)
-    return int(space.nvec.sum() if isinstance(space, spaces.MultiDiscrete) else np.prod(space.shape))
+    return int(space.nvec.sum() if isinstance(space, spaces.MultiDiscrete) else math.prod(space.shape))
 
 
 def _at(batch: Any, path: Path) -> Any:

@@ -71,7 +71,6 @@ class ValuePolicy(nn.Module):
         """Return the best action `[B]`."""
         return self.scores(obs).argmax(-1)
 
-    @torch.no_grad()
     def act(
         self, obs: Obs, memory: Any = None, *, deterministic: bool = False, generator: torch.Generator | None = None
     ) -> PolicyStep:
@@ -84,7 +83,8 @@ class ValuePolicy(nn.Module):
             generator: source of the draw; None draws from the operating system's entropy, each time anew.
         """
         if deterministic:
-            action = self(obs)
+            with torch.no_grad():
+                action = self(obs)
             return PolicyStep(action, action, memory=memory)
         if generator is None:
             generator = torch.Generator(next(self.parameters()).device)
@@ -101,6 +101,7 @@ class ValuePolicy(nn.Module):
         width = 2 if self.exploration == "epsilon" else self.actions
         return torch.rand(rows, width, generator=generator, device=device)
 
+    @torch.no_grad()
     def _compute_explore(self, data: Tree) -> dict[str, Tensor]:
         """Turn observations and noise into actions."""
         noise = data[NOISE]
