@@ -66,16 +66,17 @@ class Optimizer:
             gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)
         return {"gradient": gradient, "grad_norm": norm}
 
-    @torch.no_grad()
     def step(self, gradient: Tensor, grad_norm: Tensor) -> None:
         """Descend by one step along what `gradient` returned.
 
         A gradient that is not finite counts in `skipped` and moves nothing: the parameters stay finite, so that the run
         can be stopped with a policy that is whole.
         """
-        not_finite = (~grad_norm.isfinite()).to(grad_norm.dtype)
+        # 1 or 0: an infinity less itself is not 0 but NaN, and so is NaN less itself
+        not_finite = (grad_norm - grad_norm).ne_(0)
         self.skipped += not_finite
-        self.steps += 1 - not_finite
+        self.steps += 1
+        self.steps -= not_finite
         # what PyTorch's own fused Adam calls, without the sorting of parameters by device that takes three times as long
         torch._fused_adam_(
             [self.flat],
