@@ -24,7 +24,7 @@ _SPECIAL: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "ppo": PPO_PRESETS,
     "sac": SAC_PRESETS,
     **DQN_PRESETS,
-    **dict.fromkeys(TABULAR_NAMES, TABULAR_PRESETS),
+    **TABULAR_PRESETS,
 }
 
 
