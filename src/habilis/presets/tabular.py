@@ -26,7 +26,7 @@ _SARSA: Mapping[str, Any] = {**_GRIDWORLD, "algo.learning_rate": 0.3, "algo.expl
 
 _CARTPOLE: Mapping[str, Any] = {
     "total_timesteps": 100_000,
-    "algo.bins": (1, 1, 8, 12),
+    "algo.bins": (1, 1, 6, 12),
     "algo.bins_low": (-2.4, -3.0, -0.21, -3.0),
     "algo.bins_high": (2.4, 3.0, 0.21, 3.0),
     "algo.learning_rate": 1.0,
