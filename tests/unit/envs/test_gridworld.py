@@ -25,9 +25,7 @@ def walk(env, *actions):
     """Where each action leads, what it pays and whether it ends, of the first environment."""
     env.reset(0)
     steps = [env.step(torch.full((env.num_envs,), action)) for action in actions]
-    return [
-        (int(s.next_obs["policy"][0].argmax()), round(float(s.reward[0]), 4), bool(s.terminated[0])) for s in steps
-    ]
+    return [(int(s.next_obs["policy"][0].argmax()), round(float(s.reward[0]), 4), bool(s.terminated[0])) for s in steps]
 
 
 def test_every_rule_by_hand():
