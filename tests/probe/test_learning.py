@@ -9,6 +9,7 @@ import torch
 
 from habilis.api import default_config
 from habilis.build import build_trainer
+from habilis.presets.dqn import DQN_NAMES
 from habilis.training.keeping import Trainer
 
 PPO = {
@@ -35,11 +36,27 @@ SAC = {
     "algo.gamma": 0.9,
     "algo.buffer_size": 20_000,
 }
-STEPS = {"ppo": 16_000, "sac": 8_000}
+DQN = {
+    "num_envs": 8,
+    "algo.learning_starts": 64,
+    "algo.batch_size": 64,
+    "algo.hidden": [32],
+    "algo.learning_rate": 3e-3,
+    "algo.target_update_interval": 25,
+    "algo.gamma": 0.9,
+    "algo.buffer_size": 20_000,
+    "algo.exploration_fraction": 0.5,
+    "algo.n_atoms": 25,
+    "algo.v_min": -1.0,
+    "algo.v_max": 11.0,
+    "algo.n_quantiles": 20,
+}
+BASE = {"ppo": PPO, "sac": SAC, **dict.fromkeys(DQN_NAMES, DQN)}
+STEPS = {"ppo": 16_000, "sac": 8_000, **dict.fromkeys(DQN_NAMES, 4_000)}
 
 
 def train(algorithm: str, probe: str, **overrides: Any) -> Trainer:
-    base = {"ppo": PPO, "sac": SAC}[algorithm]
+    base = BASE[algorithm]
     config = default_config(
         algorithm, f"probe/{probe}-v0", **{**base, "total_timesteps": STEPS[algorithm], "threads": 1, **overrides}
     )
@@ -50,12 +67,14 @@ def train(algorithm: str, probe: str, **overrides: Any) -> Trainer:
 
 
 def value(trainer: Trainer, *rows: float) -> list[float]:
-    """V of observations: PPO's own, and for SAC (temperature near zero) Q of the policy's action."""
+    """V of observations: PPO's own, for SAC (temperature near zero) Q of the policy's action, else the best score."""
     obs = {"policy": torch.tensor(rows).unsqueeze(1)}
     algorithm = trainer.algorithm
     with torch.no_grad():
         if hasattr(algorithm, "value"):
             return algorithm.value(obs).tolist()
+        if hasattr(algorithm.policy, "scores"):
+            return algorithm.policy.scores(obs).amax(-1).tolist()
         action = algorithm.policy.act(obs, deterministic=True).action
         return algorithm.state.critics(obs, action).mean(0).tolist()
 
@@ -123,3 +142,42 @@ def test_several_discrete_choices_at_once() -> None:
     trainer = train("ppo", "IdentityMultiDiscrete", total_timesteps=48_000)
     rows = [[float(a == i) for i in range(3)] + [float(b == i) for i in range(2)] for a in range(3) for b in range(2)]
     assert act(trainer, rows).tolist() == [[a, b] for a in range(3) for b in range(2)]
+
+
+FAMILY = pytest.mark.parametrize("algorithm", DQN_NAMES)
+
+
+@FAMILY
+def test_values_of_choices(algorithm: str) -> None:
+    trainer = train(algorithm, "ObservationReward")
+    assert value(trainer, -1.0, 1.0) == pytest.approx([-1.0, 1.0], abs=0.15)
+    trainer = train(algorithm, "TwoStepCredit")
+    assert value(trainer, 0.0, 1.0) == pytest.approx([0.9, 1.0], abs=0.15)
+
+
+@FAMILY
+def test_truncation_is_not_termination_for_choices(algorithm: str) -> None:
+    trainer = train(algorithm, "TruncationValue", total_timesteps=9_000)
+    assert value(trainer, 0.0) == pytest.approx([10.0], abs=0.7)
+
+
+@FAMILY
+def test_choices_that_depend_on_the_observation(algorithm: str) -> None:
+    assert act(train(algorithm, "ActionObservationReward"), [[-1.0], [1.0]]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"algo.exploration": "boltzmann", "algo.exploration_final_eps": 0.1},
+        {"algo.exploration_schedule": "exponential", "algo.exploration_decay": 0.99},
+        {"algo.huber_threshold": None, "algo.tau": 0.05, "algo.target_update_interval": 1},
+        {"algo.head": "quantile", "algo.risk_level": 0.5, "algo.dueling": True, "algo.huber_threshold": 0.0},
+        {"algo.head": "implicit_quantile", "algo.risk_level": 0.5, "algo.prioritized": True, "algo.n_steps": 3},
+        {"algo.head": "categorical", "algo.risk_level": 0.5, "algo.exploration": "noisy", "algo.double_q": True},
+    ],
+    ids=str,
+)
+def test_ways_of_value_based_learning(overrides: dict[str, Any]) -> None:
+    trainer = train("dqn", "Identity", **overrides, total_timesteps=10_000)
+    assert act(trainer, torch.eye(4).tolist()).tolist() == [0, 1, 2, 3]

@@ -52,7 +52,7 @@ def categorical_projection(atoms: Tensor, target: Tensor, probs: Tensor) -> Tens
     # one atom below the last at most, so that there is always one above; it then gets everything
     lower = position.floor().clamp_max(last - 1)
     upper_share = probs * (position - lower)
-    index = lower.long()
+    index = lower.nan_to_num(0.0).long()  # a reward that is not finite makes a loss that is not, which is left out
     empty = torch.zeros_like(probs)
     return empty.scatter_add(1, index, probs - upper_share).scatter_add(1, index + 1, upper_share)
 

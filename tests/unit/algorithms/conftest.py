@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from habilis.algorithms.dqn import DQN, DQNConfig
 from habilis.algorithms.ppo import PPO, PPOConfig
 from habilis.algorithms.sac import SAC, SACConfig
 from habilis.core.random import RandomStreams
@@ -72,6 +73,9 @@ class Lab:
 
     def sac(self, env, seed=0, **config):
         return SAC(env.spec, SACConfig(**{"hidden": (16, 16), "batch_size": 32} | config), streams=RandomStreams(seed))
+
+    def dqn(self, env, seed=0, **config):
+        return DQN(env.spec, DQNConfig(**{"hidden": (16, 16), "batch_size": 32} | config), streams=RandomStreams(seed))
 
     def rollout(self, algorithm, env, n_steps=16, seed=0):
         buffer, g = RolloutBuffer(env.spec, n_steps, env.num_envs), torch.Generator().manual_seed(seed)

@@ -10,9 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from habilis.algorithms.dqn import DQN
 from habilis.core import recording
 from habilis.core.recording import Recorded
 from habilis.core.state import bundle_state
+from habilis.data.priorities import Priorities
 from habilis.nn.optimizer import Optimizer
 
 PPO_KINDS = {
@@ -26,8 +28,31 @@ SAC_KINDS = {
     "fixed temperature": {"ent_coef": 0.2},
     "many critics": {"n_critics": 5, "normalize_obs": True, "n_steps": 3},
 }
-CASES = [("ppo", PPO_KINDS[k]) for k in PPO_KINDS] + [("sac", SAC_KINDS[k]) for k in SAC_KINDS]
-NAMES = [f"ppo {k}" for k in PPO_KINDS] + [f"sac {k}" for k in SAC_KINDS]
+DQN_KINDS = {
+    "plain": {},
+    "categorical, dueling, double": {
+        "head": "categorical",
+        "dueling": True,
+        "double_q": True,
+        "tau": 0.5,
+        "n_atoms": 11,
+    },
+    "quantiles, n-step": {"head": "quantile", "n_steps": 3, "n_quantiles": 7, "exploration": "boltzmann"},
+    "implicit quantiles": {"head": "implicit_quantile", "normalize_obs": True, "exploration_schedule": "exponential"},
+    "rainbow": {
+        "head": "categorical",
+        "dueling": True,
+        "double_q": True,
+        "n_steps": 3,
+        "exploration": "noisy",
+        "prioritized": True,
+        "learning_rate_schedule": "linear",
+    },
+}
+DQN_KINDS = {kind: {"target_update_interval": 2, **config} for kind, config in DQN_KINDS.items()}
+KINDS = {"ppo": PPO_KINDS, "sac": SAC_KINDS, "dqn": DQN_KINDS}
+CASES = [(name, config) for name, kinds in KINDS.items() for config in kinds.values()]
+NAMES = [f"{name} {kind}" for name, kinds in KINDS.items() for kind in kinds]
 every_algorithm = pytest.mark.parametrize(("name", "config"), CASES, ids=NAMES)
 
 
@@ -36,9 +61,11 @@ class Learning:
 
     def __init__(self, lab, name, config, seed=0):
         self.lab = lab
-        self.env = lab.env(lab.ASYMMETRIC)
+        self.env = lab.env(lab.ASYMMETRIC, "choice" if name == "dqn" else "box")
         self.algorithm = getattr(lab, name)(self.env, seed, **config)
-        self.buffer = None if name == "ppo" else lab.replay(self.algorithm, self.env, n_steps=config.get("n_steps", 1))
+        priorities = Priorities() if config.get("prioritized") else None
+        replay = {"n_steps": config.get("n_steps", 1), "priorities": priorities}
+        self.buffer = None if name == "ppo" else lab.replay(self.algorithm, self.env, **replay)
 
     def batch(self, index):
         if self.buffer is None:
@@ -50,7 +77,12 @@ class Learning:
         for index in range(first, last):
             if self.buffer is None:
                 self.algorithm.set_progress(index / 10)
-            metrics = self.algorithm.update(self.batch(index))
+            if isinstance(self.algorithm, DQN):
+                self.algorithm.anneal(index / 10, index)
+            batch = self.batch(index)
+            metrics = self.algorithm.update(batch)
+            if "td_error" in metrics:
+                self.buffer.update_priorities(batch.index, metrics.pop("td_error"))
             if self.buffer is not None and self.algorithm.config.normalize_obs:
                 self.algorithm.update_normalizers(self.env.obs, torch.ones(4, dtype=torch.bool))
         return metrics
@@ -140,10 +172,10 @@ def test_a_recording_gives_the_same_bits_and_holds_no_state(lab, name, config, r
     assert_equal(recorded.algorithm.state_dict(), twin.state_dict())
 
 
-@pytest.mark.parametrize("name", ["ppo", "sac"])
+@pytest.mark.parametrize("name", ["ppo", "sac", "dqn"])
 def test_images_are_learnt_from_without_a_recording(lab, name, record_after):
     record_after(1)
-    env = lab.env(lab.IMAGES)
+    env = lab.env(lab.IMAGES, "choice" if name == "dqn" else "box")
     algorithm = getattr(lab, name)(env)
     buffer = lab.replay(algorithm, env, steps=4)
     for seed in range(4):
@@ -170,7 +202,7 @@ def test_every_part_of_the_bundle_moves_and_is_restored(lab, name, config):
     fresh.load_state_dict(after)
     assert_equal(fresh.state_dict(), after)
     changed = [f.name for f in dataclasses.fields(learning.algorithm.state) if not same(before[f.name], after[f.name])]
-    still = {"ppo": {"clip_range"}, "sac": {"log_alpha", "alpha_optimizer"}}[name]
+    still = {"ppo": {"clip_range"}, "sac": {"log_alpha", "alpha_optimizer"}, "dqn": {"noise"}}[name]
     assert {f.name for f in dataclasses.fields(learning.algorithm.state)} - set(changed) <= still
 
 
@@ -245,7 +277,7 @@ def test_nan_in_a_batch_leaves_everything_finite(lab, name, config, where):
         batch = dataclasses.replace(batch, obs=dict(batch.obs) | {where: torch.full_like(batch.obs[where], math.nan)})
     learning.algorithm.update(batch)
     skipped = sum(float(v) for v in learning.algorithm.skipped.values())
-    unread = where == "critic" and config.get("share_trunk", False)
+    unread = where == "critic" and (name == "dqn" or config.get("share_trunk", False))
     assert skipped == 0 if unread else skipped > 0
     assert all(bool(t.isfinite().all()) for t in held(learning.algorithm.state).values() if isinstance(t, Tensor))
     # and it can learn again
@@ -258,7 +290,7 @@ def test_nan_in_a_batch_leaves_everything_finite(lab, name, config, where):
 @every_algorithm
 def test_counts_its_gradient_steps(lab, name, config):
     learning = Learning(lab, name, config)
-    if name == "sac":
+    if name != "ppo":
         learning.iterate(0, 3)
         assert learning.algorithm.gradient_steps == 3
     else:

@@ -13,6 +13,8 @@ import onnx
 import pytest
 import torch
 
+from habilis.algorithms.dqn import DQNConfig
+from habilis.algorithms.dqn import make_policy as make_value_policy
 from habilis.core.errors import ExportError, MissingExtraError
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, ObsGroup
 from habilis.deploy.contract import from_metadata, require, to_metadata
@@ -85,6 +87,29 @@ def test_exported_policy_answers_as_the_original(tmp_path, kind, action):
         np.testing.assert_allclose(answer, expected, atol=2e-5, rtol=0)
         single, _ = exported.predict({name: rows[0] for name, rows in obs.items()})
         np.testing.assert_allclose(single, expected[0], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"normalize_obs": True},
+        {"head": "categorical", "risk_level": 0.25, "dueling": True},
+        {"head": "quantile", "risk_level": 0.25, "exploration": "boltzmann"},
+        {"head": "quantile"},
+        {"head": "implicit_quantile", "risk_level": 0.5},
+        {"head": "categorical", "dueling": True, "exploration": "noisy"},
+    ],
+    ids=str,
+)
+def test_every_value_head_is_exported(tmp_path, config):
+    spec = EnvSpec("Robot-v0", {"policy": ObsGroup((7,))}, DiscreteAction(5))
+    policy = make_value_policy(spec, DQNConfig(**config), torch.Generator().manual_seed(0))
+    folder = export_policy(policy, spec, tmp_path / "out")
+    obs = np.random.default_rng(0).normal(size=(300, 7)).astype(np.float32)
+    expected, _ = policy.predict(obs)
+    assert len(set(expected.tolist())) > 1
+    answers, _ = verify_policy(folder).predict(obs)
+    assert np.mean(answers == expected) > 0.99  # but for ties
 
 
 def test_images_are_exported(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from habilis.algorithms import ppo, sac
+from habilis.algorithms import dqn, ppo, sac
 from habilis.core.errors import HabilisError
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, ObsGroup
 from habilis.policies.action_map import ActionMap
@@ -126,3 +126,32 @@ def test_acting_leaves_the_normaliser():
     before = {k: v.clone() for k, v in policy.state_dict().items()}
     policy.train().act({"policy": torch.full((4, 3), 9.0)}, generator=torch.Generator().manual_seed(1))
     assert all(torch.equal(v, before[k]) for k, v in policy.state_dict().items())
+
+
+HEADS = [
+    {},
+    {"dueling": True},
+    {"head": "categorical", "v_min": -5.0, "v_max": 5.0},
+    {"head": "quantile", "risk_level": 0.3},
+    {"head": "implicit_quantile", "exploration": "noisy"},
+]
+
+
+@pytest.mark.parametrize("config", HEADS, ids=str)
+def test_a_value_policy_acts_by_its_best_score(config):
+    spec = EnvSpec("test", {"policy": ObsGroup((3,)), "critic": ObsGroup((2,))}, DiscreteAction(4))
+    policy = dqn.make_policy(spec, dqn.DQNConfig(**config), torch.Generator().manual_seed(0))
+    obs = np.random.default_rng(0).normal(size=(50, 3)).astype(np.float32) * 5
+    with torch.no_grad():
+        scores = policy.scores({"policy": torch.from_numpy(obs)})
+    assert scores.shape == (50, 4)
+    action, memory = policy.predict(obs)
+    assert memory is None
+    assert action.tolist() == scores.argmax(1).tolist()
+    assert len(set(action.tolist())) > 1
+    assert policy.predict(obs[7])[0].shape == ()
+    drawn = policy.act({"policy": torch.from_numpy(obs)})  # the operating system's entropy
+    assert drawn.action.dtype == torch.int64
+    assert not drawn.action.requires_grad
+    with pytest.raises(HabilisError, match=r"'policy' has shape \(2, 5\)"):
+        policy.predict(np.zeros((2, 5), np.float32))

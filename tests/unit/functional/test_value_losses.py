@@ -1,0 +1,184 @@
+"""Value-based losses: numbers worked out by hand, and each vectorised formula against a plain loop."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from habilis.functional.value_losses import (
+    categorical_cvar,
+    categorical_loss,
+    categorical_projection,
+    quantile_cvar,
+    quantile_loss,
+    td_loss,
+    td_target,
+)
+
+
+def projection_by_loops(atoms, target, probs):
+    """Algorithm 1 of Bellemare et al. 2017, line by line."""
+    spacing = (atoms[-1] - atoms[0]) / (len(atoms) - 1)
+    projected = np.zeros((len(probs), len(atoms)))
+    for b in range(len(probs)):
+        for j in range(len(atoms)):
+            position = (min(max(target[b, j], atoms[0]), atoms[-1]) - atoms[0]) / spacing
+            lower, upper = int(np.floor(position)), int(np.ceil(position))
+            if lower == upper:
+                projected[b, lower] += probs[b, j]
+            else:
+                projected[b, lower] += probs[b, j] * (upper - position)
+                projected[b, upper] += probs[b, j] * (position - lower)
+    return projected
+
+
+def quantile_loss_by_loops(quantiles, fractions, target, threshold):
+    losses = np.zeros(len(quantiles))
+    for b in range(len(quantiles)):
+        for i in range(quantiles.shape[1]):
+            over = 0.0
+            for j in range(target.shape[1]):
+                u = target[b, j] - quantiles[b, i]
+                if threshold == 0:
+                    size = abs(u)
+                elif abs(u) <= threshold:
+                    size = 0.5 * u * u / threshold
+                else:
+                    size = abs(u) - 0.5 * threshold
+                over += abs(fractions[b, i] - (1.0 if u < 0 else 0.0)) * size
+            losses[b] += over / target.shape[1]
+    return losses
+
+
+def cvar_by_loops(values, probs, level):
+    """Take the lowest values until their probabilities come to `level`."""
+    missing, total = level, 0.0
+    for k in np.argsort(values):
+        taken = min(probs[k], missing)
+        total += taken * values[k]
+        missing -= taken
+    return total / level
+
+
+def test_target_bootstraps_unless_the_episode_terminated():
+    target = td_target(
+        torch.tensor([1.0, 2.0]), torch.tensor([False, True]), torch.tensor([0.9, 0.81]), torch.tensor([[10.0], [10.0]])
+    )
+    assert target.tolist() == [[10.0], [2.0]]
+
+
+def test_target_of_atoms_is_one_row_for_each_transition():
+    target = td_target(
+        torch.tensor([1.0, 2.0]), torch.tensor([False, True]), torch.tensor([0.5, 0.5]), torch.tensor([-1.0, 0.0, 1.0])
+    )
+    assert target.tolist() == [[0.5, 1.0, 1.5], [2.0, 2.0, 2.0]]
+
+
+def test_td_loss_by_hand():
+    values, target = torch.tensor([[0.0], [0.0]]), torch.tensor([[0.5], [-3.0]])
+    assert td_loss(values, target, None).flatten().tolist() == [0.125, 4.5]
+    assert td_loss(values, target, 1.0).flatten().tolist() == [0.125, 2.5]
+    assert td_loss(values, target, 2.0).flatten().tolist() == [0.125, 4.0]
+
+
+def test_projection_by_hand():
+    atoms = torch.tensor([0.0, 1.0, 2.0])
+    target = torch.tensor([[0.25, 1.0, 7.0], [-5.0, 2.0, 1.5]])
+    probs = torch.tensor([[0.4, 0.5, 0.1], [0.2, 0.2, 0.6]])
+    expected = torch.tensor([[0.3, 0.6, 0.1], [0.2, 0.3, 0.5]])
+    torch.testing.assert_close(categorical_projection(atoms, target, probs), expected)
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.integers(0, 10**6), st.integers(2, 12), st.floats(-20, 0), st.floats(0.5, 30))
+def test_projection_against_a_loop(seed, count, low, width):
+    rng = np.random.default_rng(seed)
+    atoms = np.linspace(low, low + width, count)
+    reward, discount = rng.normal(size=(4, 1)) * width / 3, rng.choice([0.0, 0.9, 1.0], size=(4, 1))
+    probs = rng.dirichlet(np.ones(count), size=4)
+    target = reward + discount * atoms
+    got = categorical_projection(torch.tensor(atoms), torch.tensor(target), torch.tensor(probs))
+    # where a target falls on an atom, the loop may round to the other side: there the share is 0 either way
+    np.testing.assert_allclose(got.numpy(), projection_by_loops(atoms, target, probs), atol=1e-9)
+    np.testing.assert_allclose(got.numpy().sum(1), 1, atol=1e-9)
+
+
+def test_projection_keeps_the_mean_inside_the_support():
+    atoms = torch.linspace(-10, 10, 51, dtype=torch.float64)
+    probs = torch.softmax(torch.linspace(-1, 1, 51, dtype=torch.float64), 0).unsqueeze(0)
+    target = 0.5 * atoms.unsqueeze(0) + 0.3
+    projected = categorical_projection(atoms, target, probs)
+    torch.testing.assert_close((projected * atoms).sum(1), (probs * target).sum(1))
+
+
+def test_categorical_loss_by_hand():
+    logits = torch.log(torch.tensor([[0.5, 0.5], [0.25, 0.75]]))
+    target = torch.tensor([[1.0, 0.0], [0.25, 0.75]])
+    cross_entropy, divergence = categorical_loss(logits, target)
+    entropy = -(0.25 * np.log(0.25) + 0.75 * np.log(0.75))
+    assert cross_entropy.tolist() == pytest.approx([np.log(2), entropy])
+    assert divergence.tolist() == pytest.approx([np.log(2), 0.0], abs=1e-6)
+
+
+def test_gradient_of_the_categorical_loss_is_the_difference_of_probabilities():
+    logits = torch.tensor([[0.3, -0.2, 1.0]], requires_grad=True)
+    target = torch.tensor([[0.1, 0.6, 0.3]])
+    categorical_loss(logits, target)[0].sum().backward()
+    torch.testing.assert_close(logits.grad, logits.detach().softmax(-1) - target)
+
+
+def test_quantile_loss_by_hand():
+    # u = 2 for both: weight 0.25 and 0.75, Huber 2 - 0.5
+    loss = quantile_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0.25, 0.75]), torch.tensor([[2.0]]), 1.0)
+    assert loss.tolist() == pytest.approx([1.5])
+    # u = -2: weights 0.75 and 0.25
+    loss = quantile_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0.25, 0.75]), torch.tensor([[-2.0]]), 1.0)
+    assert loss.tolist() == pytest.approx([1.5])
+    loss = quantile_loss(torch.tensor([[0.0]]), torch.tensor([0.9]), torch.tensor([[3.0, -1.0]]), 0.0)
+    assert loss.tolist() == pytest.approx([(0.9 * 3 + 0.1 * 1) / 2])
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 5), st.sampled_from([0.0, 0.5, 1.0, 3.0]))
+def test_quantile_loss_against_a_loop(seed, count, targets, threshold):
+    rng = np.random.default_rng(seed)
+    quantiles, target = rng.normal(size=(3, count)) * 2, rng.normal(size=(3, targets)) * 2
+    fractions = rng.random((3, count))
+    got = quantile_loss(torch.tensor(quantiles), torch.tensor(fractions), torch.tensor(target), threshold)
+    np.testing.assert_allclose(got.numpy(), quantile_loss_by_loops(quantiles, fractions, target, threshold), rtol=1e-9)
+
+
+def test_plain_quantile_loss_finds_the_quantiles():
+    samples = torch.arange(1.0, 11.0).repeat(64, 1)  # 1, ..., 10
+    fractions = torch.tensor([0.05, 0.55, 0.95])
+    quantiles = torch.zeros(1, 3, requires_grad=True)
+    optimizer = torch.optim.SGD([quantiles], lr=0.05)
+    for _ in range(800):
+        optimizer.zero_grad()
+        quantile_loss(quantiles.expand(64, 3), fractions, samples, 0.0).mean().backward()
+        optimizer.step()
+    assert quantiles[0].tolist() == pytest.approx([1, 6, 10], abs=0.3)
+
+
+@pytest.mark.parametrize("level", [0.1, 0.25, 0.5, 0.9, 1.0])
+def test_cvar_against_a_loop(level):
+    rng = np.random.default_rng(0)
+    atoms, probs = np.linspace(-3, 5, 9), rng.dirichlet(np.ones(9), size=(2, 3))
+    got = categorical_cvar(torch.tensor(atoms), torch.tensor(probs), level).numpy()
+    expected = [[cvar_by_loops(atoms, p, level) for p in row] for row in probs]
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+    values = rng.normal(size=(2, 3, 7))  # not in order
+    got = quantile_cvar(torch.tensor(values), level).numpy()
+    expected = [[cvar_by_loops(v, np.full(7, 1 / 7), level) for v in row] for row in values]
+    np.testing.assert_allclose(got, expected, atol=1e-12)
+
+
+def test_cvar_by_hand():
+    assert float(quantile_cvar(torch.tensor([4.0, 1.0, 3.0, 2.0]), 0.5)) == 1.5
+    assert float(quantile_cvar(torch.tensor([4.0, 1.0, 3.0, 2.0]), 0.375)) == pytest.approx((1 + 0.5 * 2) / 1.5)
+    atoms, probs = torch.tensor([0.0, 10.0]), torch.tensor([0.2, 0.8])
+    assert float(categorical_cvar(atoms, probs, 0.1)) == 0
+    assert float(categorical_cvar(atoms, probs, 0.4)) == pytest.approx(5)
