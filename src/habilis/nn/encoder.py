@@ -21,9 +21,10 @@ ImageEncoderKind = Literal["nature", "impala"]
 NATURE_LAYERS = {
     36: ((32, 8, 4), (64, 4, 2), (64, 3, 1)),
     20: ((32, 3, 2), (64, 3, 2), (64, 3, 1)),
-    9: ((32, 3, 1), (64, 3, 2), (64, 3, 1)),
+    9: ((16, 3, 1), (16, 3, 1), (16, 3, 1)),
 }
-"""(channels, kernel, stride) of each layer by the least side of an image: that of the paper, and two for small ones."""
+"""(channels, kernel, stride) of each layer by the least side of an image: that of the paper, and two for small ones. In
+the smallest a pixel is an object, and a stride would blur where it is."""
 
 
 class ImageEncoder(nn.Module):
