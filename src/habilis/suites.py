@@ -75,14 +75,22 @@ class Case:
 
     def flags(self) -> list[str]:
         """Return the arguments of `habilis train`, but for seed and directory."""
-        pairs = ((f"--{key.replace('_', '-')}", str(value)) for key, value in self.settings.items())
-        return [self.algorithm, "--env", self.env, *(part for pair in pairs for part in pair)]
+        words = [word for key, value in self.settings.items() for word in _flag(key.replace("_", "-"), value)]
+        return [self.algorithm, "--env", self.env, *words]
 
     def fingerprint(self) -> str:
         """Return eight letters that change with the configuration, presets and defaults included."""
         config = to_dict(default_config(self.algorithm, self.env, **self.settings))
         text = json.dumps({k: v for k, v in config.items() if k not in IDENTITY}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def _flag(key: str, value: float | str) -> list[str]:
+    """Return what the command line calls a key and its value; a switch is turned off by `no-` before its name."""
+    if isinstance(value, bool):
+        group, dot, name = key.rpartition(".")
+        return [f"--{group}{dot}{'' if value else 'no-'}{name}"]
+    return [f"--{key}", str(value)]
 
 
 SUITES: Registry[tuple[Case, ...]] = Registry("suite")

@@ -18,6 +18,7 @@ from habilis import bench
 from habilis.api import default_config
 from habilis.bench import BenchError, run_suite
 from habilis.checkpoint import CheckpointStore
+from habilis.cli.train import read_config
 from habilis.core.config import to_dict
 from habilis.core.errors import ConfigError
 from habilis.suites import SUITES, Case, Goal
@@ -184,3 +185,9 @@ sys.exit(main(["bench", "long", "--seeds", "2", "--jobs", "2"]))
     for run in tmp_path.glob("runs/bench/*/s?"):
         assert CheckpointStore(run / "checkpoints").latest() is not None
         assert not (run / "bench.json").exists()
+
+
+@pytest.mark.parametrize("case", [case for name in SUITES for case in SUITES[name]], ids=lambda case: case.name)
+def test_the_command_line_of_a_case_says_its_configuration(case):
+    algorithm, *flags = case.flags()
+    assert read_config(algorithm, flags) == default_config(algorithm, case.env, **case.settings)
