@@ -2,6 +2,7 @@
 
     python benchmarks/learning_speed.py ppo --batch-size 64 --peers-python peers/bin/python
     python benchmarks/learning_speed.py sac --peers-python peers/bin/python
+    python benchmarks/learning_speed.py dqn --num-envs 8 --peers-python peers/bin/python
 
 The peers live in an environment of their own (`python -m venv peers; peers/bin/pip install -r benchmarks/peers.txt`):
 they need an older MuJoCo. Each measurement is a fresh process that trains a little to warm up and is then timed over
@@ -18,7 +19,11 @@ import subprocess
 import sys
 import time
 
-ENV = "HalfCheetah-v5"
+ENV = {"ppo": "HalfCheetah-v5", "sac": "HalfCheetah-v5", "dqn": "CartPole-v1"}
+STEPS = {"ppo": 32_768, "sac": 3_000, "dqn": 12_000}
+WARMUP = {"ppo": 16_384, "sac": 800, "dqn": 4_000}
+DQN = {"batch_size": 64, "buffer_size": 100_000, "learning_starts": 256, "gradient_steps": -1, "learning_rate": 5e-4}
+"""Of every side: as many updates as environment steps, of two layers of 64."""
 
 
 def measure_habilis(args):
@@ -38,9 +43,11 @@ def measure_habilis(args):
             "algo.normalize_obs": False,
             "algo.normalize_reward": False,
         }
+    elif args.algorithm == "dqn":
+        common |= {"num_envs": args.num_envs, "algo.hidden": [64, 64], **{f"algo.{k}": v for k, v in DQN.items()}}
     else:
         common |= {"num_envs": 1, "algo.learning_starts": 256, "algo.batch_size": 256, "algo.hidden": [256, 256]}
-    trainer = build_trainer(default_config(args.algorithm, ENV, **common))
+    trainer = build_trainer(default_config(args.algorithm, ENV[args.algorithm], **common))
     advance(trainer, args.warmup)
     start = time.perf_counter()
     steps = advance(trainer, args.steps)
@@ -62,10 +69,14 @@ def measure_peer(args):
     from stable_baselines3.common.env_util import make_vec_env
 
     if args.algorithm == "ppo":
-        env = make_vec_env(ENV, n_envs=8)
+        env = make_vec_env(ENV["ppo"], n_envs=8)
         model = package.PPO("MlpPolicy", env, n_steps=2048, batch_size=args.batch_size, n_epochs=10, device="cpu")
+    elif args.algorithm == "dqn":
+        env = make_vec_env(ENV["dqn"], n_envs=args.num_envs)
+        layers = {"net_arch": [64, 64]}
+        model = package.DQN("MlpPolicy", env, train_freq=1, policy_kwargs=layers, device="cpu", **DQN)
     else:
-        model = package.SAC("MlpPolicy", make_vec_env(ENV), learning_starts=256, batch_size=256, device="cpu")
+        model = package.SAC("MlpPolicy", make_vec_env(ENV["sac"]), learning_starts=256, batch_size=256, device="cpu")
     model.learn(args.warmup)
     before = model.num_timesteps
     start = time.perf_counter()
@@ -76,6 +87,7 @@ def measure_peer(args):
 def run_side(side, args):
     python = sys.executable if side == "habilis" else args.peers_python
     command = [python, __file__, args.algorithm, "--worker", side, "--batch-size", str(args.batch_size)]
+    command += ["--num-envs", str(args.num_envs)]
     command += ["--steps", str(args.steps), "--warmup", str(args.warmup), "--threads", str(args.threads)]
     out = subprocess.run(command, capture_output=True, text=True, check=False)
     if out.returncode:
@@ -85,10 +97,11 @@ def run_side(side, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("algorithm", choices=["ppo", "sac"])
+    parser.add_argument("algorithm", choices=["ppo", "sac", "dqn"])
     parser.add_argument("--batch-size", type=int, default=64, help="PPO's minibatch")
-    parser.add_argument("--steps", type=int, default=0, help="environment steps timed; 0: 32768 for PPO, 3000 for SAC")
-    parser.add_argument("--warmup", type=int, default=0, help="environment steps before; 0: 16384 for PPO, 800 for SAC")
+    parser.add_argument("--num-envs", type=int, default=1, help="environments of DQN")
+    parser.add_argument("--steps", type=int, default=0, help=f"environment steps timed; 0: {STEPS}")
+    parser.add_argument("--warmup", type=int, default=0, help=f"environment steps before; 0: {WARMUP}")
     parser.add_argument("--threads", type=int, default=0, help="PyTorch threads of ours; 0: the preset's")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers-python", default="python", help="interpreter that has the peers")
@@ -96,8 +109,8 @@ def main():
     parser.add_argument("--output", help="write the figures as JSON")
     parser.add_argument("--worker", choices=["habilis", "sb3", "sbx"], help=argparse.SUPPRESS)
     args = parser.parse_args()
-    args.steps = args.steps or {"ppo": 32_768, "sac": 3_000}[args.algorithm]
-    args.warmup = args.warmup or {"ppo": 16_384, "sac": 800}[args.algorithm]
+    args.steps = args.steps or STEPS[args.algorithm]
+    args.warmup = args.warmup or WARMUP[args.algorithm]
     if args.worker:
         speed = measure_habilis(args) if args.worker == "habilis" else measure_peer(args)
         print(json.dumps({"steps_per_second": speed}))
@@ -108,7 +121,8 @@ def main():
             speeds[side].append(run_side(side, args))
             print(f"{side:8} {speeds[side][-1]:10.0f} env steps/s", flush=True)
     medians = {side: statistics.median(values) for side, values in speeds.items()}
-    setting = f"{args.algorithm} {ENV}" + (f" minibatch {args.batch_size}" if args.algorithm == "ppo" else " batch 256")
+    details = {"ppo": f"minibatch {args.batch_size}", "sac": "batch 256", "dqn": f"environments: {args.num_envs}"}
+    setting = f"{args.algorithm} {ENV[args.algorithm]} {details[args.algorithm]}"
     print(f"\n| {setting} | env steps/s (median of {args.rounds}) | Habilis is |\n|---|---|---|")
     for side, speed in medians.items():
         print(f"| {side} | {speed:,.0f} | {medians['habilis'] / speed:.2f} x |")
