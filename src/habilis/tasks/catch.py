@@ -1,9 +1,9 @@
-"""`habilis/Catch-v0`: a paddle catches balls that fall across a screen of 16 by 16 grey pixels.
+"""`habilis/Catch-v0`: a paddle catches balls that fall across a screen of 10 by 10 grey pixels.
 
 A ball starts in the top row, in any column, and falls one row a step while it drifts one column to the left, to the
 right or not at all, and bounces off the walls: one frame does not show where to. The paddle is three pixels wide, lies
 in the bottom row and moves one pixel a step, or stays. A ball that is caught pays 1 and the next one starts; a ball
-that is missed costs 1 and ends the episode; 150 steps, which are ten balls, truncate it. Every ball can be caught from
+that is missed costs 1 and ends the episode; 90 steps, which are ten balls, truncate it. Every ball can be caught from
 wherever the paddle caught the last, so the optimal return is 10.
 """
 
@@ -18,7 +18,7 @@ from habilis.core.random import derive_seed, generator_state, set_generator_stat
 from habilis.core.specs import DiscreteAction, EnvSpec, ObsGroup
 from habilis.core.types import Obs, State, Step
 
-SIZE = 16
+SIZE = 10
 BOTTOM = SIZE - 1
 """The paddle's row; also the steps that a ball falls."""
 BALLS = 10
@@ -27,13 +27,13 @@ EPISODE_STEPS = BALLS * BOTTOM
 ACTIONS = ("left", "stay", "right")
 BALL, PADDLE = 255, 160
 """Their grey values."""
-PIXEL = 20
+PIXEL = 32
 """Pixels a side of a pixel of the screen in a picture for people."""
 COLOURS = {0: (24, 28, 38), PADDLE: (120, 200, 190), BALL: (245, 115, 25)}
 
 
 class Catch:
-    """N screens, with exact state. Observed: an image `[16, 16, 1]` uint8.
+    """N screens, with exact state. Observed: an image `[10, 10, 1]` uint8.
 
     Args:
         id: the name the environment is known by.
