@@ -74,6 +74,15 @@ def test_a_catch_pays_and_a_miss_ends_the_episode():
     assert torch.equal(step.obs["policy"][:2], step.next_obs["policy"][:2])
 
 
+def test_a_miss_at_the_last_moment_terminates_and_does_not_truncate():
+    env = make_vec_env(ID, 2)
+    put(env, 5, np.array([5, 1]), 0, row=BOTTOM - 1)
+    env._elapsed[:] = EPISODE_STEPS - 1
+    step = env.step(torch.full((2,), STAY))
+    assert step.truncated.tolist() == step.info["success"].tolist() == [True, False]
+    assert step.terminated.tolist() == [False, True]
+
+
 def test_every_ball_can_be_caught_from_everywhere_by_what_two_frames_show():
     grid = np.meshgrid(np.arange(1, SIZE - 1), np.arange(SIZE), (-1, 0, 1), indexing="ij")
     paddle, column, drift = (values.ravel() for values in grid)

@@ -230,8 +230,9 @@ def test_bins_pay_and_cost_and_cannot_be_milked():
         assert step.info["success/sorted"].item() == pytest.approx(1 / 3 if where == own else 0)
         terms = [value for name, value in step.info.items() if name.startswith("reward/")]
         assert torch.stack(terms).sum().item() == pytest.approx(step.reward.item(), abs=1e-6)
-    place(env, "cube", (0.314, -0.14, 0.051))  # on the wall is not in the bin
-    assert act(env, RELEASE).info["success/sorted"].item() == 0
+    for where in ((0.314, -0.14, 0.051), (0.38, -0.14, 0.14)):  # on the wall or above the bin is not in it
+        place(env, "cube", where)
+        assert act(env, RELEASE).info["success/sorted"].item() == 0
 
 
 def test_what_is_held_in_a_bin_is_not_sorted_before_it_is_let_go():
@@ -288,11 +289,14 @@ def test_saved_and_restored_it_goes_on_bit_for_bit():
 
 def test_a_diverged_simulation_starts_anew_and_the_others_do_not_notice():
     env, twin = make(3, seed=2), make(3, seed=2)
+    act(env, UP), act(twin, UP)
     env.simulation.qvel[1, 8] = np.nan
     step, expected = act(env, FORWARD), act(twin, FORWARD)
     assert step.valid.tolist() == [True, False, True]
     assert step.truncated.tolist() == step.info["diverged"].tolist() == [False, True, False]
     assert step.reward[1] == 0
+    assert env._elapsed.tolist() == [2, 0, 2]
+    assert env._arm.lip(env.simulation.qpos[:, :4])[1] == pytest.approx(env._target[1], abs=1e-9)
     for values in (step.reward, *step.obs.values(), *step.next_obs.values(), *step.info.values()):
         assert torch.isfinite(values.float()).all()
     assert torch.equal(step.obs["policy"][[0, 2]], expected.obs["policy"][[0, 2]])

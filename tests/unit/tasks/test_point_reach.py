@@ -57,6 +57,11 @@ def test_a_hundred_steps_truncate():
         assert step.truncated.tolist() == [count == EPISODE_STEPS] * 3
     assert not step.terminated.any()
     assert not step.info["success"].any()
+    env._elapsed[:] = EPISODE_STEPS - 1
+    put(env, (0, 0, 0), (0, 0, 0), (0, 0, 0.05), 1)  # reached at the last moment
+    step = env.step(torch.zeros(3, 3))
+    assert step.terminated.tolist() == [False, True, False]
+    assert step.truncated.tolist() == [True, False, True]
 
 
 def test_starts_and_targets_fill_the_cube():
