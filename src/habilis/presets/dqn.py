@@ -15,16 +15,18 @@ DQN_GENERAL: Mapping[str, Any] = {"num_envs": 1, "total_timesteps": 100_000}
 
 _CARTPOLE: Mapping[str, Any] = {
     "total_timesteps": 50_000,
+    "num_envs": 8,
+    "algo.train_freq": 32,
+    "algo.gradient_steps": 128,
+    "algo.target_update_interval": 128,
     "algo.learning_rate": 1e-3,
     "algo.learning_rate_schedule": "linear",
-    "algo.batch_size": 64,
     "algo.learning_starts": 1000,
-    "algo.target_update_interval": 100,
     "algo.exploration_fraction": 0.16,
     "algo.exploration_final_eps": 0.04,
     "algo.v_min": 0.0,
     "algo.v_max": 100.0,
-    "algo.hidden": (128, 128),
+    "algo.hidden": (256, 256),
 }
 """Discounted returns are those of at most 500 rewards of 1."""
 
