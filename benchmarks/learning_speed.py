@@ -44,7 +44,8 @@ def measure_habilis(args):
             "algo.normalize_reward": False,
         }
     elif args.algorithm == "dqn":
-        common |= {"num_envs": args.num_envs, "algo.hidden": [64, 64], **{f"algo.{k}": v for k, v in DQN.items()}}
+        common |= {"num_envs": args.num_envs, "algo.train_freq": args.train_freq, "algo.hidden": [64, 64]}
+        common |= {f"algo.{key}": value for key, value in DQN.items()}
     else:
         common |= {"num_envs": 1, "algo.learning_starts": 256, "algo.batch_size": 256, "algo.hidden": [256, 256]}
     trainer = build_trainer(default_config(args.algorithm, ENV[args.algorithm], **common))
@@ -74,7 +75,7 @@ def measure_peer(args):
     elif args.algorithm == "dqn":
         env = make_vec_env(ENV["dqn"], n_envs=args.num_envs)
         layers = {"net_arch": [64, 64]}
-        model = package.DQN("MlpPolicy", env, train_freq=1, policy_kwargs=layers, device="cpu", **DQN)
+        model = package.DQN("MlpPolicy", env, train_freq=args.train_freq, policy_kwargs=layers, device="cpu", **DQN)
     else:
         model = package.SAC("MlpPolicy", make_vec_env(ENV["sac"]), learning_starts=256, batch_size=256, device="cpu")
     model.learn(args.warmup)
@@ -87,7 +88,7 @@ def measure_peer(args):
 def run_side(side, args):
     python = sys.executable if side == "habilis" else args.peers_python
     command = [python, __file__, args.algorithm, "--worker", side, "--batch-size", str(args.batch_size)]
-    command += ["--num-envs", str(args.num_envs)]
+    command += ["--num-envs", str(args.num_envs), "--train-freq", str(args.train_freq)]
     command += ["--steps", str(args.steps), "--warmup", str(args.warmup), "--threads", str(args.threads)]
     out = subprocess.run(command, capture_output=True, text=True, check=False)
     if out.returncode:
@@ -100,6 +101,7 @@ def main():
     parser.add_argument("algorithm", choices=["ppo", "sac", "dqn"])
     parser.add_argument("--batch-size", type=int, default=64, help="PPO's minibatch")
     parser.add_argument("--num-envs", type=int, default=1, help="environments of DQN")
+    parser.add_argument("--train-freq", type=int, default=1, help="steps of each environment in a round of DQN")
     parser.add_argument("--steps", type=int, default=0, help=f"environment steps timed; 0: {STEPS}")
     parser.add_argument("--warmup", type=int, default=0, help=f"environment steps before; 0: {WARMUP}")
     parser.add_argument("--threads", type=int, default=0, help="PyTorch threads of ours; 0: the preset's")
@@ -121,7 +123,11 @@ def main():
             speeds[side].append(run_side(side, args))
             print(f"{side:8} {speeds[side][-1]:10.0f} env steps/s", flush=True)
     medians = {side: statistics.median(values) for side, values in speeds.items()}
-    details = {"ppo": f"minibatch {args.batch_size}", "sac": "batch 256", "dqn": f"environments: {args.num_envs}"}
+    details = {
+        "ppo": f"minibatch {args.batch_size}",
+        "sac": "batch 256",
+        "dqn": f"environments: {args.num_envs}, round: {args.train_freq}",
+    }
     setting = f"{args.algorithm} {ENV[args.algorithm]} {details[args.algorithm]}"
     print(f"\n| {setting} | env steps/s (median of {args.rounds}) | Habilis is |\n|---|---|---|")
     for side, speed in medians.items():
