@@ -46,7 +46,69 @@ _LUNAR_LANDER: Mapping[str, Any] = {
     "algo.hidden": (256, 256),
 }
 
+_POINT_REACH: Mapping[str, Any] = {
+    "total_timesteps": 100_000,
+    "num_envs": 8,
+    "algo.gradient_steps": 2,
+    "algo.learning_rate": 1e-3,
+    "algo.batch_size": 128,
+    "algo.gamma": 0.97,
+    "algo.exploration_fraction": 0.18,
+    "algo.exploration_final_eps": 0.05,
+    "algo.v_min": -30.0,
+    "algo.v_max": 10.0,
+    "algo.hidden": (128, 128),
+}
+
+_CATCH: Mapping[str, Any] = {
+    "total_timesteps": 40_000,
+    "num_envs": 8,
+    "frame_stack": 2,
+    "algo.gradient_steps": 4,
+    "algo.learning_rate": 5e-4,
+    "algo.batch_size": 64,
+    "algo.gamma": 0.95,
+    "algo.target_update_interval": 200,
+    "algo.exploration_fraction": 0.2,
+    "algo.exploration_final_eps": 0.02,
+    "algo.v_min": -2.0,
+    "algo.v_max": 5.0,
+}
+"""Two frames show where the ball is going."""
+
+_OBJECT_SORTING: Mapping[str, Any] = {
+    "total_timesteps": 1_000_000,
+    "num_envs": 16,
+    "matmul_precision": "medium",
+    "algo.gradient_steps": 2,
+    "algo.learning_rate": 5e-4,
+    "algo.batch_size": 128,
+    "algo.buffer_size": 400_000,
+    "algo.gamma": 0.98,
+    "algo.tau": 0.01,
+    "algo.target_update_interval": 1,
+    "algo.learning_starts": 5000,
+    "algo.exploration_fraction": 0.3,
+    "algo.exploration_final_eps": 0.03,
+    "algo.v_min": -3.0,
+    "algo.v_max": 7.0,
+    "algo.hidden": (256, 256),
+}
+
+_EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
+    "CartPole-v1": _CARTPOLE,
+    "LunarLander-v3": _LUNAR_LANDER,
+    "habilis/PointReachDiscrete-v0": _POINT_REACH,
+    "habilis/Catch-v0": _CATCH,
+    "habilis/ObjectSorting-v0": _OBJECT_SORTING,
+}
+
+_ONE_NAME: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    # a reward lies many steps behind what earned it, and most actions change little
+    "double_dqn": {"habilis/ObjectSorting-v0": {**_OBJECT_SORTING, "algo.dueling": True, "algo.n_steps": 3}},
+}
+
 DQN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    name: {"CartPole-v1": _CARTPOLE, "LunarLander-v3": _LUNAR_LANDER} for name in DQN_NAMES
+    name: {**_EVERY_NAME, **_ONE_NAME.get(name, {})} for name in DQN_NAMES
 }
 """By algorithm and environment."""
