@@ -194,26 +194,24 @@ class Tabular:
         copies, states, actions = policy.values.shape
         # one flat view each, written through: an entry is read and written without making a tensor of it
         values, visits = policy.values.view(-1).numpy().data, policy.visits.view(-1).numpy().data
+        table, size = states * actions, copies * states * actions
         coins = torch.randint(copies, (len(rows),), generator=s.coin) if copies > 1 else torch.zeros_like(rows)
+        entries = coins * table + rows * actions + batch.action
+        followers = coins * table + next_rows * actions
         next_action = torch.zeros_like(rows) if batch.next_action is None else batch.next_action
+        columns = (entries, batch.reward, batch.terminated, followers, batch.discount, next_action)
         epsilon, value = float(policy.exploration_level), BOOTSTRAPS[c.target]
-        other_table, size, error = states * actions, copies * states * actions, 0.0
-        columns = (rows, batch.action, batch.reward, batch.terminated, next_rows, batch.discount, next_action, coins)
-        for row, action, target, ended, next_row, discount, next_a, coin in zip(
-            *(column.tolist() for column in columns), strict=True
-        ):
-            mine = coin * other_table
+        rate, power, error = c.learning_rate, c.learning_rate_power, 0.0
+        for entry, target, ended, at, discount, next_a in zip(*(column.tolist() for column in columns), strict=True):
             if not ended:
-                at = mine + next_row * actions
                 choosing = judging = values[at : at + actions].tolist()
                 if copies > 1:
-                    at = (at + other_table) % size
+                    at = (at + table) % size
                     judging = values[at : at + actions].tolist()
                 target += discount * value(choosing, judging, next_a, epsilon)
-            entry = mine + row * actions + action
             visits[entry] = count = visits[entry] + 1
             difference = target - values[entry]
-            values[entry] += c.learning_rate / count**c.learning_rate_power * difference
+            values[entry] += rate / count**power * difference
             error += abs(difference)
         s.updates += len(rows)
         metrics = {

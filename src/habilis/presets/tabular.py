@@ -13,7 +13,6 @@ TABULAR_GENERAL: Mapping[str, Any] = {"num_envs": 8, "total_timesteps": 200_000}
 _GRIDWORLD: Mapping[str, Any] = {
     "num_envs": 128,
     "total_timesteps": 20_480,
-    "eval_freq": 1024,
     "algo.train_freq": 4,
     "algo.learning_rate": 0.5,
     "algo.exploration_decay": 0.999,
