@@ -66,7 +66,8 @@ EXACT |= dict.fromkeys(DQN_NAMES, ("probe/Identity-v0", "probe/TruncationValue-v
 EXACT |= dict.fromkeys(TABULAR_NAMES, ("probe/Identity-v0", "habilis/GridWorld-v0"))
 """Environments that save their state."""
 
-FRESH = dict.fromkeys(SMALL, "Pendulum-v1") | dict.fromkeys((*DQN_NAMES, *TABULAR_NAMES), "CartPole-v1")
+FRESH = dict.fromkeys(SMALL, "Pendulum-v1") | dict.fromkeys(DQN_NAMES, "CartPole-v1")
+FRESH |= dict.fromkeys(TABULAR_NAMES, "MountainCar-v0")
 """An environment that cannot."""
 
 ARRAY = {(name, "habilis/GridWorld-v0"): {"algo.rounding": []} for name in TABULAR_NAMES}
