@@ -77,7 +77,7 @@ class Optimizer:
         self.skipped += not_finite
         self.steps += 1
         self.steps -= not_finite
-        # what PyTorch's own fused Adam calls, without the sorting of parameters by device that takes three times as long
+        # what PyTorch's own fused Adam calls, without sorting parameters by device, which takes three times as long
         torch._fused_adam_(
             [self.flat],
             [gradient],
