@@ -207,7 +207,7 @@ class DQN:
             noise=streams.torch("update", device),
         )
         self._target = flatten_parameters(self.state.target.parameters())
-        self._gradient = Recorded(self._compute_gradient)
+        self._gradient = Recorded(self._compute_gradient, inference=True)
 
     @property
     def policy(self) -> ValuePolicy:
