@@ -122,7 +122,14 @@ def _sac_trainer(config: TrainConfig, collector: Collector, streams: RandomStrea
     buffer = ReplayBuffer(
         spec, c.buffer_size, num_envs, generator=replay, n_steps=c.n_steps, gamma=c.gamma, device=device
     )
-    return OffPolicyTrainer(collector, algorithm, buffer, streams=streams, total_timesteps=config.total_timesteps)
+    return OffPolicyTrainer(
+        collector,
+        algorithm,
+        buffer,
+        streams=streams,
+        total_timesteps=config.total_timesteps,
+        anneal=algorithm.anneal,
+    )
 
 
 def _dqn_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OffPolicyTrainer:

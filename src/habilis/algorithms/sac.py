@@ -21,6 +21,7 @@ from habilis.core.config import require
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
+from habilis.core.schedules import Schedule, scheduled
 from habilis.core.specs import BoxAction, EnvSpec
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
@@ -41,6 +42,8 @@ class SACConfig:
     """Adam's step size for the policy and the temperature."""
     critic_learning_rate: float | None = None
     """Adam's step size for the critics; None: as `learning_rate`."""
+    learning_rate_schedule: Schedule = "constant"
+    """Course of every step size over the run."""
     buffer_size: int = 1_000_000
     """Transitions the replay buffer holds."""
     batch_size: int = 256
@@ -76,6 +79,8 @@ class SACConfig:
 
     def __post_init__(self) -> None:
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        rate = self.critic_learning_rate
+        require(rate is None or rate > 0, f"critic_learning_rate must be positive, got {rate}")
         require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
         require(self.buffer_size >= self.batch_size, f"buffer_size must be at least batch_size, got {self.buffer_size}")
         require(self.train_freq > 0, f"train_freq must be positive, got {self.train_freq}")
@@ -149,14 +154,14 @@ class SAC:
         initial_alpha = config.init_ent_coef if config.ent_coef is None else config.ent_coef
         log_alpha = nn.Parameter(torch.tensor(initial_alpha, device=device).log(), requires_grad=learns_alpha)
         self.target_entropy = -float(spec.action.dim) if config.target_entropy is None else config.target_entropy
-        critic_rate = config.learning_rate if config.critic_learning_rate is None else config.critic_learning_rate
+        self._critic_rate = config.critic_learning_rate or config.learning_rate
         self.state = SACState(
             policy=policy,
             critics=critics,
             target_critics=copy.deepcopy(critics).requires_grad_(False),
             log_alpha=log_alpha,
             policy_optimizer=Optimizer(policy.parameters(), config.learning_rate),
-            critic_optimizer=Optimizer(critics.parameters(), critic_rate),
+            critic_optimizer=Optimizer(critics.parameters(), self._critic_rate),
             alpha_optimizer=Optimizer([log_alpha], config.learning_rate) if learns_alpha else None,
             noise=streams.torch("update", device),
         )
@@ -179,6 +184,16 @@ class SAC:
     def skipped(self) -> dict[str, Tensor]:
         """Gradient steps left out because the gradient was not finite, by what was learnt."""
         return {"policy": self.state.policy_optimizer.skipped, "critics": self.state.critic_optimizer.skipped}
+
+    def anneal(self, progress: float, episodes: int) -> None:
+        """Set the step sizes for the progress of the run, 0 to 1."""
+        c, s = self.config, self.state
+        if c.learning_rate_schedule == "constant":
+            return
+        for optimizer in (s.policy_optimizer, s.alpha_optimizer):
+            if optimizer is not None:
+                optimizer.learning_rate.fill_(scheduled(c.learning_rate, c.learning_rate_schedule, progress))
+        s.critic_optimizer.learning_rate.fill_(scheduled(self._critic_rate, c.learning_rate_schedule, progress))
 
     def update(self, batch: TransitionBatch) -> Metrics:
         """Take one gradient step on the critics, the policy and the temperature, and move the targets."""
