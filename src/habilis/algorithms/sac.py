@@ -27,9 +27,10 @@ from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.losses import critic_loss, soft_policy_loss, soft_q_target, temperature_loss
+from habilis.nn.critics import Critics, critic_encoder
 from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import SquashedGaussianHead
-from habilis.nn.mlp import MLP, Activation, EnsembleMLP
+from habilis.nn.mlp import MLP, Activation
 from habilis.nn.optimizer import Optimizer, flatten_parameters
 from habilis.policies.stochastic import StochasticPolicy
 
@@ -106,21 +107,6 @@ def make_policy(spec: EnvSpec, config: SACConfig, generator: torch.Generator) ->
     return StochasticPolicy(spec, encoder, trunk, SquashedGaussianHead(trunk.out_dim, spec.action.dim, generator))
 
 
-class Critics(nn.Module):
-    """Q(s, a) of every critic at once: `[B, ...], [B, dim] -> [critics, B]`."""
-
-    def __init__(self, encoder: ObsEncoder, action_dim: int, config: SACConfig, generator: torch.Generator) -> None:
-        super().__init__()
-        self.encoder = encoder
-        self.q = EnsembleMLP(
-            config.n_critics, encoder.out_dim + action_dim, config.hidden, 1, config.activation, generator
-        )
-
-    def forward(self, obs: Obs, action: Tensor) -> Tensor:
-        """Evaluate raw observations and actions in the policy's units."""
-        return self.q(torch.cat([self.encoder(obs), action], -1)).squeeze(-1)  # type: ignore[no-any-return]
-
-
 @dataclass
 class SACState:
     """Everything that learning changes."""
@@ -146,9 +132,8 @@ class SAC:
         init = streams.torch("init")
         policy = make_policy(spec, config, init).to(device)
         assert isinstance(spec.action, BoxAction)
-        group = "critic" if "critic" in spec.obs else "policy"
-        encoder = ObsEncoder(spec.obs, (group,), config.normalize_obs, init)
-        critics = Critics(encoder, spec.action.dim, config, init).to(device)
+        encoder = critic_encoder(spec, config.normalize_obs, init)
+        critics = Critics(encoder, spec.action.dim, config.n_critics, config.hidden, config.activation, init).to(device)
         learns_alpha = config.ent_coef is None
         # a fixed temperature of 0 is allowed: its logarithm is minus infinity and its exponential exactly 0
         initial_alpha = config.init_ent_coef if config.ent_coef is None else config.ent_coef
