@@ -25,6 +25,7 @@ from habilis.data.rollout import RolloutBuffer
 from habilis.envs.frame_stack import stack_frames
 from habilis.envs.make import describe_env, make_vec_env
 from habilis.policies import NeuralPolicy
+from habilis.policies.actor_critic import make_policy
 from habilis.training.collector import Collector
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer
@@ -167,9 +168,7 @@ def _tabular_trainer(config: TrainConfig, collector: Collector, streams: RandomS
 
 ALGORITHMS.add(
     "ppo",
-    AlgorithmEntry(
-        "Proximal policy optimisation (Schulman et al. 2017)", ppo.PPOConfig, ppo.make_policy, 1, _ppo_trainer
-    ),
+    AlgorithmEntry("Proximal policy optimisation (Schulman et al. 2017)", ppo.PPOConfig, make_policy, 1, _ppo_trainer),
 )
 ALGORITHMS.add(
     "sac",

@@ -24,8 +24,9 @@ READING_LINES = 1200
 
 SHARED = ["functional/losses.py", "functional/returns.py", "policies/stochastic.py", "policies/action_map.py"]
 SHARED += ["training/collector.py"]
+ON_POLICY = [*SHARED, "policies/actor_critic.py", "data/rollout.py", "training/on_policy.py"]
 READING = {
-    "ppo": [*SHARED, "algorithms/ppo.py", "data/rollout.py", "training/on_policy.py"],
+    "ppo": [*ON_POLICY, "algorithms/ppo.py"],
     "sac": [*SHARED, "algorithms/sac.py", "data/replay.py", "training/off_policy.py"],
     "dqn": [
         *("functional/value_losses.py", "functional/returns.py", "policies/value.py", "training/collector.py"),

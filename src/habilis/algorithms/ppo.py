@@ -1,9 +1,10 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347).
 
-The algorithm alone: networks, losses (from `functional/losses.py`) and one update over a rollout. The loop that
-collects rollouts is `training/on_policy.py`. Deviations from the paper, all customary (Engstrom et al. 2020;
-Andrychowicz et al. 2021): separate networks for policy and value by default, orthogonal initialisation, gradient
-clipping, advantages normalised per minibatch, and the options below. Truncation bootstraps from the true successor.
+The algorithm alone: losses (from `functional/losses.py`) and one update over a rollout. Networks and advantages are in
+`policies/actor_critic.py`; the loop that collects rollouts is `training/on_policy.py`. Deviations from the paper, all
+customary (Engstrom et al. 2020; Andrychowicz et al. 2021): separate networks for policy and value by default,
+orthogonal initialisation, gradient clipping, advantages normalised per minibatch, and the options below. Truncation
+bootstraps from the true successor.
 """
 
 from __future__ import annotations
@@ -20,19 +21,18 @@ from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
 from habilis.core.schedules import scheduled
-from habilis.core.specs import BoxAction, EnvSpec
+from habilis.core.specs import EnvSpec
 from habilis.core.state import bundle_state, load_bundle
-from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part, tree_split, tree_stack
+from habilis.core.tree import Tree, tree_index, tree_map, tree_part, tree_split, tree_stack
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.losses import ppo_clip, standardize, value_loss
-from habilis.functional.returns import explained_variance, generalized_advantage
 from habilis.nn.distributions import Gaussian
-from habilis.nn.encoder import ObsEncoder
-from habilis.nn.heads import CategoricalHead, GaussianHead, Head, StdType
-from habilis.nn.mlp import MLP, Activation
+from habilis.nn.heads import GaussianHead, StdType
+from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
 from habilis.nn.value import ValueNetwork
+from habilis.policies.actor_critic import evaluate_rollout, make_critic, make_policy
 from habilis.policies.stochastic import StochasticPolicy
 
 
@@ -103,31 +103,6 @@ class PPOConfig:
         require(owns_trunk, "critic_hidden has no meaning with share_trunk, where the value is a head on the policy's")
 
 
-def make_policy(spec: EnvSpec, config: PPOConfig, generator: torch.Generator) -> StochasticPolicy:
-    """Build PPO's policy for an environment."""
-    encoder = ObsEncoder(spec.obs, ("policy",), config.normalize_obs, generator)
-    trunk = MLP(encoder.out_dim, config.hidden, None, config.activation, generator, orthogonal=True)
-    head: Head
-    if isinstance(spec.action, BoxAction):
-        head = GaussianHead(
-            trunk.out_dim, spec.action.dim, config.std_type, config.init_std, config.final_std, generator
-        )
-    else:
-        head = CategoricalHead(trunk.out_dim, spec.action, generator)
-    return StochasticPolicy(spec, encoder, trunk, head)
-
-
-def make_critic(policy: StochasticPolicy, config: PPOConfig, generator: torch.Generator) -> ValueNetwork:
-    """Build PPO's value network, which reads the group "critic" where there is one and no trunk is shared."""
-    if config.share_trunk:
-        return ValueNetwork(policy.encoder, policy.trunk, generator)
-    group = "critic" if "critic" in policy.spec.obs else "policy"
-    encoder = ObsEncoder(policy.spec.obs, (group,), config.normalize_obs, generator)
-    hidden = config.hidden if config.critic_hidden is None else config.critic_hidden
-    trunk = MLP(encoder.out_dim, hidden, None, config.activation, generator, orthogonal=True)
-    return ValueNetwork(encoder, trunk, generator)
-
-
 @dataclass
 class PPOState:
     """Everything that learning changes."""
@@ -150,7 +125,7 @@ class PPO:
         self.config = config
         init = streams.torch("init")
         policy = make_policy(spec, config, init).to(device)
-        critic = make_critic(policy, config, init).to(device)
+        critic = make_critic(policy, config, init, share_trunk=config.share_trunk).to(device)
         self.state = PPOState(
             policy=policy,
             critic=critic,
@@ -190,11 +165,9 @@ class PPO:
         if isinstance(s.policy.head, GaussianHead):
             s.policy.head.anneal(progress)
 
-    @torch.no_grad()
     def value(self, obs: Obs) -> Tensor:
         """Return V `[...]` of raw observations, in units of the scaled reward where rewards are normalised."""
-        critic = self.state.critic
-        return critic(critic.encoder.normalize(obs))  # type: ignore[no-any-return]
+        return self.state.critic.evaluate(obs)
 
     def update(self, batch: RolloutBatch) -> Metrics:
         """Learn from one rollout, then take its observations into the normalisers.
@@ -206,7 +179,8 @@ class PPO:
         rows = batch.valid.flatten().nonzero().squeeze(-1)
         if len(rows) < 2:
             raise HabilisError(f"a rollout needs two valid steps to learn from and this has {len(rows)}: raise n_steps")
-        data, explained = self._prepare(batch)
+        reward_norm = s.reward_norm if c.normalize_reward else None
+        data, explained = evaluate_rollout(batch, s.policy, s.critic, reward_norm, c.gamma, c.gae_lambda)
         size = min(c.batch_size, len(rows))
         history: list[Metrics] = []
         for _ in range(c.n_epochs):
@@ -255,35 +229,6 @@ class PPO:
         if isinstance(distribution, Gaussian):
             results["std"] = distribution.log_std.detach().exp().mean()
         return results
-
-    @torch.no_grad()
-    def _prepare(self, batch: RolloutBatch) -> tuple[dict[str, Tensor], Tensor]:
-        """Compute advantages and returns, and flatten the rollout to rows: `{name: [T * N, ...]}`."""
-        c, s = self.config, self.state
-        done = batch.terminated | batch.truncated
-        critic_obs = s.critic.encoder.normalize(batch.obs)
-        values = s.critic(critic_obs)
-        next_values = values[1:].clone()
-        next_values[batch.final_index] = self.value(batch.final_obs)
-        rewards = batch.rewards
-        if c.normalize_reward:
-            s.reward_norm.update(rewards, done, batch.valid)
-            rewards = s.reward_norm(rewards)
-        advantages = generalized_advantage(
-            rewards, values[:-1], next_values, batch.terminated, done, batch.valid, c.gamma, c.gae_lambda
-        )
-        returns = advantages + values[:-1]
-        columns = tree_join(
-            action=batch.actions,
-            log_prob=batch.log_probs,
-            advantage=advantages,
-            value=values[:-1],
-            policy_obs=tree_index(s.policy.encoder.normalize(batch.obs), slice(-1)),
-            critic_obs={} if c.share_trunk else tree_index(critic_obs, slice(-1)),
-            **{"return": returns},
-        )
-        explained = explained_variance(values[:-1][batch.valid], returns[batch.valid])
-        return tree_map(lambda x: x.flatten(0, 1), columns), explained
 
     def _adapt_learning_rate(self, kl: Tensor) -> None:
         """Divide the rate by 1.5 where an update moved too far, multiply where it moved too little (rsl_rl)."""

@@ -24,6 +24,11 @@ class ValueNetwork(nn.Module):
         """Evaluate what `encoder.normalize` returned."""
         return self.from_features(self.trunk(self.encoder.features(normalized)))
 
+    @torch.no_grad()
+    def evaluate(self, obs: Obs) -> Tensor:
+        """Return V of raw observations, without gradients."""
+        return self(self.encoder.normalize(obs))  # type: ignore[no-any-return]
+
     def from_features(self, features: Tensor) -> Tensor:
         """Evaluate what the trunk returned."""
         return self.head(features).squeeze(-1)  # type: ignore[no-any-return]

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
-from habilis.algorithms.ppo import PPO
-from habilis.core.protocols import Plugin
+from habilis.core.protocols import Algorithm, Plugin
 from habilis.core.random import RandomStreams
 from habilis.data.rollout import RolloutBuffer
 from habilis.training.collector import Collector
 from habilis.training.report import Counters, Report
+
+
+class OnPolicyAlgorithm(Algorithm, Protocol):
+    """What the loop asks of an algorithm."""
+
+    gradient_steps: int
+
+    def set_progress(self, progress: float) -> None:
+        """Set what is scheduled, for `progress` in [0, 1] of the run."""
+        ...
 
 
 class OnPolicyTrainer:
@@ -27,7 +37,7 @@ class OnPolicyTrainer:
     def __init__(
         self,
         collector: Collector,
-        algorithm: PPO,
+        algorithm: OnPolicyAlgorithm,
         buffer: RolloutBuffer,
         *,
         streams: RandomStreams,
@@ -66,5 +76,5 @@ class OnPolicyTrainer:
         policy, collector, buffer = self.algorithm.policy, self.collector, self.buffer
         buffer.start(collector.obs)
         for _ in range(buffer.n_steps):
-            policy_step = policy.act(collector.obs, generator=self._explore)
-            buffer.add(policy_step, collector.step(policy_step.env_action))
+            policy_step = policy.act(collector.obs, collector.memory, generator=self._explore)
+            buffer.add(policy_step, collector.step(policy_step.env_action, policy_step.memory))

@@ -13,12 +13,20 @@ import habilis.algorithms.ppo as module
 from habilis.core import recording
 from habilis.core.errors import HabilisError
 from habilis.functional.losses import ppo_clip
+from habilis.policies.actor_critic import evaluate_rollout
 
 STD_TYPES = ["independent", "dependent", "fixed", "annealed"]
 
 
 def flat(network):
     return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
+
+
+def prepare(ppo, batch):
+    """What `update` does first."""
+    c, s = ppo.config, ppo.state
+    norm = s.reward_norm if c.normalize_reward else None
+    return evaluate_rollout(batch, s.policy, s.critic, norm, c.gamma, c.gae_lambda)
 
 
 @pytest.fixture
@@ -62,7 +70,7 @@ def test_advantages_and_returns_against_loops_with_every_kind_of_end(lab):
     for seed in range(2):
         ppo.update(lab.rollout(ppo, env, seed=seed))
     batch = lab.rollout(ppo, env, n_steps=30, seed=9)
-    data, _ = ppo._prepare(batch)
+    data, _ = prepare(ppo, batch)
     final = {(int(t), int(n)): k for k, (t, n) in enumerate(zip(*batch.final_index, strict=True))}
     truncated_and_valid = batch.truncated & batch.valid
     assert int(truncated_and_valid.sum()) > 3
@@ -113,7 +121,7 @@ def test_one_gradient_step_by_an_independent_formula(lab):
     options = {"batch_size": 1000, "n_epochs": 1, "ent_coef": 0.01, "vf_coef": 0.7, "max_grad_norm": 0.3}
     ppo, twin = lab.ppo(env, **options), lab.ppo(env, **options)
     batch = lab.rollout(ppo, env)
-    data, _ = twin._prepare(batch)
+    data, _ = prepare(twin, batch)
     rows = batch.valid.flatten()
     advantages = data["advantage"][rows]
     advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
@@ -273,11 +281,11 @@ def test_reward_scale_is_that_of_the_return(lab):
     env = lab.env()
     ppo = lab.ppo(env)
     batch = lab.rollout(ppo, env)
-    data, _ = ppo._prepare(batch)
+    data, _ = prepare(ppo, batch)
     norm = ppo.state.reward_norm
     twin = lab.ppo(env, normalize_reward=False)
     scaled = dataclasses.replace(batch, rewards=norm(batch.rewards))
-    expected, _ = twin._prepare(scaled)
+    expected, _ = prepare(twin, scaled)
     torch.testing.assert_close(data["return"], expected["return"])
     assert float(norm.returns.count) == int(batch.valid.sum())
 
