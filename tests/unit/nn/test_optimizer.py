@@ -1,4 +1,4 @@
-"""The flat optimiser does what PyTorch's Adam does with each parameter on its own, and keeps parameters finite."""
+"""The flat optimiser does what PyTorch's Adam and RMSProp do with each parameter on its own, and keeps parameters finite."""
 
 from __future__ import annotations
 
@@ -31,17 +31,22 @@ def loss_of(net, batch):
     return (net(batch[0]) - batch[1]).square().mean()
 
 
+KINDS = pytest.mark.parametrize("kind", ["adam", "rmsprop"])
+
+
+@KINDS
 @pytest.mark.parametrize("max_grad_norm", [None, 0.5, 1e6])
-def test_equals_adam_with_clipping(max_grad_norm):
+def test_equals_pytorchs_with_clipping(kind, max_grad_norm):
     ours, theirs = network(), network()
-    optimizer = Optimizer(ours.parameters(), 1e-2, eps=1e-5, max_grad_norm=max_grad_norm)
-    adam = torch.optim.Adam(theirs.parameters(), lr=1e-2, eps=1e-5)
+    optimizer = Optimizer(ours.parameters(), 1e-2, eps=1e-5, max_grad_norm=max_grad_norm, kind=kind)
+    maker = torch.optim.Adam if kind == "adam" else torch.optim.RMSprop
+    twin = maker(theirs.parameters(), lr=1e-2, eps=1e-5)
     for batch in batches(20):
         norm = step(optimizer, loss_of(ours, batch))
-        adam.zero_grad()
+        twin.zero_grad()
         loss_of(theirs, batch).backward()
         expected = nn.utils.clip_grad_norm_(theirs.parameters(), max_grad_norm or 1e9)
-        adam.step()
+        twin.step()
         torch.testing.assert_close(norm, expected)
     for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4)
@@ -70,10 +75,11 @@ def test_learning_rate_changes_in_place():
     assert not torch.equal(optimizer.flat, before)
 
 
+@KINDS
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_a_gradient_that_is_not_finite_is_counted_and_not_taken(bad):
+def test_a_gradient_that_is_not_finite_is_counted_and_not_taken(kind, bad):
     net = network()
-    optimizer = Optimizer(net.parameters(), 1e-2, max_grad_norm=0.5)
+    optimizer = Optimizer(net.parameters(), 1e-2, max_grad_norm=0.5, kind=kind)
     step(optimizer, loss_of(net, batches(1)[0]))
     before, state = optimizer.flat.clone(), optimizer.state_dict()
     step(optimizer, loss_of(net, batches(1)[0]) * bad)
@@ -86,14 +92,15 @@ def test_a_gradient_that_is_not_finite_is_counted_and_not_taken(bad):
     assert float(optimizer.skipped) == 1
 
 
-def test_state_continues_bit_for_bit_and_shares_nothing():
+@KINDS
+def test_state_continues_bit_for_bit_and_shares_nothing(kind):
     first = network()
-    one = Optimizer(first.parameters(), 1e-2, max_grad_norm=0.5)
+    one = Optimizer(first.parameters(), 1e-2, max_grad_norm=0.5, kind=kind)
     for batch in batches(5):
         step(one, loss_of(first, batch))
     one.learning_rate.fill_(3e-3)
     second = network()
-    two = Optimizer(second.parameters(), 1e-2, max_grad_norm=0.5)
+    two = Optimizer(second.parameters(), 1e-2, max_grad_norm=0.5, kind=kind)
     second.load_state_dict(first.state_dict())
     two.load_state_dict(one.state_dict())
     assert float(two.learning_rate) == float(one.learning_rate)
