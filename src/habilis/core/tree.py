@@ -42,6 +42,13 @@ def tree_where(mask: Tensor, if_true: Tree, if_false: Tree) -> dict[str, Tensor]
     }
 
 
+def zero_rows(memory: Tree | None, rows: Tensor) -> dict[str, Tensor] | None:
+    """Return a policy's memory `[N, ...]` with zeros where `rows` `[N]` is true: that of a fresh episode."""
+    if memory is None:
+        return None
+    return {name: value.masked_fill(rows.view(-1, *[1] * (value.dim() - 1)), 0) for name, value in memory.items()}
+
+
 def tree_join(**parts: Tree | Tensor) -> dict[str, Tensor]:
     """Return one flat tree of tensors and trees: what is in the tree `obs` is called `obs/<name>`."""
     flat: dict[str, Tensor] = {}

@@ -57,5 +57,6 @@ class PolicyStep:
     """The same action after the action map, in the units of the environment."""
     log_prob: Tensor | None = None
     """[N]: log-probability (density) of `action`; None where the policy is asked to act deterministically."""
-    memory: Any = None
-    """What to hand back at the next call; None for a policy without memory."""
+    memory: Mapping[str, Tensor] | None = None
+    """What to hand back at the next call: tensors `[N, ...]`, zero for a fresh episode; None for a policy without
+    memory, and for the memory of fresh episodes throughout."""

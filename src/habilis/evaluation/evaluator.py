@@ -21,7 +21,7 @@ from torch import nn
 from habilis.core.errors import ConfigError, EnvError, NonFiniteError
 from habilis.core.protocols import Policy, VecEnv
 from habilis.core.random import derive_seed
-from habilis.core.tree import tree_map
+from habilis.core.tree import tree_map, zero_rows
 from habilis.core.types import Step
 from habilis.data.episodes import Episode, EpisodeTracker
 from habilis.evaluation.statistics import bootstrap_interval, iqm, wilson_interval
@@ -241,8 +241,7 @@ def rollout(
     if device is None:
         device = next((p.device for module in modules for p in module.parameters(recurse=False)), torch.device("cpu"))
     generator = torch.Generator(device).manual_seed(derive_seed(seed, "evaluation/policy"))
-    begin = getattr(policy, "initial_memory", None)
-    memory = begin(env.num_envs) if begin else None
+    memory = None
     try:
         if isinstance(policy, nn.Module):
             policy.eval()
@@ -253,9 +252,7 @@ def rollout(
                 here = tree_map(lambda value: value.to(device), obs)
                 acted = policy.act(here, memory, deterministic=deterministic, generator=generator)
             step = env.step(acted.env_action.to(env_device))
-            obs, memory = step.obs, acted.memory
-            if memory is not None:
-                memory = policy.reset_memory(memory, (step.done | ~step.valid).to(device))  # type: ignore[attr-defined]
+            obs, memory = step.obs, zero_rows(acted.memory, (step.done | ~step.valid).to(device))
             yield step
     finally:
         for module, mode in modes:

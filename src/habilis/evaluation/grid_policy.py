@@ -50,9 +50,8 @@ def policy_on_grid(policy: Policy, env: VecEnv) -> GridPolicy | None:
     device = next((p.device for p in policy.parameters()), None) if isinstance(policy, nn.Module) else None
     states = env.spec.obs["policy"].size
     obs = {"policy": torch.eye(states, device=device)}
-    begin = getattr(policy, "initial_memory", None)
     with torch.no_grad():
-        actions = policy.act(obs, begin(states) if begin else None, deterministic=True).env_action
+        actions = policy.act(obs, deterministic=True).env_action
         if not hasattr(policy, "scores"):
             return GridPolicy(drawing.grid, actions.tolist(), None)
         scores = policy.scores(obs)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from habilis.core.errors import EnvError, NonFiniteError
 from habilis.core.protocols import VecEnv
-from habilis.core.tree import tree_map
+from habilis.core.tree import Tree, tree_map, zero_rows
 from habilis.core.types import Obs, State, Step
 from habilis.data.episodes import EpisodeTracker
 
@@ -47,7 +47,7 @@ class Recorder:
 
 
 class Collector:
-    """One environment as a trainer sees it.
+    """One environment as a trainer sees it: `obs` is what to act on next, `memory` what the policy remembers.
 
     Args:
         env: what is stepped.
@@ -62,6 +62,7 @@ class Collector:
         self.skip_nonfinite = skip_nonfinite
         self.skipped_rows = 0
         self.obs: Obs = {}
+        self.memory: Tree | None = None
         self._untrusted: Tensor | None = None
         self._floats = [name for name, group in env.spec.obs.items() if group.dtype == "float32"]
 
@@ -69,9 +70,14 @@ class Collector:
         """Start new episodes."""
         self.recorder.clear()
         self.obs = self.env.reset(seed)
+        self.memory = None
 
-    def step(self, env_action: Tensor) -> Step:
+    def step(self, env_action: Tensor, memory: Tree | None = None) -> Step:
         """Apply actions in the environment's units and return what came of them.
+
+        Args:
+            env_action: one for each environment.
+            memory: what the policy will be handed with the next observation; zero there where an episode ended.
 
         Raises:
             NonFiniteError: an observation or a reward is not finite, unless such rows are to be skipped.
@@ -87,6 +93,7 @@ class Collector:
             step = self._refuse(step)
         self.episodes.update(step)
         self.obs = step.obs
+        self.memory = zero_rows(memory, step.done | ~step.valid)
         return step
 
     def _refuse(self, step: Step) -> Step:
@@ -117,9 +124,10 @@ class Collector:
         )
 
     def state_dict(self) -> State:
-        """Return the current observation, the episodes under way and the environment's own state where it has one."""
+        """Return the current observation and memory, the episodes under way and the environment's own state."""
         return {
             "obs": dict(self.obs),
+            "memory": None if self.memory is None else dict(self.memory),
             "episodes": self.episodes.state_dict(),
             "untrusted": self._untrusted,
             "skipped_rows": self.skipped_rows,
@@ -137,7 +145,7 @@ class Collector:
             self.reset(seed)
             return
         self.env.load_state_dict(state["env"])
-        self.obs = state["obs"]
+        self.obs, self.memory = state["obs"], state["memory"]
         self._untrusted = state["untrusted"]
 
 

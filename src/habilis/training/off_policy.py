@@ -91,7 +91,7 @@ class OffPolicyTrainer:
             self._anneal(progress, self.collector.episodes.count)
         for _ in range(c.train_freq):
             policy_step = self._act()
-            step = self.collector.step(policy_step.env_action)
+            step = self.collector.step(policy_step.env_action, policy_step.memory)
             self.buffer.add(policy_step.action, step)
             if c.normalize_obs:
                 self.algorithm.update_normalizers(step.next_obs, step.valid)
@@ -102,10 +102,10 @@ class OffPolicyTrainer:
 
     def _act(self) -> PolicyStep:
         """Draw actions from the policy, or uniformly before learning starts."""
-        policy, obs = self.algorithm.policy, self.collector.obs
+        policy, collector = self.algorithm.policy, self.collector
         if self.counters.env_steps >= self._config.learning_starts:
-            return policy.act(obs, generator=self._explore)
-        action = uniform_actions(self.collector.env.spec.action, self.collector.env.num_envs, self._explore)
+            return policy.act(collector.obs, collector.memory, generator=self._explore)
+        action = uniform_actions(collector.env.spec.action, collector.env.num_envs, self._explore)
         return PolicyStep(action, policy.action_map(action))
 
     def _learn(self) -> Metrics:

@@ -60,17 +60,17 @@ class Counter(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(1))
         self.dropout = nn.Dropout(0.5)
-        if memory:
-            self.initial_memory = torch.zeros
-            self.reset_memory = lambda memory, done: torch.where(done, 0, memory)
+        self.counts = memory
 
     def act(self, obs, memory=None, *, deterministic=False, generator=None):
         assert not self.training
         assert not torch.is_grad_enabled()
-        time = obs["policy"][:, 0] if memory is None else memory
+        time = obs["policy"][:, 0]
+        if self.counts:
+            time = torch.zeros(len(time)) if memory is None else memory["steps"]
         noise = 0.0 if deterministic else torch.rand(len(time), generator=generator)
         action = (self.dropout(time + 1.0) + noise)[:, None] * self.weight
-        return PolicyStep(action, action, None, None if memory is None else memory + 1)
+        return PolicyStep(action, action, None, {"steps": time + 1} if self.counts else None)
 
 
 def test_every_environment_gives_its_share_however_short_its_episodes():
