@@ -19,6 +19,7 @@ from habilis.core.protocols import VecEnv
 from habilis.core.random import RandomStreams, derive_seed
 from habilis.core.registry import Registry
 from habilis.core.specs import EnvSpec
+from habilis.data.hindsight import Hindsight
 from habilis.data.priorities import Priorities
 from habilis.data.replay import ReplayBuffer
 from habilis.data.rollout import RolloutBuffer
@@ -51,6 +52,9 @@ class AlgorithmEntry:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What makes a named algorithm of its hyper-parameters; an environment's preset comes after it, the user last."""
 
+
+OffPolicyConfig = sac.SACConfig | dqn.DQNConfig
+"""Hyper-parameters of the algorithms that learn from a replay buffer."""
 
 ALGORITHMS: Registry[AlgorithmEntry] = Registry("algorithm")
 
@@ -85,20 +89,44 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
     say(describe_env(env))
     collector = Collector(env, skip_nonfinite=config.on_nonfinite == "skip")
     collector.reset(env_seed)
-    if isinstance(config.algo, sac.SACConfig | dqn.DQNConfig):
+    if isinstance(config.algo, OffPolicyConfig):
         _reserve_replay(config.algo, env.spec, device, say)
     return ALGORITHMS[config.algorithm].make_trainer(config, collector, streams, device)
 
 
-def _reserve_replay(c: sac.SACConfig | dqn.DQNConfig, spec: EnvSpec, device: str, say: Callable[[str], None]) -> None:
+def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, device: str, say: Callable[[str], None]) -> None:
     """Say how much memory a replay buffer will take, and refuse one that this machine cannot hold."""
     capacity, prioritized = c.buffer_size, isinstance(c, dqn.DQNConfig) and c.prioritized
-    needed, available = ReplayBuffer.bytes_needed(spec, capacity, prioritized=prioritized), available_memory(device)
+    hindsight = c.goal_selection_strategy != "none"
+    needed = ReplayBuffer.bytes_needed(spec, capacity, prioritized=prioritized, hindsight=hindsight)
+    available = available_memory(device)
     say(f"replay memory: {capacity:,} transitions, {needed / 1e6:,.0f} MB")
     require(
         available is None or needed <= available,
         f"a replay buffer of {capacity:,} transitions of {spec.id} takes {needed / 1e9:,.1f} GB and there are "
         f"{(available or 0) / 1e9:,.1f} GB left on {device}: lower it by --algo.buffer-size",
+    )
+
+
+def _replay(
+    c: OffPolicyConfig, env: VecEnv, streams: RandomStreams, device: str, priorities: Priorities | None = None
+) -> ReplayBuffer:
+    """Build the replay buffer of any off-policy algorithm, which learns in hindsight where it is asked to."""
+    replay, hindsight = streams.numpy("replay"), None
+    if c.goal_selection_strategy != "none":
+        hindsight = Hindsight(
+            env, strategy=c.goal_selection_strategy, n_sampled_goal=c.n_sampled_goal, generator=replay
+        )
+    return ReplayBuffer(
+        env.spec,
+        c.buffer_size,
+        env.num_envs,
+        generator=replay,
+        n_steps=c.n_steps,
+        gamma=c.gamma,
+        device=device,
+        priorities=priorities,
+        hindsight=hindsight,
     )
 
 
@@ -117,16 +145,11 @@ def _ppo_trainer(config: TrainConfig, collector: Collector, streams: RandomStrea
 def _sac_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OffPolicyTrainer:
     c = config.algo
     assert isinstance(c, sac.SACConfig)
-    spec, num_envs = collector.env.spec, collector.env.num_envs
-    algorithm = sac.SAC(spec, c, streams=streams, device=device, threads=config.threads)
-    replay = streams.numpy("replay")
-    buffer = ReplayBuffer(
-        spec, c.buffer_size, num_envs, generator=replay, n_steps=c.n_steps, gamma=c.gamma, device=device
-    )
+    algorithm = sac.SAC(collector.env.spec, c, streams=streams, device=device, threads=config.threads)
     return OffPolicyTrainer(
         collector,
         algorithm,
-        buffer,
+        _replay(c, collector.env, streams, device),
         streams=streams,
         total_timesteps=config.total_timesteps,
         anneal=algorithm.anneal,
@@ -136,22 +159,12 @@ def _sac_trainer(config: TrainConfig, collector: Collector, streams: RandomStrea
 def _dqn_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OffPolicyTrainer:
     c = config.algo
     assert isinstance(c, dqn.DQNConfig)
-    spec, num_envs = collector.env.spec, collector.env.num_envs
-    algorithm = dqn.DQN(spec, c, streams=streams, device=device)
-    buffer = ReplayBuffer(
-        spec,
-        c.buffer_size,
-        num_envs,
-        generator=streams.numpy("replay"),
-        n_steps=c.n_steps,
-        gamma=c.gamma,
-        device=device,
-        priorities=Priorities(alpha=c.priority_alpha, beta=c.priority_beta) if c.prioritized else None,
-    )
+    algorithm = dqn.DQN(collector.env.spec, c, streams=streams, device=device)
+    priorities = Priorities(alpha=c.priority_alpha, beta=c.priority_beta) if c.prioritized else None
     return OffPolicyTrainer(
         collector,
         algorithm,
-        buffer,
+        _replay(c, collector.env, streams, device, priorities),
         streams=streams,
         total_timesteps=config.total_timesteps,
         anneal=algorithm.anneal,

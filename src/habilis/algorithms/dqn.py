@@ -21,9 +21,9 @@ from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
 from habilis.core.schedules import Schedule, scheduled
-from habilis.core.specs import DiscreteAction, EnvSpec
+from habilis.core.specs import DiscreteAction, EnvSpec, GoalSelection
 from habilis.core.state import bundle_state, load_bundle
-from habilis.core.tree import Tree, tree_join, tree_part
+from habilis.core.tree import Tree, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.value_losses import td_target
 from habilis.nn.encoder import ImageEncoderKind, ObsEncoder
@@ -99,6 +99,10 @@ class DQNConfig:
     """Power of the error in a priority; 0 is uniform."""
     priority_beta: float = 0.4
     """Power of the importance weights that correct for it; grows to 1 over the run."""
+    goal_selection_strategy: GoalSelection = "none"
+    """Where goals are wanted: learn in hindsight of goals that the episode reached, and of which."""
+    n_sampled_goal: int = 4
+    """Transitions with a goal in hindsight for each one that keeps its own."""
     exploration: Exploration = "epsilon"
     """Random actions, actions drawn in proportion to `exp(score / temperature)`, or noisy weights."""
     exploration_schedule: Literal["linear", "exponential"] = "linear"
@@ -122,7 +126,8 @@ class DQNConfig:
 
     def __post_init__(self) -> None:
         positive = ("learning_rate", "batch_size", "train_freq", "n_steps", "target_update_interval")
-        for name in (*positive, "n_quantiles", "n_fractions", "n_acting_fractions", "exploration_fraction"):
+        parts = ("n_quantiles", "n_fractions", "n_acting_fractions", "exploration_fraction", "n_sampled_goal")
+        for name in (*positive, *parts):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         for name in ("gamma", "tau", "risk_level", "exploration_decay"):
             require(0 < getattr(self, name) <= 1, f"{name} must be in (0, 1], got {getattr(self, name)}")
@@ -150,7 +155,7 @@ def make_policy(spec: EnvSpec, config: DQNConfig, generator: torch.Generator) ->
     """
     if not isinstance(spec.action, DiscreteAction):
         raise ConfigError(f"value-based learning needs one choice among actions, {spec.id} has {spec.action}: use ppo")
-    encoder = ObsEncoder(spec.obs, ("policy",), config.normalize_obs, generator, config.image_encoder)
+    encoder = ObsEncoder(spec.obs, spec.policy_groups, config.normalize_obs, generator, config.image_encoder)
     trunk = MLP(encoder.out_dim, config.hidden[:-1], None, config.activation, generator)
     head = make_head(trunk.out_dim, spec.action.n, config, generator)
     return ValuePolicy(spec, encoder, trunk, head, config.exploration)
@@ -239,15 +244,7 @@ class DQN:
     def update(self, batch: TransitionBatch) -> Metrics:
         """Take one gradient step and return scalars, and the `td_error` `[B]` of transitions drawn by priority."""
         s, c = self.state, self.config
-        data = tree_join(
-            obs=batch.obs,
-            action=batch.action,
-            reward=batch.reward,
-            terminated=batch.terminated,
-            discount=batch.discount,
-            next_obs=batch.next_obs,
-            **self._draw(len(batch.action)),
-        )
+        data = batch.columns() | self._draw(len(batch.action))
         if batch.weight is not None:
             data["weight"] = batch.weight
         results = self._gradient(data)

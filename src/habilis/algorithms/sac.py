@@ -22,7 +22,7 @@ from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
 from habilis.core.schedules import Schedule, scheduled
-from habilis.core.specs import BoxAction, EnvSpec
+from habilis.core.specs import BoxAction, EnvSpec, GoalSelection
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
@@ -69,6 +69,10 @@ class SACConfig:
     """First value of the learnt temperature."""
     target_entropy: float | None = None
     """Entropy the learnt temperature aims at, in nats; None: minus the number of action values."""
+    goal_selection_strategy: GoalSelection = "none"
+    """Where goals are wanted: learn in hindsight of goals that the episode reached, and of which."""
+    n_sampled_goal: int = 4
+    """Transitions with a goal in hindsight for each one that keeps its own."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
     hidden: tuple[int, ...] = (256, 256)
@@ -89,6 +93,7 @@ class SACConfig:
         require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
         require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
         require(0 < self.tau <= 1, f"tau must be in (0, 1], got {self.tau}")
+        require(self.n_sampled_goal > 0, f"n_sampled_goal must be positive, got {self.n_sampled_goal}")
         require(self.n_critics > 0, f"n_critics must be positive, got {self.n_critics}")
         require(self.ent_coef is None or self.ent_coef >= 0, f"ent_coef must not be negative, got {self.ent_coef}")
         require(self.init_ent_coef > 0, f"init_ent_coef must be positive, got {self.init_ent_coef}")
@@ -102,7 +107,7 @@ def make_policy(spec: EnvSpec, config: SACConfig, generator: torch.Generator) ->
     """
     if not isinstance(spec.action, BoxAction):
         raise ConfigError(f"SAC needs real-valued actions and {spec.id} has discrete ones: use ppo")
-    encoder = ObsEncoder(spec.obs, ("policy",), config.normalize_obs, generator)
+    encoder = ObsEncoder(spec.obs, spec.policy_groups, config.normalize_obs, generator)
     trunk = MLP(encoder.out_dim, config.hidden, None, config.activation, generator)
     return StochasticPolicy(spec, encoder, trunk, SquashedGaussianHead(trunk.out_dim, spec.action.dim, generator))
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from habilis.core.tree import tree_join
 from habilis.core.types import Obs
 
 
@@ -55,3 +56,8 @@ class TransitionBatch:
     """`[B]` int64: where the transitions lie in the buffer, which wants their new priorities; None: it has none."""
     next_action: Tensor | None = None
     """`[B, ...]`: what is done in `next_obs`, for learners of what they do (SARSA); None: not chosen yet."""
+
+    def columns(self) -> dict[str, Tensor]:
+        """Return what every transition has as one flat tree, from which `tree_part` takes the observations."""
+        columns = ("obs", "action", "reward", "terminated", "discount", "next_obs")
+        return tree_join(**{name: getattr(self, name) for name in columns})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -55,6 +56,24 @@ class VecEnv(Protocol):
     def close(self) -> None:
         """Free threads, processes and windows."""
         ...
+
+
+GoalFunction = Callable[[Tensor, Tensor], Tensor]
+"""(achieved, desired), each `[B, *goal]`, to `[B]`."""
+
+
+class GoalEnv(VecEnv, Protocol):
+    """Environments whose reward follows from the goal that a step reached and the one that was wanted.
+
+    Their `spec.has_goals`: the groups "achieved_goal" and "desired_goal" are alike. The functions work on any number of
+    goals at once, whatever the environments are doing.
+    """
+
+    compute_reward: GoalFunction
+    """What a step pays, float32."""
+    compute_terminated: GoalFunction | None
+    """Whether the goal ends the episode, bool; None where nothing ever does. An episode that ends by itself for another
+    reason, a fall say, would end so whichever goal is wanted."""
 
 
 class Policy(Protocol):

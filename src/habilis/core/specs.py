@@ -75,6 +75,12 @@ class MultiDiscreteAction:
 
 ActionSpec = BoxAction | DiscreteAction | MultiDiscreteAction
 
+ACHIEVED, DESIRED = "achieved_goal", "desired_goal"
+"""Names of the groups that an environment with goals has: what has been reached, and what is to be."""
+
+GoalSelection = Literal["none", "final", "future", "episode"]
+"""Where the goals of hindsight come from: nowhere, or what the episode reached at its end, later on, or at any time."""
+
 
 @dataclass(frozen=True)
 class EnvSpec:
@@ -96,6 +102,21 @@ class EnvSpec:
     frame_stack: int = 1
     """Frames, the newest last, that lie side by side along the channels of every image group."""
 
+    @property
+    def has_goals(self) -> bool:
+        """Whether each observation says what goal has been reached and which one is wanted."""
+        return ACHIEVED in self.obs and DESIRED in self.obs
+
+    @property
+    def policy_groups(self) -> tuple[str, ...]:
+        """Names of the groups that a policy reads: "policy", and the goal that is wanted."""
+        return ("policy", DESIRED) if self.has_goals else ("policy",)
+
+    @property
+    def critic_groups(self) -> tuple[str, ...]:
+        """Names of the groups that a critic reads: as a policy does, of a privileged group where there is one."""
+        return ("critic" if "critic" in self.obs else "policy", *self.policy_groups[1:])
+
     def group(self, name: str) -> ObsGroup:
         """Return the group `name`, or `"policy"` where the environment does not have it (no privileged group)."""
         return self.obs.get(name, self.obs["policy"])
@@ -108,6 +129,12 @@ class EnvSpec:
         shape = list(group.shape)
         shape[group.channel_axis] //= self.frame_stack
         return replace(group, shape=tuple(shape))
+
+
+def by_group(obs: Any) -> Mapping[str, Any]:
+    """Return an observation from outside by its groups: a bare array, or Gymnasium's "observation", is "policy"."""
+    groups = obs if isinstance(obs, Mapping) else {"policy": obs}
+    return {"policy": groups["observation"], **groups} if "observation" in groups else groups
 
 
 def spec_to_dict(spec: EnvSpec) -> dict[str, Any]:

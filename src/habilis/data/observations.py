@@ -7,6 +7,8 @@ rebuilt from the rows before it when it is read. Places are flat indices, `row *
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import Tensor
 
@@ -88,22 +90,22 @@ class ObservationRing:
         self._free.extend(slots[slots >= 0].tolist())
         self.final_slot[row] = -1
 
-    def read(self, index: Tensor) -> dict[str, Tensor]:
-        """Return the observations at places `[B]`."""
+    def read(self, index: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Return the observations at places `[B]`, of the groups `names` or of all."""
         return {
-            name: self._stack(name, index) if name in self._axes else places.index_select(0, index)
-            for name, places in self._places.items()
+            name: self._stack(name, index) if name in self._axes else self._places[name].index_select(0, index)
+            for name in names or self._places
         }
 
-    def successors(self, index: Tensor) -> dict[str, Tensor]:
-        """Return the true successors of the steps at places `[B]`."""
-        successors = self.read((index + self.num_envs) % self.final_slot.numel())
+    def successors(self, index: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Return the true successors of the steps at places `[B]`, of the groups `names` or of all."""
+        successors = self.read((index + self.num_envs) % self.final_slot.numel(), names)
         slot = self.final_slot.take(index)
         at_end = (slot >= 0).nonzero().squeeze(-1)
         if len(at_end):
             slots = slot[at_end].long()
-            for name, store in self._final.items():
-                last = store[slots]
+            for name in successors:
+                last = self._final[name][slots]
                 if name in self._axes:
                     axis, channels = self._axes[name], last.shape[self._axes[name]]
                     shown = self._stack(name, index[at_end])

@@ -1,7 +1,8 @@
 """Replay: a time-major ring of transitions of N environments, n-step returns assembled at sampling.
 
-Transitions are drawn uniformly, or by the priorities that the buffer is given. Observations are stored once
-(`data/observations.py`), and of stacked frames only the newest. A million transitions of HalfCheetah take 103 MB.
+Transitions are drawn uniformly, or by the priorities that the buffer is given, and get other goals where it is given
+hindsight. Observations are stored once (`data/observations.py`), and of stacked frames only the newest. A million
+transitions of HalfCheetah take 103 MB.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from torch import Tensor
 
 from habilis.core.batches import TransitionBatch
 from habilis.core.errors import ConfigError
-from habilis.core.specs import EnvSpec
+from habilis.core.specs import ACHIEVED, DESIRED, EnvSpec
 from habilis.core.tree import tree_split
 from habilis.core.types import Obs, State, Step
+from habilis.data.hindsight import Goals, Hindsight
 from habilis.data.observations import ObservationRing
 from habilis.data.priorities import Priorities, SumTree
 from habilis.data.rollout import empty_actions
@@ -42,6 +44,7 @@ class ReplayBuffer:
         gamma: discount.
         device: where the data lies.
         priorities: what decides how often a transition is drawn; None for all of them alike.
+        hindsight: what gives sampled transitions other goals; None leaves them as they were.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class ReplayBuffer:
         gamma: float = 0.99,
         device: str = "cpu",
         priorities: Priorities | None = None,
+        hindsight: Hindsight | None = None,
     ) -> None:
         self.held = -(-capacity // num_envs)
         if self.held < n_steps:
@@ -80,15 +84,19 @@ class ReplayBuffer:
         self.priorities = priorities
         if priorities is not None:
             priorities.reserve(self.valid.numel())
+        self.hindsight = hindsight
+        if hindsight is not None:
+            hindsight.reserve(self.rows, self.held, num_envs, device)
 
     def __len__(self) -> int:
         return min(self._added, self.held) * self.num_envs
 
     @staticmethod
-    def bytes_needed(spec: EnvSpec, capacity: int, *, prioritized: bool = False) -> int:
+    def bytes_needed(spec: EnvSpec, capacity: int, *, prioritized: bool = False, hindsight: bool = False) -> int:
         """Return how many bytes `capacity` transitions take, the side store of episode ends left out."""
         action = empty_actions(spec, (1,), "cpu")
         row = ObservationRing.bytes_needed(spec) + action.numel() * action.element_size() + 4 + 3
+        row += Hindsight.BYTES_NEEDED if hindsight else 0
         return capacity * row + (SumTree.bytes_needed(capacity) if prioritized else 0)
 
     @property
@@ -107,6 +115,8 @@ class ReplayBuffer:
             # those whose last observation is not kept aside: under way, or ended in an environment that resets later
             self.observations.end(newest, (self.observations.final_slot[newest] < 0).nonzero().squeeze(-1))
             self.done[newest] = True
+            if self.hindsight is not None:
+                self.hindsight.cut(newest)
         self.observations.write(self._head, obs)
 
     def add(self, action: Tensor, step: Step) -> None:
@@ -115,6 +125,8 @@ class ReplayBuffer:
         leaving = (row - self.held) % self.rows
         if self._added >= self.rows - 1:
             self.observations.release(following)
+        if self.hindsight is not None:
+            self.hindsight.add(row, step, self.observations.stores[DESIRED][row])
         self.actions[row] = action
         self.rewards[row] = step.reward
         self.terminated[row] = step.terminated
@@ -141,14 +153,16 @@ class ReplayBuffer:
             index, weight, number = self._draw_by_priority(batch_size, self.priorities)
         obs = self.observations.read(index)
         action = self.actions.flatten(0, 1).index_select(0, index)
+        goals = None if self.hindsight is None else self._choose_goals(index, obs[DESIRED], self.hindsight)
         if self.n_steps == 1:
-            reward, terminated, last = self.rewards.take(index), self.terminated.take(index), index
-            discount = torch.full_like(reward, self.gamma)
+            (reward,), (terminated,) = self._outcomes(index.unsqueeze(0), goals)
+            last, discount = index, torch.full_like(reward, self.gamma)
         else:
-            reward, discount, last, terminated = self._n_step(index)
-        return TransitionBatch(
-            obs, action, reward, terminated, self.observations.successors(last), discount, weight, number
-        )
+            reward, discount, last, terminated = self._n_step(index, goals)
+        next_obs = self.observations.successors(last)
+        if goals is not None:
+            obs[DESIRED] = next_obs[DESIRED] = goals.given
+        return TransitionBatch(obs, action, reward, terminated, next_obs, discount, weight, number)
 
     def batches(self, batch_size: int, count: int) -> Iterator[TransitionBatch]:
         """Yield `count` batches as `sample` does, drawn together where no priorities change between them."""
@@ -205,14 +219,29 @@ class ReplayBuffer:
         drawn = (torch.from_numpy(x).to(self.valid.device) for x in (index, weight, number))
         return next(drawn), next(drawn), next(drawn)
 
-    def _n_step(self, index: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _choose_goals(self, index: Tensor, wanted: Tensor, hindsight: Hindsight) -> Goals:
+        """Choose what their episodes reached as goals of transitions at flat indices that had `wanted`, `[B, *goal]`."""
+        oldest, newest = (self._added - len(self) // self.num_envs) % self.rows, (self._head - 1) % self.rows
+        source = hindsight.draw(index, oldest, newest)
+        return hindsight.replace(wanted, self.observations.successors(source, (ACHIEVED,))[ACHIEVED])
+
+    def _outcomes(self, places: Tensor, goals: Goals | None) -> tuple[Tensor, Tensor]:
+        """Return rewards and terminations `[n, B]` of the steps at flat indices `[n, B]`, in hindsight of the goals."""
+        reward, terminated = self.rewards.take(places), self.terminated.take(places)
+        if goals is None or self.hindsight is None:
+            return reward, terminated
+        achieved = self.observations.successors(places.flatten(), (ACHIEVED,))[ACHIEVED]
+        return self.hindsight.judge(goals, achieved.unflatten(0, places.shape), reward, terminated)
+
+    def _n_step(self, index: Tensor, goals: Goals | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Sum rewards from flat indices on, up to an episode's end, the newest step or a step that is not valid."""
         steps = torch.arange(self.n_steps + 1, device=index.device).unsqueeze(1)
         window = (index + steps * self.num_envs) % self.valid.numel()
         # the newest row is never valid, so what is written there next ends a window as well
         stop = self.done.take(window[:-1]) | ~self.valid.take(window[1:])
-        rewards, terminated = self.rewards.take(window[:-1]), self.terminated.take(window[:-1])
-        reward, discount, last, ended = n_step_return(rewards, terminated, stop, self.gamma)
+        rewards, terminated = self._outcomes(window[:-1], goals)
+        # another goal may end the episode sooner
+        reward, discount, last, ended = n_step_return(rewards, terminated, stop | terminated, self.gamma)
         return reward, discount, window.gather(0, last.unsqueeze(0)).squeeze(0), ended
 
     def state_dict(self) -> State:
@@ -227,6 +256,7 @@ class ReplayBuffer:
             "all_valid": self._all_valid,
             **self.observations.state_dict(used),
             "priorities": None if priorities is None else priorities.state_dict(used * self.num_envs),
+            "hindsight": None if self.hindsight is None else self.hindsight.state_dict(used),
             **{name: getattr(self, name)[:used] for name in COLUMNS},
         }
 
@@ -234,7 +264,8 @@ class ReplayBuffer:
         """Restore what `state_dict` returned.
 
         Raises:
-            ConfigError: the sizes differ, or there are no priorities for a buffer that draws by them.
+            ConfigError: the sizes differ, or there are no priorities for a buffer that draws by them, or no episodes
+                for one that learns in hindsight.
         """
         if (state["rows"], state["num_envs"]) != (self.rows, self.num_envs):
             raise ConfigError(
@@ -243,6 +274,8 @@ class ReplayBuffer:
             )
         if self.priorities is not None and state.get("priorities") is None:
             raise ConfigError("the saved replay buffer has no priorities: resume with uniform sampling, as in the run")
+        if self.hindsight is not None and state.get("hindsight") is None:
+            raise ConfigError("the saved replay buffer knows no episodes: resume without hindsight, as in the run")
         # how often the ring has turned before is of no account: no batch drawn then waits for its priorities
         self._added = state["head"] + (self.rows if state["size"] == self.rows - 1 else 0)
         self._all_valid = state["all_valid"]
@@ -251,6 +284,8 @@ class ReplayBuffer:
             getattr(self, name).zero_()[: len(state[name])] = state[name]
         if self.priorities is not None:
             self.priorities.load_state_dict(state["priorities"])
+        if self.hindsight is not None:
+            self.hindsight.load_state_dict(state["hindsight"])
 
 
 def _split(batch: TransitionBatch, size: int) -> Iterator[TransitionBatch]:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from habilis.core.errors import ExportError
+from habilis.core.specs import by_group
 from habilis.deploy.contract import ACTION, POLICY_FILE, from_metadata, require
 
 
@@ -53,7 +54,7 @@ class OnnxPolicy:
         Raises:
             ExportError: a group is missing or has another shape.
         """
-        groups = obs if isinstance(obs, Mapping) else {"policy": obs}
+        groups = by_group(obs)
         inputs: dict[str, np.ndarray] = {}
         single = False
         for name, group in self.spec.obs.items():

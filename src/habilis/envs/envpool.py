@@ -2,7 +2,8 @@
 
 EnvPool resets an environment in the step after its episode's end: that step has `Step.valid` false. Observations
 (arrays, nested dictionaries, images) become groups as told in `habilis.envs.spaces`. EnvPool takes seeds only when a
-pool is made, so a seeded reset makes the pool anew.
+pool is made, so a seeded reset makes the pool anew. Robots with goals (Fetch, the reaching hand) say what each goal
+pays.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from habilis.core.errors import ConfigError, EnvError, MissingExtraError, did_yo
 from habilis.core.random import derive_seed
 from habilis.core.specs import EnvSpec
 from habilis.core.types import Obs, State, Step
+from habilis.envs.goals import distance_rule
 from habilis.envs.infos import InfoTable
 from habilis.envs.spaces import ActionLayout, ObsLayout
 
@@ -69,6 +71,8 @@ class EnvPoolVecEnv:
             max_episode_steps=limit if limit and limit < 2**31 - 1 else None,
             backend="envpool",
         )
+        self.compute_reward = distance_rule(self._pool.spec.config) if self.spec.has_goals else None
+        self.compute_terminated = None
 
     def reset(self, seed: int | None = None) -> Obs:
         """Start N new episodes; with a seed, in a pool made anew from it."""

@@ -10,7 +10,8 @@ one. How spaces become groups and actions is told in `habilis.envs.spaces`, how 
 - NEXT_STEP: `obs` and `next_obs` are the old episode's last observation; the next step only resets, with `valid` false.
 
 A 6-tuple step (observation, reward, cost, terminated, truncated, info) puts the cost in the info, and an observation
-that an environment resetting itself leaves in `info["terminal_observation"]` is taken as the true successor.
+that an environment resetting itself leaves in `info["terminal_observation"]` is taken as the true successor. An
+environment with goals answers for any goal by its own `compute_reward` and `compute_terminated` (`habilis.envs.goals`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import gymnasium as gym
@@ -29,10 +30,12 @@ from gymnasium.vector.utils import concatenate, create_empty_array
 from torch import Tensor
 
 from habilis.core.errors import EnvError
+from habilis.core.protocols import GoalFunction
 from habilis.core.random import derive_seed
-from habilis.core.specs import EnvSpec
+from habilis.core.specs import DESIRED, EnvSpec
 from habilis.core.tree import tree_map, tree_where
 from habilis.core.types import Obs, State, Step
+from habilis.envs.goals import OwnFunction
 from habilis.envs.infos import InfoTable
 from habilis.envs.spaces import ActionLayout, ObsLayout
 
@@ -68,7 +71,7 @@ def make_gymnasium(
     if registered is not None:  # which the environments know themselves, but those in other processes cannot be asked
         limit = kwargs.get("max_episode_steps", registered.max_episode_steps)
         made.spec = dataclasses.replace(registered, max_episode_steps=limit)
-    return GymnasiumVecEnv(made, id=id, seed=seed)
+    return GymnasiumVecEnv(made, id=id, seed=seed, make_one=makers[0])
 
 
 class GymnasiumVecEnv:
@@ -78,9 +81,17 @@ class GymnasiumVecEnv:
         env: The environment; a vector environment must name its autoreset mode in `metadata["autoreset_mode"]`.
         id: What to call it; by default what its registration says.
         seed: Where its random streams start at the first reset; None leaves that to the environment.
+        make_one: Makes one more of it, to be asked of goals where the others run in processes of their own.
     """
 
-    def __init__(self, env: gym.vector.VectorEnv | gym.Env, *, id: str | None = None, seed: int | None = None) -> None:
+    def __init__(
+        self,
+        env: gym.vector.VectorEnv | gym.Env,
+        *,
+        id: str | None = None,
+        seed: int | None = None,
+        make_one: Callable[[], gym.Env] | None = None,
+    ) -> None:
         if not isinstance(env, gym.vector.VectorEnv):
             single = env
             env = SyncVectorEnv([lambda: single], autoreset_mode=AutoresetMode.SAME_STEP)
@@ -100,6 +111,7 @@ class GymnasiumVecEnv:
         self._to_action = ActionLayout(env.single_action_space)
         self._to_info = InfoTable(self.num_envs)
         self._seed = seed
+        self._make_one = make_one
         self._resetting = np.zeros(self.num_envs, bool)
         self.spec = self._describe(id)
 
@@ -168,6 +180,16 @@ class GymnasiumVecEnv:
         """
         raise EnvError(f"{self.spec.id} cannot load a state (spec.saves_state is false): start new episodes on resume")
 
+    @cached_property
+    def compute_reward(self) -> GoalFunction | None:
+        """What a step pays for the goal it reached and the one wanted; None where the environment does not say."""
+        return self._own_function("compute_reward", torch.float32)
+
+    @cached_property
+    def compute_terminated(self) -> GoalFunction | None:
+        """Whether the goal ends the episode; None where the environment does not say."""
+        return self._own_function("compute_terminated", torch.bool)
+
     def render(self) -> np.ndarray:
         """Return the picture of the first environment, `[height, width, 3]` uint8.
 
@@ -181,6 +203,24 @@ class GymnasiumVecEnv:
     def close(self) -> None:
         """Free processes and windows."""
         self.env.close()
+
+    @cached_property
+    def _asked(self) -> Any:
+        """What knows of goals: the first environment, one more where they are in other processes, or all of them."""
+        if isinstance(self._base, SyncVectorEnv):
+            return self._base.envs[0]
+        return self._base if self._make_one is None else self._make_one()
+
+    def _own_function(self, name: str, dtype: torch.dtype) -> GoalFunction | None:
+        """Return a function of goals of the environment itself, or of the outermost wrapper that has it."""
+        asked = self._asked
+        if isinstance(asked, gym.Env):
+            function = asked.get_wrapper_attr(name) if asked.has_wrapper_attr(name) else None
+        else:
+            function = getattr(asked, name, None)
+        if function is None or not self.spec.has_goals:
+            return None
+        return OwnFunction(f"{name} of {self.spec.id}", function, self._space[DESIRED], dtype)
 
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         try:

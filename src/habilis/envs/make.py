@@ -13,6 +13,7 @@ from typing import Any, cast
 from habilis.core.errors import ConfigError, did_you_mean
 from habilis.core.protocols import VecEnv
 from habilis.core.registry import Registry
+from habilis.envs.bit_flip import BitFlip
 from habilis.envs.finite import make_maximization_bias
 from habilis.envs.probes import PROBES, ProbeEnv
 
@@ -154,3 +155,4 @@ def _make_probe(id: str, num_envs: int, *, seed: int, threads: int | None) -> Ve
 for _id in PROBES:
     register_native(_id, _make_probe)
 register_native("probe/MaximizationBias-v0", make_maximization_bias)
+register_native("probe/BitFlip-v0", BitFlip)

@@ -4,6 +4,8 @@ A group is either an image (uint8, three axes, in the environment's own axis ord
 
 - A plain space is the group `"policy"`.
 - A Dict that has the key `"policy"` keeps its keys as groups, so that `"critic"` may be privileged.
+- A Dict that has the keys `"achieved_goal"` and `"desired_goal"`, as Gymnasium-Robotics' have, keeps these as groups;
+  all else in it, `"observation"` first of all, is `"policy"`.
 - Any other Dict or Tuple is the one group `"policy"`: its leaves, in the space's order, side by side.
 - An image is never mixed into a vector: it becomes a group of its own, named after its path (`"camera"`, `"1"`,
   `"state.camera"`); where a group would otherwise be empty, its first image takes its name. There is always a
@@ -26,7 +28,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from habilis.core.errors import EnvError
-from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction, MultiDiscreteAction, ObsGroup
+from habilis.core.specs import ACHIEVED, DESIRED, ActionSpec, BoxAction, DiscreteAction, MultiDiscreteAction, ObsGroup
 
 Path = tuple[str | int, ...]
 
@@ -36,11 +38,13 @@ class ObsLayout:
 
     def __init__(self, space: spaces.Space) -> None:
         leaves = list(_leaves(space))
-        keyed = isinstance(space, spaces.Dict) and "policy" in space.spaces
+        keys = set(space.spaces) if isinstance(space, spaces.Dict) else set()
+        kept = keys if "policy" in keys else {ACHIEVED, DESIRED} if {ACHIEVED, DESIRED} <= keys else set()
         self._parts: dict[str, list[tuple[Path, spaces.Space]]] = {}
-        bases = dict.fromkeys(str(path[0]) if keyed else "policy" for path, _ in leaves)
-        for base in bases:
-            members = [leaf for leaf in leaves if not keyed or str(leaf[0][0]) == base]
+        members_of: dict[str, list[tuple[Path, spaces.Space]]] = {}
+        for path, leaf in leaves:
+            members_of.setdefault(str(path[0]) if path and path[0] in kept else "policy", []).append((path, leaf))
+        for base, members in members_of.items():
             vectors = [leaf for leaf in members if not _is_image(leaf[1])]
             images = [leaf for leaf in members if _is_image(leaf[1])]
             if vectors:

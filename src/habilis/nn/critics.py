@@ -44,5 +44,5 @@ class Critics(nn.Module):
 
 
 def critic_encoder(spec: EnvSpec, normalize_obs: bool, generator: torch.Generator) -> ObsEncoder:
-    """Return an encoder of what critics read: the privileged group `critic` where there is one, else `policy`."""
-    return ObsEncoder(spec.obs, ("critic" if "critic" in spec.obs else "policy",), normalize_obs, generator)
+    """Return an encoder of what critics read: the privileged group `critic` where there is one, and what is wanted."""
+    return ObsEncoder(spec.obs, spec.critic_groups, normalize_obs, generator)

@@ -53,7 +53,7 @@ class NetworkConfig(Protocol):
 
 def make_policy(spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> StochasticPolicy:
     """Build the policy for an environment: Gaussian for real-valued actions, else categorical."""
-    encoder = ObsEncoder(spec.obs, ("policy",), config.normalize_obs, generator)
+    encoder = ObsEncoder(spec.obs, spec.policy_groups, config.normalize_obs, generator)
     trunk = MLP(encoder.out_dim, config.hidden, None, config.activation, generator, orthogonal=True)
     head: Head
     if isinstance(spec.action, BoxAction):
@@ -71,8 +71,7 @@ def make_critic(
     """Build the value network, which reads the group "critic" where there is one and no trunk is shared."""
     if share_trunk:
         return ValueNetwork(policy.encoder, policy.trunk, generator)
-    group = "critic" if "critic" in policy.spec.obs else "policy"
-    encoder = ObsEncoder(policy.spec.obs, (group,), config.normalize_obs, generator)
+    encoder = ObsEncoder(policy.spec.obs, policy.spec.critic_groups, config.normalize_obs, generator)
     hidden = config.hidden if config.critic_hidden is None else config.critic_hidden
     trunk = MLP(encoder.out_dim, hidden, None, config.activation, generator, orthogonal=True)
     return ValueNetwork(encoder, trunk, generator)

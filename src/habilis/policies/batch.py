@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.errors import HabilisError
-from habilis.core.specs import EnvSpec
+from habilis.core.specs import EnvSpec, by_group
 
 
 def as_batch(
@@ -26,7 +26,7 @@ def as_batch(
     Raises:
         HabilisError: a group is missing or has another shape.
     """
-    groups = obs if isinstance(obs, Mapping) else {"policy": obs}
+    groups = by_group(obs)
     tensors: dict[str, Tensor] = {}
     single = False
     for name in names:
