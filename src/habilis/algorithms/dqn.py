@@ -269,9 +269,14 @@ class DQN:
         noise, next_noise, choice_noise = data.get("noise", (None, None, None))
         next_obs = tree_part(data, "next_obs")
         with torch.no_grad():
-            chooser, by = (s.policy, choice_noise) if self.config.double_q else (s.target, next_noise)
-            next_action = chooser.scores(next_obs, by).argmax(-1)
-            next_values = of_action(s.target.values(next_obs, next_noise, data.get("next_fractions")), next_action)
+            following = s.target.values(next_obs, next_noise, data.get("next_fractions"))
+            if self.config.double_q:
+                scores = s.policy.scores(next_obs, choice_noise)
+            elif s.target.head.drawn:  # ranked by other quantiles than those drawn for the target
+                scores = s.target.scores(next_obs, next_noise)
+            else:
+                scores = s.target.head.scores(following)
+            next_values = of_action(following, scores.argmax(-1))
         values = s.policy.values(tree_part(data, "obs"), noise, data.get("fractions"))
         losses, error = s.policy.head.loss(
             of_action(values, data["action"]),

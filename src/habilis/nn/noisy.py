@@ -40,11 +40,14 @@ class NoisyLinear(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None) -> Tensor:
         """Apply the layer to `[..., in]`; `noise` is `[noise_size]` or `[..., noise_size]`, None for the means."""
-        mean = F.linear(x, self.weight, self.bias)
         if noise is None:
-            return mean
+            return F.linear(x, self.weight, self.bias)
         # equation 10: the noise of a weight is the product of one number for its input and one for its output
         scaled = noise.sign() * noise.abs().sqrt()
         of_input, of_output = scaled.split([self.in_features, self.out_features], -1)
+        if noise.numel() == self.noise_size:  # one set of weights for all rows: one product instead of two
+            of_input, of_output = of_input.reshape(-1), of_output.reshape(-1)
+            weight = torch.addcmul(self.weight, self.weight_sigma, torch.outer(of_output, of_input))
+            return F.linear(x, weight, torch.addcmul(self.bias, self.bias_sigma, of_output))
         deviation = F.linear(x * of_input, self.weight_sigma, self.bias_sigma)
-        return mean + of_output * deviation  # type: ignore[no-any-return]
+        return F.linear(x, self.weight, self.bias) + of_output * deviation  # type: ignore[no-any-return]
