@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import habilis.tasks  # noqa: F401  (registers the ids of our own tasks)
-from habilis.algorithms import dqn, ppo, sac, tabular
+from habilis.algorithms import dqn, ppo, sac, tabular, td3
 from habilis.core.acceleration import available_memory, configure, resolve_device
 from habilis.core.config import require
 from habilis.core.protocols import VecEnv
@@ -53,7 +53,7 @@ class AlgorithmEntry:
     """What makes a named algorithm of its hyper-parameters; an environment's preset comes after it, the user last."""
 
 
-OffPolicyConfig = sac.SACConfig | dqn.DQNConfig
+OffPolicyConfig = sac.SACConfig | td3.TD3Config | dqn.DQNConfig
 """Hyper-parameters of the algorithms that learn from a replay buffer."""
 
 ALGORITHMS: Registry[AlgorithmEntry] = Registry("algorithm")
@@ -142,18 +142,24 @@ def _ppo_trainer(config: TrainConfig, collector: Collector, streams: RandomStrea
     )
 
 
-def _sac_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OffPolicyTrainer:
-    c = config.algo
-    assert isinstance(c, sac.SACConfig)
-    algorithm = sac.SAC(collector.env.spec, c, streams=streams, device=device, threads=config.threads)
-    return OffPolicyTrainer(
-        collector,
-        algorithm,
-        _replay(c, collector.env, streams, device),
-        streams=streams,
-        total_timesteps=config.total_timesteps,
-        anneal=algorithm.anneal,
-    )
+def _actor_critic_trainer(
+    make_algorithm: Callable[..., sac.SAC | td3.TD3],
+) -> Callable[[TrainConfig, Collector, RandomStreams, str], OffPolicyTrainer]:
+    """Return what builds the trainer of an algorithm with critics of actions."""
+
+    def build(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OffPolicyTrainer:
+        spec = collector.env.spec
+        algorithm = make_algorithm(spec, config.algo, streams=streams, device=device, threads=config.threads)
+        return OffPolicyTrainer(
+            collector,
+            algorithm,
+            _replay(algorithm.config, collector.env, streams, device),
+            streams=streams,
+            total_timesteps=config.total_timesteps,
+            anneal=algorithm.anneal,
+        )
+
+    return build
 
 
 def _dqn_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OffPolicyTrainer:
@@ -183,10 +189,24 @@ ALGORITHMS.add(
     "ppo",
     AlgorithmEntry("Proximal policy optimisation (Schulman et al. 2017)", ppo.PPOConfig, make_policy, 1, _ppo_trainer),
 )
-ALGORITHMS.add(
-    "sac",
-    AlgorithmEntry("Soft actor-critic (Haarnoja et al. 2018)", sac.SACConfig, sac.make_policy, 2, _sac_trainer),
-)
+ACTOR_CRITICS: Mapping[str, tuple[str, Any, Mapping[str, Any]]] = {
+    "sac": ("Soft actor-critic (Haarnoja et al. 2018)", (sac.SACConfig, sac.make_policy, sac.SAC), {}),
+    "td3": (
+        "Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018)",
+        (td3.TD3Config, td3.make_policy, td3.TD3),
+        {},
+    ),
+    "ddpg": (
+        "Deep deterministic policy gradient (Lillicrap et al. 2016)",
+        (td3.TD3Config, td3.make_policy, td3.TD3),
+        {"n_critics": 1, "policy_delay": 1, "target_policy_noise": 0.0},
+    ),
+}
+"""Algorithms with critics of actions that learn from replay: title, what they are made of, and hyper-parameters."""
+
+for name, (title, (hyper, make, make_algorithm), changes) in ACTOR_CRITICS.items():
+    defaults = {f"algo.{key}": value for key, value in changes.items()}
+    ALGORITHMS.add(name, AlgorithmEntry(title, hyper, make, 2, _actor_critic_trainer(make_algorithm), defaults))
 
 DQN_FAMILY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "dqn": ("Deep Q-learning (Mnih et al. 2015)", {}),

@@ -28,6 +28,10 @@ ON_POLICY = [*SHARED, "policies/actor_critic.py", "data/rollout.py", "training/o
 READING = {
     "ppo": [*ON_POLICY, "algorithms/ppo.py"],
     "sac": [*SHARED, "algorithms/sac.py", "data/replay.py", "training/off_policy.py"],
+    "td3": [
+        *("functional/losses.py", "functional/returns.py", "policies/deterministic.py", "policies/action_map.py"),
+        *("training/collector.py", "algorithms/td3.py", "data/replay.py", "training/off_policy.py"),
+    ],
     "dqn": [
         *("functional/value_losses.py", "functional/returns.py", "policies/value.py", "training/collector.py"),
         *("algorithms/dqn.py", "data/replay.py", "training/off_policy.py"),

@@ -14,6 +14,7 @@ from habilis.checkpoint import save_checkpoint
 from habilis.checkpoint.state_tree import flatten
 from habilis.presets.dqn import DQN_NAMES
 from habilis.presets.tabular import TABULAR_NAMES
+from habilis.presets.td3 import TD3_NAMES
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer, components
 
@@ -60,6 +61,9 @@ SMALL["double_dqn"] = DQN | {"algo.exploration": "boltzmann", "algo.learning_rat
 TABULAR = {"num_envs": 3, "algo.train_freq": 4, "algo.rounding": [0.5]}
 SMALL |= dict.fromkeys(TABULAR_NAMES, TABULAR)
 SMALL["double_q_learning"] = TABULAR | {"algo.learning_rate_power": 0.8}
+
+SMALL |= dict.fromkeys(TD3_NAMES, SMALL["sac"])
+SMALL["ddpg"] = SMALL["ddpg"] | {"algo.action_noise": "ornstein_uhlenbeck"}
 
 EXACT = dict.fromkeys(SMALL, ("HalfCheetah-v5", "habilis/QuadrupedWalk-v0", "probe/IdentityContinuous-v0"))
 EXACT |= dict.fromkeys(DQN_NAMES, ("probe/Identity-v0", "probe/TruncationValue-v0"))

@@ -80,6 +80,23 @@ def soft_q_target(
     return reward + torch.where(terminated, 0.0, discount * (next_q.amin(0) - alpha * next_log_prob))
 
 
+def smoothed_action(action: Tensor, noise: Tensor, clip: float) -> Tensor:
+    """Return `action + clip(noise)` within [-1, 1] (Fujimoto et al. 2018, equation 14); arguments are `[B, dim]`."""
+    return (action + noise.clamp(-clip, clip)).clamp(-1.0, 1.0)
+
+
+def clipped_q_target(reward: Tensor, terminated: Tensor, discount: Tensor, next_q: Tensor) -> Tensor:
+    """Return the Bellman target `[B]` with the least of the critics (Fujimoto et al. 2018, equation 10).
+
+    Args:
+        reward: `[B]`, the sum of n rewards for n-step targets.
+        terminated: `[B]` bool; no bootstrap. A truncated transition is not terminated.
+        discount: `[B]`, gamma to the power of the steps taken.
+        next_q: `[critics, B]`, target critics at the successor and the target policy's action there.
+    """
+    return reward + torch.where(terminated, 0.0, discount * next_q.amin(0))
+
+
 def critic_loss(q: Tensor, target: Tensor) -> Tensor:
     """Return half the squared error, averaged over the batch and summed over the critics: `q` is `[critics, B]`."""
     return 0.5 * (q - target).square().mean(1).sum()

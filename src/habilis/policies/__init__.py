@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from habilis.policies.deterministic import DeterministicPolicy
 from habilis.policies.stochastic import StochasticPolicy
 from habilis.policies.tabular import TabularPolicy
 from habilis.policies.value import ValuePolicy
 
-NeuralPolicy = StochasticPolicy | ValuePolicy | TabularPolicy
+NeuralPolicy = StochasticPolicy | DeterministicPolicy | ValuePolicy | TabularPolicy
 """Any policy that is a module, a network or a table: has a specification, an encoder, and a `forward` to export."""

@@ -13,18 +13,21 @@ from habilis.presets.dqn import DQN_GENERAL, DQN_NAMES, DQN_PRESETS
 from habilis.presets.ppo import PPO_GENERAL, PPO_PRESETS
 from habilis.presets.sac import SAC_GENERAL, SAC_PRESETS
 from habilis.presets.tabular import TABULAR_GENERAL, TABULAR_NAMES, TABULAR_PRESETS
+from habilis.presets.td3 import TD3_GENERAL, TD3_NAMES, TD3_PRESETS
 
 _GENERAL: dict[str, Mapping[str, Any]] = {
     "ppo": PPO_GENERAL,
     "sac": SAC_GENERAL,
     **dict.fromkeys(DQN_NAMES, DQN_GENERAL),
     **dict.fromkeys(TABULAR_NAMES, TABULAR_GENERAL),
+    **dict.fromkeys(TD3_NAMES, TD3_GENERAL),
 }
 _SPECIAL: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "ppo": PPO_PRESETS,
     "sac": SAC_PRESETS,
     **DQN_PRESETS,
     **TABULAR_PRESETS,
+    **TD3_PRESETS,
 }
 
 

@@ -10,6 +10,7 @@ from habilis.algorithms.dqn import DQNConfig
 from habilis.algorithms.ppo import PPOConfig
 from habilis.algorithms.sac import SACConfig
 from habilis.algorithms.tabular import TabularConfig
+from habilis.algorithms.td3 import TD3Config
 from habilis.core.acceleration import Precision
 from habilis.core.config import require
 
@@ -22,7 +23,7 @@ class TrainConfig:
     """Which algorithm learns."""
     env: str
     """Environment id."""
-    algo: PPOConfig | SACConfig | DQNConfig | TabularConfig
+    algo: PPOConfig | SACConfig | DQNConfig | TabularConfig | TD3Config
     """Hyper-parameters of the algorithm."""
     env_backend: Literal["native", "gymnasium", "envpool"] | None = None
     """Engine of the environment; None: the native one where there is one, else Gymnasium."""

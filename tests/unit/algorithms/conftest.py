@@ -9,6 +9,7 @@ import torch
 from habilis.algorithms.dqn import DQN, DQNConfig
 from habilis.algorithms.ppo import PPO, PPOConfig
 from habilis.algorithms.sac import SAC, SACConfig
+from habilis.algorithms.td3 import TD3, TD3Config
 from habilis.core.random import RandomStreams
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, ObsGroup
 from habilis.core.types import Step
@@ -73,6 +74,9 @@ class Lab:
 
     def sac(self, env, seed=0, **config):
         return SAC(env.spec, SACConfig(**{"hidden": (16, 16), "batch_size": 32} | config), streams=RandomStreams(seed))
+
+    def td3(self, env, seed=0, **config):
+        return TD3(env.spec, TD3Config(**{"hidden": (16, 16), "batch_size": 32} | config), streams=RandomStreams(seed))
 
     def dqn(self, env, seed=0, **config):
         return DQN(env.spec, DQNConfig(**{"hidden": (16, 16), "batch_size": 32} | config), streams=RandomStreams(seed))

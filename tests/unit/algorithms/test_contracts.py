@@ -50,7 +50,12 @@ DQN_KINDS = {
     },
 }
 DQN_KINDS = {kind: {"target_update_interval": 2, **config} for kind, config in DQN_KINDS.items()}
-KINDS = {"ppo": PPO_KINDS, "sac": SAC_KINDS, "dqn": DQN_KINDS}
+TD3_KINDS = {
+    "plain": {},
+    "ddpg": {"n_critics": 1, "policy_delay": 1, "target_policy_noise": 0.0, "action_noise": "ornstein_uhlenbeck"},
+    "many critics": {"n_critics": 5, "normalize_obs": True, "n_steps": 3},
+}
+KINDS = {"ppo": PPO_KINDS, "sac": SAC_KINDS, "td3": TD3_KINDS, "dqn": DQN_KINDS}
 CASES = [(name, config) for name, kinds in KINDS.items() for config in kinds.values()]
 NAMES = [f"{name} {kind}" for name, kinds in KINDS.items() for kind in kinds]
 every_algorithm = pytest.mark.parametrize(("name", "config"), CASES, ids=NAMES)
@@ -172,7 +177,7 @@ def test_a_recording_gives_the_same_bits_and_holds_no_state(lab, name, config, r
     assert_equal(recorded.algorithm.state_dict(), twin.state_dict())
 
 
-@pytest.mark.parametrize("name", ["ppo", "sac", "dqn"])
+@pytest.mark.parametrize("name", ["ppo", "sac", "td3", "dqn"])
 def test_images_are_learnt_from_without_a_recording(lab, name, record_after):
     record_after(1)
     env = lab.env(lab.IMAGES, "choice" if name == "dqn" else "box")
@@ -202,7 +207,7 @@ def test_every_part_of_the_bundle_moves_and_is_restored(lab, name, config):
     fresh.load_state_dict(after)
     assert_equal(fresh.state_dict(), after)
     changed = [f.name for f in dataclasses.fields(learning.algorithm.state) if not same(before[f.name], after[f.name])]
-    still = {"ppo": {"clip_range"}, "sac": {"log_alpha", "alpha_optimizer"}, "dqn": {"noise"}}[name]
+    still = {"ppo": {"clip_range"}, "sac": {"log_alpha", "alpha_optimizer"}, "td3": set(), "dqn": {"noise"}}[name]
     assert {f.name for f in dataclasses.fields(learning.algorithm.state)} - set(changed) <= still
 
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from habilis.functional.losses import (
+    clipped_q_target,
     critic_loss,
     ppo_clip,
+    smoothed_action,
     soft_policy_loss,
     soft_q_target,
     standardize,
@@ -91,6 +93,23 @@ def test_soft_q_target_by_hand():
     )
     # 1 + (8 + 0.5 * 2) / 2 = 5.5; 1 + (10 - 0.5 * 4) / 4 = 3; terminated: the reward, whatever the critics say there
     assert target.tolist() == [5.5, 3.0, 5.0]
+
+
+def test_clipped_q_target_by_hand():
+    target = clipped_q_target(
+        torch.tensor([1.0, 1.0, -2.0]),
+        torch.tensor([False, True, False]),
+        torch.tensor([0.9, 0.9, 0.81]),
+        torch.tensor([[5.0, 5.0, 3.0], [4.0, 6.0, 10.0]]),
+    )
+    assert target.tolist() == pytest.approx([1 + 0.9 * 4, 1.0, -2 + 0.81 * 3])
+
+
+def test_smoothed_action_by_hand():
+    action = torch.tensor([[0.2, 0.2, 0.9, -0.9]])
+    noise = torch.tensor([[0.1, 2.0, 0.3, -0.4]])
+    expected = [0.3, 0.7, 1.0, -1.0]  # as it is; noise clipped to 0.5; action clipped, at either end
+    assert smoothed_action(action, noise, 0.5)[0].tolist() == pytest.approx(expected)
 
 
 def test_critic_loss_by_hand():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from habilis.algorithms import dqn, ppo, sac
+from habilis.algorithms import dqn, ppo, sac, td3
 from habilis.core.errors import HabilisError
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, ObsGroup
 from habilis.policies.action_map import ActionMap
@@ -20,7 +20,7 @@ def box(low, high):
 
 def make_policy(action, algorithm=ppo, obs=None, **config):
     spec = EnvSpec("test", obs or {"policy": ObsGroup((3,)), "critic": ObsGroup((2,))}, action)
-    cls = ppo.PPOConfig if algorithm is ppo else sac.SACConfig
+    cls = {ppo: ppo.PPOConfig, sac: sac.SACConfig, td3: td3.TD3Config}[algorithm]
     policy = algorithm.make_policy(spec, cls(**config), torch.Generator().manual_seed(0))
     with torch.no_grad():  # away from the tiny first actions
         for p in policy.head.parameters():
@@ -126,6 +126,44 @@ def test_acting_leaves_the_normaliser():
     before = {k: v.clone() for k, v in policy.state_dict().items()}
     policy.train().act({"policy": torch.full((4, 3), 9.0)}, generator=torch.Generator().manual_seed(1))
     assert all(torch.equal(v, before[k]) for k, v in policy.state_dict().items())
+
+
+def test_a_deterministic_policy_explores_by_noise_within_the_bounds():
+    policy = make_policy(ACTIONS["box"], td3, action_noise_std=0.2)
+    policy.head.bias.data.copy_(torch.tensor([0.0, 3.0]))
+    policy.head.weight.data.zero_()
+    obs = {"policy": torch.zeros(4000, 3)}
+    step = policy.act(obs, generator=torch.Generator().manual_seed(0))
+    assert step.memory is None
+    assert torch.equal(step.env_action, policy.action_map(step.action))
+    assert float(step.action[:, 0].std()) == pytest.approx(0.2, rel=0.05)
+    assert float(step.action[:, 0].mean()) == pytest.approx(0.0, abs=0.02)
+    assert float((step.action[:, 1] == 1).float().mean()) == pytest.approx(0.5, abs=0.05)  # clipped
+    assert bool((step.action.abs() <= 1).all())
+    still = policy.act(obs, {"kept": step.action}, deterministic=True)
+    assert torch.equal(still.env_action, policy(obs))
+    assert torch.equal(still.memory["kept"], step.action)
+
+
+def test_ornstein_uhlenbeck_noise_by_hand():
+    """x' = 0.75 x + 0.3 n, from zero; it decays and what is drawn adds up, and zeros are a fresh episode."""
+    policy = make_policy(
+        ACTIONS["box"], td3, action_noise="ornstein_uhlenbeck", action_noise_std=0.3, action_noise_theta=0.25
+    )
+    obs = {"policy": torch.zeros(2, 3)}
+    draws = torch.Generator().manual_seed(0)
+    first, second = (torch.randn(2, 2, generator=draws) for _ in range(2))
+    generator = torch.Generator().manual_seed(0)
+    step = policy.act(obs, generator=generator)
+    torch.testing.assert_close(step.memory["noise"], 0.3 * first)
+    torch.testing.assert_close(step.action, (policy.action(obs) + 0.3 * first).clamp(-1, 1).detach())
+    step = policy.act(obs, step.memory, generator=generator)
+    torch.testing.assert_close(step.memory["noise"], 0.75 * 0.3 * first + 0.3 * second)
+    fresh = policy.act(obs, {"noise": torch.zeros(2, 2)}, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(fresh.memory["noise"], 0.3 * first)
+    action, memory = policy.predict(np.zeros((2, 3)), {"noise": torch.full((2, 2), 100.0)}, deterministic=False)
+    assert action.tolist() == [[4.0, 1.0]] * 2
+    assert bool((memory["noise"] > 70).all())
 
 
 HEADS = [

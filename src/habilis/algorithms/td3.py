@@ -1,0 +1,261 @@
+"""Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018, arXiv 1802.09477), and DDPG by its settings.
+
+The algorithm alone: networks, losses (from `functional/losses.py`) and one update over a batch of transitions. The
+loop that collects and replays is `training/off_policy.py`. With one critic, no delay and no target noise it is deep
+deterministic policy gradient (Lillicrap et al. 2016, arXiv 1509.02971). Deviations from the papers: the policy's
+gradient is taken at the critics before their step, so that both gradients can be computed side by side; any number of
+critics; n-step targets if asked for; policy and critic may read different observation groups.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from habilis.core.acceleration import HiddenPrecision
+from habilis.core.batches import TransitionBatch
+from habilis.core.config import require
+from habilis.core.errors import ConfigError
+from habilis.core.random import RandomStreams
+from habilis.core.recording import Recorded, SideBySide
+from habilis.core.schedules import Schedule, scheduled
+from habilis.core.specs import BoxAction, EnvSpec, GoalSelection
+from habilis.core.state import bundle_state, load_bundle
+from habilis.core.tree import Tree, tree_join, tree_part
+from habilis.core.types import Metrics, Obs, State
+from habilis.functional.losses import clipped_q_target, critic_loss, smoothed_action
+from habilis.nn.critics import Critics, critic_encoder
+from habilis.nn.encoder import ObsEncoder
+from habilis.nn.mlp import MLP, Activation
+from habilis.nn.optimizer import Optimizer, flatten_parameters
+from habilis.policies.deterministic import ActionNoise, DeterministicPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class TD3Config:
+    """Hyper-parameters of TD3, named as in Stable-Baselines3 where it has them."""
+
+    learning_rate: float = 1e-3
+    """Adam's step size for the policy."""
+    critic_learning_rate: float | None = None
+    """Adam's step size for the critics; None: as `learning_rate`."""
+    learning_rate_schedule: Schedule = "constant"
+    """Course of every step size over the run."""
+    buffer_size: int = 1_000_000
+    """Transitions the replay buffer holds."""
+    batch_size: int = 256
+    """Transitions in a batch."""
+    learning_starts: int = 100
+    """Environment steps, with actions drawn uniformly, before learning begins."""
+    train_freq: int = 1
+    """Steps of each environment between two rounds of gradient steps."""
+    gradient_steps: int = 1
+    """Gradient steps in a round; -1: as many as environment steps were taken since the last."""
+    n_steps: int = 1
+    """Rewards summed before bootstrapping."""
+    gamma: float = 0.99
+    """Discount."""
+    tau: float = 0.005
+    """How far the targets move towards the networks at each step of the policy."""
+    n_critics: int = 2
+    """Critics, of which the target takes the minimum."""
+    policy_delay: int = 2
+    """Steps of the critics for each of the policy and the targets."""
+    target_policy_noise: float = 0.2
+    """Standard deviation of the noise on the target policy's actions, in units of half the action range."""
+    target_noise_clip: float = 0.5
+    """Largest size of that noise."""
+    action_noise: ActionNoise = "gaussian"
+    """Noise by which the policy explores: independent from step to step, or an Ornstein-Uhlenbeck process."""
+    action_noise_std: float = 0.1
+    """Its standard deviation, or that of its change in a step, in units of half the action range."""
+    action_noise_theta: float = 0.15
+    """Share of an Ornstein-Uhlenbeck noise that is lost in a step."""
+    goal_selection_strategy: GoalSelection = "none"
+    """Where goals are wanted: learn in hindsight of goals that the episode reached, and of which."""
+    n_sampled_goal: int = 4
+    """Transitions with a goal in hindsight for each one that keeps its own."""
+    normalize_obs: bool = False
+    """Normalise vector observations by running mean and variance."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers of policy and critics."""
+    activation: Activation = "relu"
+    """Activation of the hidden layers."""
+    hidden_precision: HiddenPrecision = "float32"
+    """Precision of the hidden layers while learning; "bfloat16" holds where there are units for it."""
+
+    def __post_init__(self) -> None:
+        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        rate = self.critic_learning_rate
+        require(rate is None or rate > 0, f"critic_learning_rate must be positive, got {rate}")
+        require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
+        require(self.buffer_size >= self.batch_size, f"buffer_size must be at least batch_size, got {self.buffer_size}")
+        require(self.train_freq > 0, f"train_freq must be positive, got {self.train_freq}")
+        require(self.gradient_steps > 0 or self.gradient_steps == -1, "gradient_steps must be positive or -1")
+        require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
+        require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
+        require(0 < self.tau <= 1, f"tau must be in (0, 1], got {self.tau}")
+        require(self.n_sampled_goal > 0, f"n_sampled_goal must be positive, got {self.n_sampled_goal}")
+        require(self.n_critics > 0, f"n_critics must be positive, got {self.n_critics}")
+        require(self.policy_delay > 0, f"policy_delay must be positive, got {self.policy_delay}")
+        for name in ("target_policy_noise", "target_noise_clip", "action_noise_std"):
+            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        theta = self.action_noise_theta
+        require(0 < theta <= 1, f"action_noise_theta must be in (0, 1], got {theta}")
+
+
+def make_policy(spec: EnvSpec, config: TD3Config, generator: torch.Generator) -> DeterministicPolicy:
+    """Build TD3's policy for an environment.
+
+    Raises:
+        ConfigError: the actions are discrete.
+    """
+    if not isinstance(spec.action, BoxAction):
+        raise ConfigError(f"TD3 needs real-valued actions and {spec.id} has discrete ones: use dqn")
+    encoder = ObsEncoder(spec.obs, spec.policy_groups, config.normalize_obs, generator)
+    trunk = MLP(encoder.out_dim, config.hidden, None, config.activation, generator)
+    return DeterministicPolicy(
+        spec,
+        encoder,
+        trunk,
+        generator,
+        action_noise=config.action_noise,
+        std=config.action_noise_std,
+        theta=config.action_noise_theta,
+    )
+
+
+@dataclass
+class TD3State:
+    """Everything that learning changes."""
+
+    policy: DeterministicPolicy
+    critics: Critics
+    target_policy: DeterministicPolicy
+    target_critics: Critics
+    policy_optimizer: Optimizer
+    critic_optimizer: Optimizer
+    noise: torch.Generator
+    gradient_steps: int = 0
+
+
+class TD3:
+    """Learns from transitions of any policy."""
+
+    def __init__(
+        self, spec: EnvSpec, config: TD3Config, *, streams: RandomStreams, device: str = "cpu", threads: int = 1
+    ) -> None:
+        self.config = config
+        init = streams.torch("init")
+        policy = make_policy(spec, config, init).to(device)
+        assert isinstance(spec.action, BoxAction)
+        encoder = critic_encoder(spec, config.normalize_obs, init)
+        critics = Critics(encoder, spec.action.dim, config.n_critics, config.hidden, config.activation, init).to(device)
+        self._critic_rate = config.critic_learning_rate or config.learning_rate
+        self.state = TD3State(
+            policy=policy,
+            critics=critics,
+            target_policy=copy.deepcopy(policy).requires_grad_(False),
+            target_critics=copy.deepcopy(critics).requires_grad_(False),
+            policy_optimizer=Optimizer(policy.parameters(), config.learning_rate),
+            critic_optimizer=Optimizer(critics.parameters(), self._critic_rate),
+            noise=streams.torch("update", device),
+        )
+        self._policy_target = flatten_parameters(self.state.target_policy.parameters())
+        self._critic_target = flatten_parameters(self.state.target_critics.parameters())
+        self._side_by_side = SideBySide(threads if device == "cpu" else 1)
+        self._critic_gradient = Recorded(self._compute_critic_gradient, config.hidden_precision)
+        self._policy_gradient = Recorded(self._compute_policy_gradient, config.hidden_precision)
+
+    @property
+    def policy(self) -> DeterministicPolicy:
+        """The policy being learnt."""
+        return self.state.policy
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps of the critics taken so far."""
+        return self.state.gradient_steps
+
+    @property
+    def skipped(self) -> dict[str, Tensor]:
+        """Gradient steps left out because the gradient was not finite, by what was learnt."""
+        return {"policy": self.state.policy_optimizer.skipped, "critics": self.state.critic_optimizer.skipped}
+
+    def anneal(self, progress: float, episodes: int) -> None:
+        """Set the step sizes for the progress of the run, 0 to 1."""
+        c, s = self.config, self.state
+        if c.learning_rate_schedule == "constant":
+            return
+        s.policy_optimizer.learning_rate.fill_(scheduled(c.learning_rate, c.learning_rate_schedule, progress))
+        s.critic_optimizer.learning_rate.fill_(scheduled(self._critic_rate, c.learning_rate_schedule, progress))
+
+    def update(self, batch: TransitionBatch) -> Metrics:
+        """Take one gradient step on the critics and, every `policy_delay` of them, on the policy; move the targets."""
+        s = self.state
+        columns = tree_join(
+            obs=batch.obs,
+            action=batch.action,
+            reward=batch.reward,
+            terminated=batch.terminated,
+            discount=batch.discount,
+            next_obs=batch.next_obs,
+            next_noise=torch.randn(batch.action.shape, generator=s.noise, device=batch.action.device),
+        )
+        s.gradient_steps += 1
+        if s.gradient_steps % self.config.policy_delay:
+            return self._step_critics(self._critic_gradient(columns))
+        critics, policy = self._side_by_side(
+            lambda: self._critic_gradient(columns),
+            lambda: self._policy_gradient(tree_join(obs=batch.obs)),
+        )
+        metrics = self._step_critics(critics)
+        s.policy_optimizer.step(policy.pop("gradient"), policy["grad_norm"])
+        self._policy_target.lerp_(s.policy_optimizer.flat, self.config.tau)
+        self._critic_target.lerp_(s.critic_optimizer.flat, self.config.tau)
+        policy["policy_grad_norm"] = policy.pop("grad_norm")
+        return metrics | policy
+
+    def _step_critics(self, results: Metrics) -> Metrics:
+        """Step along the gradient among the results, and return the others."""
+        self.state.critic_optimizer.step(results.pop("gradient"), results["grad_norm"])
+        results["critic_grad_norm"] = results.pop("grad_norm")
+        return results
+
+    def _compute_critic_gradient(self, data: Tree) -> dict[str, Tensor]:
+        """Return the gradient of the critics' loss towards the target of clipped double Q-learning."""
+        c, s = self.config, self.state
+        with torch.no_grad():
+            next_obs = tree_part(data, "next_obs")
+            next_action = smoothed_action(
+                s.target_policy.action(next_obs), c.target_policy_noise * data["next_noise"], c.target_noise_clip
+            )
+            next_q = s.target_critics(next_obs, next_action)
+            target = clipped_q_target(data["reward"], data["terminated"], data["discount"], next_q)
+        q = s.critics(tree_part(data, "obs"), data["action"])
+        loss = critic_loss(q, target)
+        return {**s.critic_optimizer.gradient(loss), "critic_loss": loss.detach(), "q_mean": q.detach().mean()}
+
+    def _compute_policy_gradient(self, data: Tree) -> dict[str, Tensor]:
+        """Return the gradient of the first critic's value of the policy's actions, which is to grow."""
+        s = self.state
+        obs = tree_part(data, "obs")
+        loss = -s.critics(obs, s.policy.action(obs))[0].mean()
+        return {**s.policy_optimizer.gradient(loss), "policy_loss": loss.detach()}
+
+    def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
+        """Take observations into the statistics of every encoder; the targets' follow the networks'."""
+        s = self.state
+        for module in (s.policy, s.critics, s.target_policy, s.target_critics):
+            module.encoder.update_normalizers(obs, valid)
+
+    def state_dict(self) -> State:
+        """Return everything that learning changes."""
+        return bundle_state(self.state)
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore what `state_dict` returned."""
+        load_bundle(self.state, state)

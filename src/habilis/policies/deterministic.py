@@ -1,0 +1,129 @@
+"""The deterministic policy of TD3 and DDPG: encoder (with the normaliser), trunk, tanh head and action map.
+
+Exploring, it adds noise to its action, independent from step to step or of an Ornstein-Uhlenbeck process, whose state
+is the policy's memory. `forward` is the policy without noise, from raw observation to environment action, which is what
+gets exported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from habilis.core.recording import Recorded
+from habilis.core.specs import BoxAction, EnvSpec
+from habilis.core.tree import Tree
+from habilis.core.types import Obs, PolicyStep
+from habilis.nn.encoder import ObsEncoder
+from habilis.nn.init import linear
+from habilis.nn.mlp import MLP
+from habilis.policies.action_map import ActionMap
+from habilis.policies.batch import as_batch
+
+ActionNoise = Literal["gaussian", "ornstein_uhlenbeck"]
+
+NOISE = "/noise"
+"""Name of the noise among observation groups, which none of them can have."""
+
+
+class DeterministicPolicy(nn.Module):
+    """Observation to action.
+
+    Args:
+        spec: what the environment gives and takes: real values.
+        encoder: from observation groups to one vector; owns the normaliser.
+        trunk: from that vector to features.
+        generator: source of the initial weights of the head.
+        action_noise: how it explores.
+        std: standard deviation of the noise, or of its change in a step, in units of half the action range.
+        theta: share of an Ornstein-Uhlenbeck noise that is lost in a step.
+    """
+
+    def __init__(
+        self,
+        spec: EnvSpec,
+        encoder: ObsEncoder,
+        trunk: MLP,
+        generator: torch.Generator,
+        *,
+        action_noise: ActionNoise,
+        std: float,
+        theta: float,
+    ) -> None:
+        super().__init__()
+        assert isinstance(spec.action, BoxAction)
+        self.spec = spec
+        self.encoder = encoder
+        self.trunk = trunk
+        self.head = linear(trunk.out_dim, spec.action.dim, generator)
+        self.action_map = ActionMap(spec.action)
+        self.action_noise: ActionNoise = action_noise
+        self.std = std
+        self.theta = theta
+        self._explore = Recorded(self._compute_explore)
+
+    def action(self, obs: Obs) -> Tensor:
+        """Return the action in the policy's units, `[..., dim]` in [-1, 1], for raw observations `[..., *shape]`."""
+        return torch.tanh(self.head(self.trunk(self.encoder(obs))))
+
+    def forward(self, obs: Obs) -> Tensor:
+        """Return the action in the environment's units."""
+        return self.action_map(self.action(obs))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def act(
+        self,
+        obs: Obs,
+        memory: Tree | None = None,
+        *,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
+    ) -> PolicyStep:
+        """Choose actions for a batch of observations; the normaliser's statistics stay as they are.
+
+        Args:
+            obs: raw observation groups `[N, *shape]`.
+            memory: the last Ornstein-Uhlenbeck noise; None for zeros, at which it starts.
+            deterministic: leave the noise out; the memory then stays as it is.
+            generator: source of the noise; None draws from the operating system's entropy, each time anew.
+        """
+        if deterministic:
+            action = self.action(obs)
+            return PolicyStep(action, self.action_map(action), memory=memory)
+        if generator is None:
+            generator = torch.Generator(self.head.weight.device)
+            generator.seed()
+        rows = len(obs[self.encoder.names[0]])
+        noise = self.std * torch.randn(rows, self.head.out_features, generator=generator, device=generator.device)
+        if self.action_noise == "ornstein_uhlenbeck":
+            noise = noise if memory is None else (1 - self.theta) * memory["noise"] + noise
+            memory = {"noise": noise}
+        step = self._explore({NOISE: noise} | {name: obs[name] for name in self.encoder.names})
+        return PolicyStep(step["action"], step["env_action"], memory=memory)
+
+    def _compute_explore(self, data: Tree) -> dict[str, Tensor]:
+        """Add noise to the actions for observations, within their bounds."""
+        action = (self.action(data) + data[NOISE]).clamp(-1.0, 1.0)
+        return {"action": action, "env_action": self.action_map(action)}
+
+    def predict(
+        self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Tree | None = None, *, deterministic: bool = True
+    ) -> tuple[np.ndarray, Tree | None]:
+        """NumPy in, NumPy out, for one observation or a batch of them.
+
+        Args:
+            obs: one observation or a batch, for the group "policy"; or a mapping of groups.
+            memory: what the last call returned.
+            deterministic: without noise, or with it.
+
+        Returns:
+            The action in the environment's units, batched as the observation was, and the memory for the next call.
+        """
+        tensors, single = as_batch(obs, self.spec, self.encoder.names, self.head.weight.device)
+        step = self.act(tensors, memory, deterministic=deterministic)
+        action = step.env_action.cpu().numpy()
+        return (action[0] if single else action), step.memory
