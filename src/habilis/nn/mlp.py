@@ -2,7 +2,9 @@
 
 Hidden layers may be regularised by dropout and layer normalisation, in the order of DroQ (Hiraoka et al. 2022): linear,
 dropout, normalisation, activation. What dropout multiplies by is an argument, drawn by `noise`; without it nothing is
-dropped, which is how networks act.
+dropped, which is how networks act. Batch renormalisation stands where CrossQ (Bhatt et al. 2024) has it: before each
+layer, the first and the last included. Called, a network uses the running statistics; `learn` uses the batch's and
+returns them for `after_step`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from habilis.core.acceleration import hidden_layers
 from habilis.nn.init import init_, linear
-from habilis.nn.norms import LayerNorm
+from habilis.nn.norms import BatchRenorm, LayerNorm
 
 Activation = Literal["tanh", "relu", "elu", "silu", "gelu"]
 
@@ -57,21 +59,45 @@ def dropout_factors(shape: Sequence[int], rate: float, generator: torch.Generato
 
 
 class HiddenLayers(nn.Sequential):
-    """Layers one after the other, of which `Dropout` takes its part of the noise, where there is noise."""
+    """Layers one after the other, some of which take noise or normalise by the batch."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__(*layers)
         self.noise_parts = [layer.width for layer in layers if isinstance(layer, Dropout)]
+        self.renorms = [layer for layer in layers if isinstance(layer, BatchRenorm)]
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Apply the layers; `noise` is `[..., sum(noise_parts)]`."""
+    def forward(self, x: Tensor, noise: Tensor | None = None, statistics: list[Tensor] | None = None) -> Tensor:
+        """Apply the layers.
+
+        Args:
+            x: what goes in.
+            noise: `[..., sum(noise_parts)]`, of which each `Dropout` takes its part; None to drop nothing.
+            statistics: where the batch's are put, by which each `BatchRenorm` normalises; None for the running ones.
+        """
         factors = iter(()) if noise is None else iter(noise.split(self.noise_parts, -1))
         for layer in self:
-            if not isinstance(layer, Dropout):
+            if isinstance(layer, Dropout):
+                x = x if noise is None else layer(x, next(factors))
+            elif isinstance(layer, BatchRenorm) and statistics is not None:
+                x, of_batch = layer.learn(x)
+                statistics.append(of_batch)
+            else:
                 x = layer(x)
-            elif noise is not None:
-                x = layer(x, next(factors))
         return x
+
+    def learn(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Apply the layers as they learn; the statistics are side by side, none where nothing normalises by them."""
+        statistics: list[Tensor] = []
+        result = self(x, noise, statistics)
+        return result, torch.cat(statistics, -1) if statistics else x.new_empty(0)
+
+    def update(self, statistics: Tensor) -> None:
+        """Take what `learn` returned into the running statistics."""
+        if self.renorms:
+            for layer, part in zip(
+                self.renorms, statistics.split([2 * r.width for r in self.renorms], -1), strict=True
+            ):
+                layer.update(part)
 
 
 class MLP(nn.Module):
@@ -87,6 +113,8 @@ class MLP(nn.Module):
         out_gain: gain of the output layer under orthogonal initialisation.
         layer_norm: normalise what comes out of each hidden product, before its activation.
         dropout: probability with which a value of a hidden layer is left out, where noise is given.
+        batch_renorm: normalise over the batch what goes into each layer.
+        renorm_warmup: updates of the statistics before batch renormalisation corrects by them.
     """
 
     def __init__(
@@ -101,15 +129,18 @@ class MLP(nn.Module):
         out_gain: float = 1.0,
         layer_norm: bool = False,
         dropout: float = 0.0,
+        batch_renorm: bool = False,
+        renorm_warmup: int = 100_000,
     ) -> None:
         super().__init__()
         self.dropout = dropout
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [BatchRenorm(in_dim, warmup=renorm_warmup)] if batch_renorm else []
         for width in hidden:
             layers.append(linear(in_dim, width, generator, gain=math.sqrt(2) if orthogonal else None))
             layers += [Dropout(width)] if dropout else []
             layers += [LayerNorm(width)] if layer_norm else []
             layers.append(ACTIVATIONS[activation]())
+            layers += [BatchRenorm(width, warmup=renorm_warmup)] if batch_renorm else []
             in_dim = width
         self.hidden = HiddenLayers(layers)
         self.out: nn.Module = nn.Identity()
@@ -122,6 +153,16 @@ class MLP(nn.Module):
         with hidden_layers(x.device):
             features = self.hidden(x, noise)
         return self.out(features.to(x.dtype))  # type: ignore[no-any-return]
+
+    def learn(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the network to a batch as it learns; the second result is for `after_step`."""
+        with hidden_layers(x.device):
+            features, statistics = self.hidden.learn(x, noise)
+        return self.out(features.to(x.dtype)), statistics
+
+    def after_step(self, statistics: Tensor) -> None:
+        """Finish an optimiser's step: the batch's statistics go into the running ones."""
+        self.hidden.update(statistics)
 
     def noise(self, rows: int, generator: torch.Generator) -> Tensor:
         """Draw dropout's factors `[rows, values]` for a batch of `rows`; without dropout there are no values."""
@@ -156,16 +197,20 @@ class EnsembleMLP(nn.Module):
         *,
         layer_norm: bool = False,
         dropout: float = 0.0,
+        batch_renorm: bool = False,
+        renorm_warmup: int = 100_000,
     ) -> None:
         super().__init__()
         self.copies = copies
+        self.out_dim = out_dim
         self.dropout = dropout
-        layers: list[nn.Module] = []
+        layers: list[nn.Module] = [BatchRenorm(copies, 1, in_dim, warmup=renorm_warmup)] if batch_renorm else []
         for width in hidden:
             layers.append(EnsembleLinear(copies, in_dim, width, generator))
             layers += [Dropout(width)] if dropout else []
             layers += [LayerNorm(copies, 1, width)] if layer_norm else []
             layers.append(ACTIVATIONS[activation]())
+            layers += [BatchRenorm(copies, 1, width, warmup=renorm_warmup)] if batch_renorm else []
             in_dim = width
         self.hidden = HiddenLayers(layers)
         self.out = EnsembleLinear(copies, in_dim, out_dim, generator)
@@ -175,6 +220,16 @@ class EnsembleMLP(nn.Module):
         with hidden_layers(x.device):
             features = self.hidden(x.expand(self.copies, *x.shape), noise)
         return self.out(features.to(x.dtype))  # type: ignore[no-any-return]
+
+    def learn(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Apply the network to a batch as it learns; the second result is for `after_step`."""
+        with hidden_layers(x.device):
+            features, statistics = self.hidden.learn(x.expand(self.copies, *x.shape), noise)
+        return self.out(features.to(x.dtype)), statistics
+
+    def after_step(self, statistics: Tensor) -> None:
+        """Finish an optimiser's step: the batch's statistics go into the running ones."""
+        self.hidden.update(statistics)
 
     def noise(self, rows: int, generator: torch.Generator) -> Tensor:
         """Draw dropout's factors `[copies, rows, values]` for a batch of `rows`; without dropout without values."""

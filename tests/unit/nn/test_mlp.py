@@ -7,7 +7,9 @@ import copy
 import pytest
 import torch
 
+from habilis.core import acceleration
 from habilis.core.recording import RECORD_AFTER, Recorded
+from habilis.nn import norms
 from habilis.nn.mlp import MLP, EnsembleMLP, dropout_factors
 
 
@@ -109,3 +111,100 @@ def test_state_is_exact(generator):
     other.load_state_dict(copy.deepcopy(net.state_dict()))
     x = torch.randn(4, 3, generator=generator)
     assert torch.equal(net(x), other(x))
+
+
+def test_batch_renorm_stands_before_every_layer(generator):
+    net = scatter(MLP(3, (6, 4), 2, "relu", generator, batch_renorm=True, renorm_warmup=1), generator)
+    x, norms = torch.randn(16, 3, generator=generator), net.hidden.renorms
+    for _ in range(3):  # past the warm-up, so that the correction is seen too
+        _, statistics = net.learn(x)
+        net.after_step(statistics)
+    assert [int(n.updates) for n in norms] == [3, 3, 3]
+    first, second, out = (layer for layer in net.modules() if isinstance(layer, torch.nn.Linear))
+    for normalize, result in ((lambda n, x: n(x), net(x)), (lambda n, x: n.learn(x)[0], net.learn(x)[0])):
+        expected = normalize(norms[0], x)
+        expected = normalize(norms[1], first(expected).relu())
+        expected = normalize(norms[2], second(expected).relu())
+        torch.testing.assert_close(result, out(expected))
+    # each norm gets its own part
+    _, statistics = net.learn(x)
+    assert statistics.shape == (2 * (3 + 6 + 4),)
+    torch.testing.assert_close(statistics[:3], x.mean(0))
+    torch.testing.assert_close(statistics[3:6], x.var(0, correction=0))
+    before = norms[0].running.clone()
+    net.after_step(statistics)
+    torch.testing.assert_close(norms[0].running, before.lerp(statistics[:6], 0.01))
+
+
+def test_renormalised_ensemble_is_its_copies(generator):
+    options = {"batch_renorm": True, "renorm_warmup": 2}
+    ensemble = scatter(EnsembleMLP(3, 5, (8, 6), 2, "relu", generator, **options), generator)
+    copies = [alone(ensemble, k, MLP(5, (8, 6), 2, "relu", generator, **options)) for k in range(3)]
+    for _ in range(4):
+        x = torch.randn(7, 5, generator=generator)
+        together, statistics = ensemble.learn(x)
+        for k, one in enumerate(copies):
+            result, of_one = one.learn(x)
+            torch.testing.assert_close(together[k], result)
+            one.after_step(of_one)
+        ensemble.after_step(statistics)
+    for k, one in enumerate(copies):
+        torch.testing.assert_close(ensemble(x)[k], one(x))
+
+
+def test_learning_without_batch_renorm_is_the_same_as_acting(generator):
+    net, x = EnsembleMLP(2, 3, (4,), 1, "relu", generator, dropout=0.5), torch.randn(5, 3, generator=generator)
+    noise = net.noise(5, generator)
+    result, statistics = net.learn(x, noise)
+    assert torch.equal(result, net(x, noise))
+    assert statistics.shape == (0,)
+    before = copy.deepcopy(net.state_dict())
+    net.after_step(statistics)
+    assert all(torch.equal(net.state_dict()[name], value) for name, value in before.items())
+
+
+def test_recording_reads_the_running_statistics_where_they_are(generator):
+    """The warm-up ends, and the statistics move, between calls of one recording."""
+    net = scatter(EnsembleMLP(2, 3, (8,), 1, "relu", generator, batch_renorm=True, renorm_warmup=40), generator)
+    parameters = list(net.parameters())
+
+    def gradient(data):
+        q, statistics = net.learn(data["x"])
+        gradient = torch.autograd.grad(q.square().mean(), parameters)
+        return {"gradient": torch.cat([g.flatten() for g in gradient]), "statistics": statistics}
+
+    recorded = Recorded(gradient)
+    for _ in range(RECORD_AFTER + 20):
+        data = {"x": torch.randn(8, 3, generator=generator) + 0.5}
+        ours, twin = recorded(data), gradient(data)
+        assert torch.equal(ours["gradient"], twin["gradient"])
+        assert torch.equal(ours["statistics"], twin["statistics"])
+        net.after_step(ours["statistics"])
+
+
+@pytest.mark.parametrize("options", [{"layer_norm": True, "dropout": 0.1}, {"batch_renorm": True}])
+def test_normalisation_stays_in_float32_where_products_are_in_bfloat16(generator, options, monkeypatch):
+    monkeypatch.setattr(acceleration, "has_bfloat16", lambda device_type: True)
+    net = scatter(EnsembleMLP(2, 5, (64, 64), 1, "relu", generator, **options), generator)
+    x, noise, parameters = torch.randn(32, 5, generator=generator), net.noise(32, generator), list(net.parameters())
+
+    def both():
+        result, statistics = net.learn(x, noise)
+        return result, statistics, torch.autograd.grad(result.square().mean(), parameters)
+
+    seen = []
+    kinds = (norms.LayerNorm, norms.BatchRenorm)
+    for layer in net.modules():
+        if isinstance(layer, kinds):
+            layer.register_forward_hook(lambda module, given, result: seen.append(result.dtype))
+    with acceleration.hidden_precision("bfloat16"):
+        reduced, reduced_statistics, reduced_gradient = both()
+        net(x)
+    full, statistics, gradient = both()
+    assert set(seen) == {torch.float32}
+    assert reduced.dtype == reduced_statistics.dtype == torch.float32
+    assert not torch.equal(reduced, full)
+    torch.testing.assert_close(reduced, full, atol=0.1, rtol=0.03)
+    torch.testing.assert_close(reduced_statistics, statistics, atol=0.02, rtol=0.02)
+    flat = [torch.cat([g.flatten() for g in gradients]) for gradients in (reduced_gradient, gradient)]
+    assert float(torch.cosine_similarity(*flat, 0)) > 0.999
