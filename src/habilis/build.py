@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 import habilis.tasks  # noqa: F401  (registers the ids of our own tasks)
-from habilis.algorithms import dqn, ppo, sac, tabular, td3
+from habilis.algorithms import a2c, dqn, ppo, reinforce, sac, tabular, td3, trpo
 from habilis.core.acceleration import available_memory, configure, resolve_device
 from habilis.core.config import require
 from habilis.core.protocols import VecEnv
@@ -23,6 +23,7 @@ from habilis.data.hindsight import Hindsight
 from habilis.data.priorities import Priorities
 from habilis.data.replay import ReplayBuffer
 from habilis.data.rollout import RolloutBuffer
+from habilis.data.whole_episodes import EpisodeBuffer
 from habilis.envs.frame_stack import stack_frames
 from habilis.envs.make import describe_env, make_vec_env
 from habilis.policies import NeuralPolicy
@@ -31,7 +32,7 @@ from habilis.training.collector import Collector
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer
 from habilis.training.off_policy import OffPolicyTrainer
-from habilis.training.on_policy import OnPolicyTrainer
+from habilis.training.on_policy import OnPolicyAlgorithm, OnPolicyTrainer, Rollouts
 from habilis.training.tabular import TabularTrainer
 
 
@@ -53,6 +54,8 @@ class AlgorithmEntry:
     """What makes a named algorithm of its hyper-parameters; an environment's preset comes after it, the user last."""
 
 
+OnPolicyConfig = ppo.PPOConfig | a2c.A2CConfig | trpo.TRPOConfig
+"""Hyper-parameters of the algorithms that learn from rollouts of a fixed length."""
 OffPolicyConfig = sac.SACConfig | td3.TD3Config | dqn.DQNConfig
 """Hyper-parameters of the algorithms that learn from a replay buffer."""
 
@@ -130,16 +133,23 @@ def _replay(
     )
 
 
-def _ppo_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OnPolicyTrainer:
-    assert isinstance(config.algo, ppo.PPOConfig)
-    spec, num_envs = collector.env.spec, collector.env.num_envs
-    return OnPolicyTrainer(
-        collector,
-        ppo.PPO(spec, config.algo, num_envs=num_envs, streams=streams, device=device),
-        RolloutBuffer(spec, config.algo.n_steps, num_envs, device),
-        streams=streams,
-        total_timesteps=config.total_timesteps,
-    )
+def _on_policy_trainer(
+    make_algorithm: Callable[..., OnPolicyAlgorithm],
+) -> Callable[[TrainConfig, Collector, RandomStreams, str], OnPolicyTrainer]:
+    """Return what builds the trainer of an on-policy algorithm."""
+
+    def build(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OnPolicyTrainer:
+        c, spec, num_envs = config.algo, collector.env.spec, collector.env.num_envs
+        algorithm = make_algorithm(spec, c, num_envs=num_envs, streams=streams, device=device)
+        buffer: Rollouts
+        if isinstance(c, reinforce.ReinforceConfig):
+            buffer = EpisodeBuffer(spec, c.n_episodes, num_envs, device)
+        else:
+            assert isinstance(c, OnPolicyConfig)
+            buffer = RolloutBuffer(spec, c.n_steps, num_envs, device)
+        return OnPolicyTrainer(collector, algorithm, buffer, streams=streams, total_timesteps=config.total_timesteps)
+
+    return build
 
 
 def _actor_critic_trainer(
@@ -185,10 +195,35 @@ def _tabular_trainer(config: TrainConfig, collector: Collector, streams: RandomS
     return TabularTrainer(collector, algorithm, streams=streams, total_timesteps=config.total_timesteps)
 
 
-ALGORITHMS.add(
-    "ppo",
-    AlgorithmEntry("Proximal policy optimisation (Schulman et al. 2017)", ppo.PPOConfig, make_policy, 1, _ppo_trainer),
-)
+ON_POLICY: Mapping[str, tuple[str, type, Callable[..., OnPolicyAlgorithm], Mapping[str, Any]]] = {
+    "ppo": ("Proximal policy optimisation (Schulman et al. 2017)", ppo.PPOConfig, ppo.PPO, {}),
+    "a2c": ("Advantage actor-critic (Mnih et al. 2016)", a2c.A2CConfig, a2c.A2C, {}),
+    "actor_critic": (
+        "One-step actor-critic (Sutton and Barto 2018, section 13.5)",
+        a2c.A2CConfig,
+        a2c.A2C,
+        {"n_steps": 1, "gae_lambda": 0.0},
+    ),
+    "reinforce": (
+        "REINFORCE, the Monte-Carlo policy gradient (Williams 1992)",
+        reinforce.ReinforceConfig,
+        reinforce.Reinforce,
+        {},
+    ),
+    "trpo": ("Trust region policy optimisation (Schulman et al. 2015)", trpo.TRPOConfig, trpo.TRPO, {}),
+    "npg": (
+        "Natural policy gradient (Kakade 2001; Rajeswaran et al. 2017)",
+        trpo.TRPOConfig,
+        trpo.TRPO,
+        {"line_search": False},
+    ),
+}
+"""Algorithms that learn from what their policy has just done: title, hyper-parameters, class and defaults."""
+
+for name, (title, hyper, make_algorithm, changes) in ON_POLICY.items():
+    defaults = {f"algo.{key}": value for key, value in changes.items()}
+    ALGORITHMS.add(name, AlgorithmEntry(title, hyper, make_policy, 1, _on_policy_trainer(make_algorithm), defaults))
+
 ACTOR_CRITICS: Mapping[str, tuple[str, Any, Mapping[str, Any]]] = {
     "sac": ("Soft actor-critic (Haarnoja et al. 2018)", (sac.SACConfig, sac.make_policy, sac.SAC), {}),
     "td3": (

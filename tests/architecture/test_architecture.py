@@ -22,12 +22,15 @@ FILE_LINES = 500
 ALGORITHM_LINES = 300
 READING_LINES = 1200
 
-SHARED = ["functional/losses.py", "functional/returns.py", "policies/stochastic.py", "policies/action_map.py"]
-SHARED += ["training/collector.py"]
-ON_POLICY = [*SHARED, "policies/actor_critic.py", "data/rollout.py", "training/on_policy.py"]
+SHARED = ["functional/returns.py", "policies/stochastic.py", "policies/action_map.py", "training/collector.py"]
+ON_POLICY = [*SHARED, "functional/policy_losses.py", "policies/actor_critic.py", "data/rollout.py"]
+ON_POLICY += ["training/on_policy.py"]
 READING = {
     "ppo": [*ON_POLICY, "algorithms/ppo.py"],
-    "sac": [*SHARED, "algorithms/sac.py", "data/replay.py", "training/off_policy.py"],
+    "a2c": [*ON_POLICY, "algorithms/a2c.py"],
+    "reinforce": [*ON_POLICY, "data/whole_episodes.py", "algorithms/reinforce.py"],
+    "trpo": [*ON_POLICY, "functional/linear_algebra.py", "algorithms/trpo.py"],
+    "sac": [*SHARED, "functional/losses.py", "algorithms/sac.py", "data/replay.py", "training/off_policy.py"],
     "td3": [
         *("functional/losses.py", "functional/returns.py", "policies/deterministic.py", "policies/action_map.py"),
         *("training/collector.py", "algorithms/td3.py", "data/replay.py", "training/off_policy.py"),

@@ -1,6 +1,6 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347).
 
-The algorithm alone: losses (from `functional/losses.py`) and one update over a rollout. Networks and advantages are in
+The algorithm alone: losses (from `functional/policy_losses.py`) and one update over a rollout. Networks and advantages are in
 `policies/actor_critic.py`; the loop that collects rollouts is `training/on_policy.py`. Deviations from the paper, all
 customary (Engstrom et al. 2020; Andrychowicz et al. 2021): separate networks for policy and value by default,
 orthogonal initialisation, gradient clipping, advantages normalised per minibatch, and the options below. Truncation
@@ -25,7 +25,7 @@ from habilis.core.specs import EnvSpec
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_index, tree_map, tree_part, tree_split, tree_stack
 from habilis.core.types import Metrics, Obs, State
-from habilis.functional.losses import ppo_clip, standardize, value_loss
+from habilis.functional.policy_losses import ppo_clip, standardize, value_loss
 from habilis.nn.distributions import Gaussian
 from habilis.nn.heads import GaussianHead, StdType
 from habilis.nn.mlp import Activation

@@ -26,7 +26,7 @@ from habilis.core.errors import HabilisError
 from habilis.envs.checker import check_env
 from habilis.envs.make import describe_env
 from habilis.envs.render import Renderer
-from habilis.training.collector import replay_dump
+from habilis.training.faults import replay_dump
 
 PACKAGES = ("habilis", "torch", "mujoco", "gymnasium", "numpy")
 EXTRAS = {"envpool": "envpool", "onnx": "deploy", "onnxruntime": "deploy", "imageio-ffmpeg": "video", "wandb": "wandb"}

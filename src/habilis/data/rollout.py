@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -18,8 +20,14 @@ class RolloutBuffer:
     observation is kept aside.
     """
 
+    starts_anew = False
+    """Whether every rollout begins with new episodes."""
+    wanted = None
+    """Which environments are of use, `[N]` bool; None: all."""
+
     def __init__(self, spec: EnvSpec, n_steps: int, num_envs: int, device: str = "cpu") -> None:
         self.n_steps = n_steps
+        self.device = torch.device(device)
         shape = (n_steps, num_envs)
         self.obs = {
             name: torch.zeros(n_steps + 1, num_envs, *group.shape, dtype=getattr(torch, group.dtype), device=device)
@@ -31,8 +39,13 @@ class RolloutBuffer:
         self.terminated, self.truncated, self.valid = (
             torch.zeros(shape, dtype=torch.bool, device=device) for _ in range(3)
         )
-        self._final: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+        self._final: list[Final] = []
         self._t = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether the rollout is complete."""
+        return self._t == self.n_steps
 
     def start(self, obs: Obs) -> None:
         """Begin a rollout at `obs`."""
@@ -53,19 +66,13 @@ class RolloutBuffer:
         self.truncated[t] = step.truncated
         self.valid[t] = step.valid
         if step.next_obs is not step.obs:
-            ended = step.done.nonzero().squeeze(-1)
-            self._final.append((torch.full_like(ended, t), ended, tree_index(step.next_obs, ended)))
+            self._final.append(final_successors(t, step))
         self._t += 1
 
     def batch(self) -> RolloutBatch:
         """Return the full rollout; its tensors are the buffer's own and change with the next one."""
-        assert self._t == self.n_steps, "a rollout is read when it is full"
-        if self._final:
-            final_index = torch.cat([t for t, _, _ in self._final]), torch.cat([n for _, n, _ in self._final])
-            final_obs = {name: torch.cat([obs[name] for _, _, obs in self._final]) for name in self.obs}
-        else:
-            none = torch.zeros(0, dtype=torch.long, device=self.rewards.device)
-            final_index, final_obs = (none, none), {name: store[0, :0] for name, store in self.obs.items()}
+        assert self.full, "a rollout is read when it is full"
+        empty = {name: store[0, :0] for name, store in self.obs.items()}
         return RolloutBatch(
             self.obs,
             self.actions,
@@ -74,9 +81,27 @@ class RolloutBuffer:
             self.terminated,
             self.truncated,
             self.valid,
-            final_index,
-            final_obs,
+            *join_final(self._final, empty, self.device),
         )
+
+
+Final = tuple[Tensor, Tensor, dict[str, Tensor]]
+"""`(t, n, successors)` of the episodes that ended in one step: each `[k]` and `[k, ...]`."""
+
+
+def final_successors(t: int, step: Step) -> Final:
+    """Return the true last observations of the episodes that ended in step `t`."""
+    ended = step.done.nonzero().squeeze(-1)
+    return torch.full_like(ended, t), ended, tree_index(step.next_obs, ended)
+
+
+def join_final(
+    parts: Sequence[Final], empty: Obs, device: torch.device
+) -> tuple[tuple[Tensor, Tensor], dict[str, Tensor]]:
+    """Return the fields `final_index` and `final_obs` of a rollout; `empty` has no rows."""
+    none = torch.zeros(0, dtype=torch.long, device=device)
+    index = torch.cat([none, *(t for t, _, _ in parts)]), torch.cat([none, *(n for _, n, _ in parts)])
+    return index, {name: torch.cat([rows, *(obs[name] for _, _, obs in parts)]) for name, rows in empty.items()}
 
 
 def empty_actions(spec: EnvSpec, shape: tuple[int, ...], device: str) -> Tensor:

@@ -36,11 +36,26 @@ def generalized_advantage(
     bootstrap = torch.where(terminated, 0.0, gamma * next_values)
     deltas = torch.where(valid, rewards + bootstrap - values, 0.0)
     decay = gamma * gae_lambda * (valid & ~done).to(rewards.dtype)
-    advantages = torch.empty_like(deltas)
     running = torch.zeros_like(deltas[0])
-    for t in range(len(deltas) - 1, -1, -1):
-        running = torch.addcmul(deltas[t], decay[t], running, out=advantages[t])
-    return advantages
+    advantages = []
+    for delta, weight in zip(reversed(deltas.unbind()), reversed(decay.unbind()), strict=True):
+        running = torch.addcmul(delta, weight, running)
+        advantages.append(running)
+    return torch.stack(advantages[::-1])
+
+
+def terminating_episodes(terminated: Tensor, done: Tensor, valid: Tensor) -> Tensor:
+    """Return `[T, N]` bool: whether the episode that a step belongs to terminates within these steps.
+
+    It does not if it is truncated, is cut off by a step that is not valid, or goes on beyond them. Arguments are
+    `[T, N]` bool.
+    """
+    ends = torch.zeros_like(terminated)
+    running = torch.zeros_like(terminated[0])
+    for t in range(len(terminated) - 1, -1, -1):
+        running = torch.where(done[t] | ~valid[t], terminated[t] & valid[t], running)
+        ends[t] = running
+    return ends
 
 
 def n_step_return(

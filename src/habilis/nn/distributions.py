@@ -65,6 +65,21 @@ class Gaussian:
         """Return the differential entropy."""
         return (self.log_std + 0.5 + LOG_SQRT_2PI).sum(-1).expand(self.mean.shape[:-1])
 
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Return the mean and the logarithm of the deviation."""
+        return self.mean, self.log_std.expand(self.mean.shape)
+
+    def kl_from(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Return KL(p, this), where p is the distribution of the same kind that has `parameters`."""
+        mean, log_std = parameters
+        ratio = (2 * (log_std - self.log_std)).exp()
+        distance = (mean - self.mean).square() * torch.exp(-2 * self.log_std)
+        return (self.log_std - log_std + 0.5 * (ratio + distance - 1)).sum(-1)
+
+    def fisher(self, tangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Multiply tensors of the shapes of `parameters` by the Fisher information of those."""
+        return tangents[0] * torch.exp(-2 * self.log_std), 2 * tangents[1]
+
 
 class SquashedGaussian:
     """The hyperbolic tangent of a normal distribution: actions in (-1, 1) (Haarnoja et al. 2018, appendix C)."""
@@ -126,6 +141,19 @@ class Categorical:
         """Return the entropy."""
         return -(self.log_probs.exp() * self.log_probs).sum(-1)
 
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Return the logarithms of the probabilities."""
+        return (self.log_probs,)
+
+    def kl_from(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Return KL(p, this), where p is the distribution of the same kind that has `parameters`."""
+        (log_probs,) = parameters
+        return (log_probs.exp() * (log_probs - self.log_probs)).sum(-1)
+
+    def fisher(self, tangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Multiply tensors of the shapes of `parameters` by the Fisher information of those."""
+        return (self.log_probs.exp() * tangents[0],)
+
 
 class MultiCategorical:
     """Several independent choices: `logits` is `[..., sum(nvec)]`, actions `[..., len(nvec)]` int64."""
@@ -150,3 +178,15 @@ class MultiCategorical:
     def entropy(self) -> Tensor:
         """Return the entropy of the choices together."""
         return torch.stack([p.entropy() for p in self.parts]).sum(0)
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Return the logarithms of the probabilities of each choice."""
+        return tuple(p.log_probs for p in self.parts)
+
+    def kl_from(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Return KL(p, this), where p is the distribution of the same kind that has `parameters`."""
+        return torch.stack([p.kl_from([x]) for p, x in zip(self.parts, parameters, strict=True)]).sum(0)
+
+    def fisher(self, tangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Multiply tensors of the shapes of `parameters` by the Fisher information of those."""
+        return tuple(p.fisher([x])[0] for p, x in zip(self.parts, tangents, strict=True))

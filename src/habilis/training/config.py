@@ -6,11 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from habilis.algorithms.a2c import A2CConfig
 from habilis.algorithms.dqn import DQNConfig
 from habilis.algorithms.ppo import PPOConfig
+from habilis.algorithms.reinforce import ReinforceConfig
 from habilis.algorithms.sac import SACConfig
 from habilis.algorithms.tabular import TabularConfig
 from habilis.algorithms.td3 import TD3Config
+from habilis.algorithms.trpo import TRPOConfig
 from habilis.core.acceleration import Precision
 from habilis.core.config import require
 
@@ -23,7 +26,7 @@ class TrainConfig:
     """Which algorithm learns."""
     env: str
     """Environment id."""
-    algo: PPOConfig | SACConfig | DQNConfig | TabularConfig | TD3Config
+    algo: PPOConfig | A2CConfig | ReinforceConfig | TRPOConfig | SACConfig | DQNConfig | TabularConfig | TD3Config
     """Hyper-parameters of the algorithm."""
     env_backend: Literal["native", "gymnasium", "envpool"] | None = None
     """Engine of the environment; None: the native one where there is one, else Gymnasium."""

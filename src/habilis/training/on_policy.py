@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
+import torch
+from torch import Tensor
+
+from habilis.core.batches import RolloutBatch
 from habilis.core.protocols import Algorithm, Plugin
 from habilis.core.random import RandomStreams
-from habilis.data.rollout import RolloutBuffer
+from habilis.core.types import Obs, PolicyStep, Step
 from habilis.training.collector import Collector
 from habilis.training.report import Counters, Report
 
@@ -19,6 +23,34 @@ class OnPolicyAlgorithm(Algorithm, Protocol):
 
     def set_progress(self, progress: float) -> None:
         """Set what is scheduled, for `progress` in [0, 1] of the run."""
+        ...
+
+
+class Rollouts(Protocol):
+    """What the loop asks of a buffer."""
+
+    starts_anew: bool
+    """Whether every rollout begins with new episodes."""
+    device: torch.device
+
+    @property
+    def wanted(self) -> Tensor | None:
+        """Which environments are of use, `[N]` bool; None: all."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the rollout is complete."""
+
+    def start(self, obs: Obs) -> None:
+        """Begin a rollout at `obs`."""
+        ...
+
+    def add(self, policy_step: PolicyStep, step: Step) -> None:
+        """Store what was done and what came of it."""
+        ...
+
+    def batch(self) -> RolloutBatch:
+        """Return the full rollout."""
         ...
 
 
@@ -38,7 +70,7 @@ class OnPolicyTrainer:
         self,
         collector: Collector,
         algorithm: OnPolicyAlgorithm,
-        buffer: RolloutBuffer,
+        buffer: Rollouts,
         *,
         streams: RandomStreams,
         total_timesteps: int,
@@ -51,7 +83,7 @@ class OnPolicyTrainer:
         self.total_timesteps = total_timesteps
         self.plugins = plugins
         self.counters = Counters()
-        self._explore = streams.torch("explore", buffer.rewards.device)
+        self._explore = streams.torch("explore", buffer.device)
 
     def __iter__(self) -> Iterator[Report]:
         while self.counters.env_steps < self.total_timesteps:
@@ -74,7 +106,10 @@ class OnPolicyTrainer:
     def _collect(self) -> None:
         """Fill the buffer with steps of the current policy."""
         policy, collector, buffer = self.algorithm.policy, self.collector, self.buffer
+        if buffer.starts_anew:
+            collector.restart()
         buffer.start(collector.obs)
-        for _ in range(buffer.n_steps):
+        while not buffer.full:
             policy_step = policy.act(collector.obs, collector.memory, generator=self._explore)
-            buffer.add(policy_step, collector.step(policy_step.env_action, policy_step.memory))
+            step = collector.step(policy_step.env_action, policy_step.memory, buffer.wanted)
+            buffer.add(policy_step, step)

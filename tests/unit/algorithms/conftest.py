@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from habilis.algorithms.a2c import A2C, A2CConfig
 from habilis.algorithms.dqn import DQN, DQNConfig
 from habilis.algorithms.ppo import PPO, PPOConfig
+from habilis.algorithms.reinforce import Reinforce, ReinforceConfig
 from habilis.algorithms.sac import SAC, SACConfig
 from habilis.algorithms.td3 import TD3, TD3Config
+from habilis.algorithms.trpo import TRPO, TRPOConfig
 from habilis.core.random import RandomStreams
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, ObsGroup
 from habilis.core.types import Step
@@ -71,6 +74,20 @@ class Lab:
     def ppo(self, env, seed=0, **config):
         defaults = {"n_steps": 16, "batch_size": 8, "n_epochs": 2, "hidden": (16, 16)}
         return PPO(env.spec, PPOConfig(**defaults | config), num_envs=env.num_envs, streams=RandomStreams(seed))
+
+    def a2c(self, env, seed=0, **config):
+        settings = A2CConfig(**{"hidden": (16, 16)} | config)
+        return A2C(env.spec, settings, num_envs=env.num_envs, streams=RandomStreams(seed))
+
+    def reinforce(self, env, seed=0, **config):
+        settings = ReinforceConfig(**{"batch_size": 8, "n_critic_updates": 2, "hidden": (16, 16)} | config)
+        return Reinforce(env.spec, settings, num_envs=env.num_envs, streams=RandomStreams(seed))
+
+    def trpo(self, env, seed=0, **config):
+        settings = TRPOConfig(
+            **{"batch_size": 8, "n_critic_updates": 2, "cg_max_steps": 5, "hidden": (16, 16)} | config
+        )
+        return TRPO(env.spec, settings, num_envs=env.num_envs, streams=RandomStreams(seed))
 
     def sac(self, env, seed=0, **config):
         return SAC(env.spec, SACConfig(**{"hidden": (16, 16), "batch_size": 32} | config), streams=RandomStreams(seed))

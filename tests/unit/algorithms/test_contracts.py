@@ -16,6 +16,7 @@ from habilis.core.recording import Recorded
 from habilis.core.state import bundle_state
 from habilis.data.priorities import Priorities
 from habilis.nn.optimizer import Optimizer
+from habilis.nn.value import ValueRegression
 
 PPO_KINDS = {
     "plain": {},
@@ -55,7 +56,15 @@ TD3_KINDS = {
     "ddpg": {"n_critics": 1, "policy_delay": 1, "target_policy_noise": 0.0, "action_noise": "ornstein_uhlenbeck"},
     "many critics": {"n_critics": 5, "normalize_obs": True, "n_steps": 3},
 }
-KINDS = {"ppo": PPO_KINDS, "sac": SAC_KINDS, "td3": TD3_KINDS, "dqn": DQN_KINDS}
+A2C_KINDS = {
+    "plain": {},
+    "shared": {"share_trunk": True, "ent_coef": 0.01},
+    "adam": {"use_rms_prop": False, "normalize_advantage": True, "learning_rate_schedule": "linear"},
+}
+REINFORCE_KINDS = {"plain": {}, "no baseline": {"baseline": False}}
+TRPO_KINDS = {"plain": {}, "npg": {"line_search": False, "sub_sampling_factor": 2, "std_type": "dependent"}}
+ON_POLICY = {"ppo": PPO_KINDS, "a2c": A2C_KINDS, "reinforce": REINFORCE_KINDS, "trpo": TRPO_KINDS}
+KINDS = {**ON_POLICY, "sac": SAC_KINDS, "td3": TD3_KINDS, "dqn": DQN_KINDS}
 CASES = [(name, config) for name, kinds in KINDS.items() for config in kinds.values()]
 NAMES = [f"{name} {kind}" for name, kinds in KINDS.items() for kind in kinds]
 every_algorithm = pytest.mark.parametrize(("name", "config"), CASES, ids=NAMES)
@@ -70,7 +79,7 @@ class Learning:
         self.algorithm = getattr(lab, name)(self.env, seed, **config)
         priorities = Priorities() if config.get("prioritized") else None
         replay = {"n_steps": config.get("n_steps", 1), "priorities": priorities}
-        self.buffer = None if name == "ppo" else lab.replay(self.algorithm, self.env, **replay)
+        self.buffer = None if name in ON_POLICY else lab.replay(self.algorithm, self.env, **replay)
 
     def batch(self, index):
         if self.buffer is None:
@@ -147,17 +156,25 @@ def record_after(monkeypatch):
 NEVER = 10**9
 
 
+def recordings(algorithm):
+    """What the algorithm's functions, and those of its parts, have recorded."""
+    parts = [algorithm, *(x for x in vars(algorithm).values() if isinstance(x, ValueRegression))]
+    functions = [x for part in parts for x in vars(part).values() if isinstance(x, Recorded)]
+    return [recording for function in functions for recording in function._recordings.values()]
+
+
 @every_algorithm
 def test_a_recording_gives_the_same_bits_and_holds_no_state(lab, name, config, record_after):
     """All at once recorded, never recorded, and recorded late after a reload: what is learnt does not know of it."""
-    config = config | {"batch_size": 16}
+    config = config if name == "a2c" else config | {"batch_size": 16}
     record_after(NEVER)
     written = Learning(lab, name, config)
     written.iterate(0, 8)
     record_after(1)
     recorded = Learning(lab, name, config)
     recorded.iterate(0, 4)
-    assert any(r._recordings for r in vars(recorded.algorithm).values() if isinstance(r, Recorded))
+    # without a baseline nothing of REINFORCE has the same shape twice
+    assert bool(recordings(recorded.algorithm)) == config.get("baseline", True)
     state = recorded.algorithm.state_dict()
     recorded.iterate(4, 6)
     recorded.algorithm.load_state_dict(state)  # under the recordings, which must see it
@@ -177,15 +194,15 @@ def test_a_recording_gives_the_same_bits_and_holds_no_state(lab, name, config, r
     assert_equal(recorded.algorithm.state_dict(), twin.state_dict())
 
 
-@pytest.mark.parametrize("name", ["ppo", "sac", "td3", "dqn"])
+@pytest.mark.parametrize("name", [*ON_POLICY, "sac", "td3", "dqn"])
 def test_images_are_learnt_from_without_a_recording(lab, name, record_after):
     record_after(1)
     env = lab.env(lab.IMAGES, "choice" if name == "dqn" else "box")
     algorithm = getattr(lab, name)(env)
     buffer = lab.replay(algorithm, env, steps=4)
     for seed in range(4):
-        algorithm.update(lab.rollout(algorithm, env, 4, seed) if name == "ppo" else buffer.sample(8))
-    assert not any(r._recordings for r in vars(algorithm).values() if isinstance(r, Recorded))
+        algorithm.update(lab.rollout(algorithm, env, 4, seed) if name in ON_POLICY else buffer.sample(8))
+    assert not recordings(algorithm)
 
 
 @every_algorithm
@@ -207,7 +224,15 @@ def test_every_part_of_the_bundle_moves_and_is_restored(lab, name, config):
     fresh.load_state_dict(after)
     assert_equal(fresh.state_dict(), after)
     changed = [f.name for f in dataclasses.fields(learning.algorithm.state) if not same(before[f.name], after[f.name])]
-    still = {"ppo": {"clip_range"}, "sac": {"log_alpha", "alpha_optimizer"}, "td3": set(), "dqn": {"noise"}}[name]
+    still = {
+        "ppo": {"clip_range"},
+        "a2c": set(),
+        "reinforce": set() if config.get("baseline", True) else {"critic", "critic_optimizer", "shuffle"},
+        "trpo": {"skipped"},
+        "sac": {"log_alpha", "alpha_optimizer"},
+        "td3": set(),
+        "dqn": {"noise"},
+    }[name]
     assert {f.name for f in dataclasses.fields(learning.algorithm.state)} - set(changed) <= still
 
 
@@ -276,13 +301,15 @@ def test_nan_in_a_batch_leaves_everything_finite(lab, name, config, where):
     learning.iterate(0, 1)
     batch = learning.batch(1)
     if where == "reward":
-        rewards = "rewards" if name == "ppo" else "reward"
+        rewards = "rewards" if name in ON_POLICY else "reward"
         batch = dataclasses.replace(batch, **{rewards: torch.full_like(getattr(batch, rewards), math.nan)})
     else:
         batch = dataclasses.replace(batch, obs=dict(batch.obs) | {where: torch.full_like(batch.obs[where], math.nan)})
     learning.algorithm.update(batch)
     skipped = sum(float(v) for v in learning.algorithm.skipped.values())
-    unread = where == "critic" and (name == "dqn" or config.get("share_trunk", False))
+    unread = where == "critic" and (
+        name == "dqn" or config.get("share_trunk", False) or not config.get("baseline", True)
+    )
     assert skipped == 0 if unread else skipped > 0
     assert all(bool(t.isfinite().all()) for t in held(learning.algorithm.state).values() if isinstance(t, Tensor))
     # and it can learn again
@@ -295,10 +322,11 @@ def test_nan_in_a_batch_leaves_everything_finite(lab, name, config, where):
 @every_algorithm
 def test_counts_its_gradient_steps(lab, name, config):
     learning = Learning(lab, name, config)
-    if name != "ppo":
+    if name not in ON_POLICY or name == "a2c":
         learning.iterate(0, 3)
         assert learning.algorithm.gradient_steps == 3
     else:
         batch = learning.batch(0)
         learning.algorithm.update(batch)
-        assert learning.algorithm.gradient_steps == 2 * (int(batch.valid.sum()) // 8)  # two epochs of eights
+        epochs = 2 * (int(batch.valid.sum()) // 8) * config.get("baseline", True)  # two of eights, of PPO or a critic
+        assert learning.algorithm.gradient_steps == epochs + (name != "ppo")

@@ -12,7 +12,7 @@ from torch import Tensor
 import habilis.algorithms.ppo as module
 from habilis.core import recording
 from habilis.core.errors import HabilisError
-from habilis.functional.losses import ppo_clip
+from habilis.functional.policy_losses import ppo_clip
 from habilis.policies.actor_critic import evaluate_rollout
 
 STD_TYPES = ["independent", "dependent", "fixed", "annealed"]

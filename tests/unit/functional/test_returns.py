@@ -9,7 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from habilis.functional.returns import explained_variance, generalized_advantage, n_step_return
+from habilis.functional.returns import (
+    explained_variance,
+    generalized_advantage,
+    n_step_return,
+    terminating_episodes,
+)
 
 
 def column(*values):
@@ -143,3 +148,13 @@ def test_explained_variance_by_hand():
     assert float(explained_variance(torch.tensor([0.0, 1.0, 2.0]), returns)) == pytest.approx(0.75)
     assert float(explained_variance(returns, returns)) == 1
     assert float(explained_variance(torch.zeros(3), returns)) == 0
+
+
+def test_which_episodes_terminate_by_hand():
+    terminated, truncated = flags(0, 1, 0, 0, 0, 1, 0, 0), flags(0, 0, 0, 1, 0, 0, 0, 0)
+    valid = flags(1, 1, 1, 1, 0, 1, 1, 1)
+    ends = terminating_episodes(terminated, terminated | truncated, valid)
+    # terminated; truncated; a step that is not valid, then an episode of one step; one that goes on beyond
+    assert ends.squeeze(1).tolist() == [True, True, False, False, False, True, False, False]
+    # an episode cut off by a step that is not valid does not terminate
+    assert not terminating_episodes(flags(0, 0, 1), flags(0, 0, 1), flags(1, 0, 1))[0]

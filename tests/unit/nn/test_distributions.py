@@ -137,3 +137,26 @@ def test_multi_categorical_is_its_parts_side_by_side(generator):
     torch.testing.assert_close(d.log_prob(action), first.log_prob(action[:, 0]) + second.log_prob(action[:, 1]))
     torch.testing.assert_close(d.entropy(), first.entropy() + second.entropy())
     assert torch.equal(d.mode(), torch.stack([logits[:, :2].argmax(-1), logits[:, 2:].argmax(-1)], -1))
+
+
+def test_divergence_of_gaussians_by_hand_and_against_torch(generator):
+    one = Gaussian(torch.tensor([1.0]), torch.tensor([0.0]))
+    other = Gaussian(torch.tensor([0.0]), torch.tensor([math.log(2.0)]))
+    # KL(N(0, 2) | N(1, 1)) = log(1/2) + (4 + 1) / 2 - 1/2
+    assert float(one.kl_from(other.parameters())) == pytest.approx(math.log(0.5) + 2.0)
+    p, q = (Gaussian(*torch.randn(2, 6, 3, generator=generator)) for _ in range(2))
+    expected = td.kl_divergence(*(td.Normal(x.mean, x.log_std.exp()) for x in (p, q))).sum(-1)
+    torch.testing.assert_close(q.kl_from(p.parameters()), expected)
+    assert float(p.kl_from(p.parameters()).abs().max()) < 1e-6
+
+
+def test_divergence_of_choices_against_torch(generator):
+    p, q = (torch.randn(6, 5, generator=generator) for _ in range(2))
+    expected = td.kl_divergence(td.Categorical(logits=p), td.Categorical(logits=q))
+    torch.testing.assert_close(Categorical(q).kl_from(Categorical(p).parameters()), expected)
+    parts = [
+        td.kl_divergence(td.Categorical(logits=a), td.Categorical(logits=b))
+        for a, b in zip(p.split([3, 2], -1), q.split([3, 2], -1), strict=True)
+    ]
+    several = MultiCategorical(q, (3, 2)).kl_from(MultiCategorical(p, (3, 2)).parameters())
+    torch.testing.assert_close(several, parts[0] + parts[1])

@@ -16,7 +16,7 @@ from habilis import api
 from habilis.build import build_trainer
 from habilis.checkpoint import load_checkpoint
 from habilis.core.errors import EnvError, NonFiniteError
-from habilis.training.collector import replay_dump
+from habilis.training.faults import replay_dump
 
 TINY = {
     "num_envs": 2,

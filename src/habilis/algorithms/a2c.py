@@ -1,0 +1,224 @@
+"""Advantage actor-critic, synchronous (Mnih et al. 2016, arXiv 1602.01783, without its asynchrony).
+
+The algorithm alone: the loss of a short rollout of many environments and one step of RMSProp along its gradient.
+Networks are in `policies/actor_critic.py`; the loop is `training/on_policy.py`. One-step actor-critic (Sutton and Barto
+2018, section 13.5) is `n_steps=1`; A3C is this loss in the loop of `training/asynchronous.py`. Deviations from the
+paper: generalised advantages (Schulman et al. 2016), of which `gae_lambda=1`, the default, gives the paper's n-step
+ones; separate networks for policy and value by default; gradient clipping; running normalisation of observations and
+rewards. Truncation bootstraps from the true successor.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from habilis.core.batches import RolloutBatch
+from habilis.core.config import require
+from habilis.core.random import RandomStreams
+from habilis.core.recording import Recorded
+from habilis.core.schedules import Schedule, scheduled
+from habilis.core.specs import EnvSpec
+from habilis.core.state import bundle_state, load_bundle
+from habilis.core.tree import Tree, tree_index, tree_join, tree_part
+from habilis.core.types import Metrics, Obs, State
+from habilis.functional.policy_losses import masked_mean, masked_standardize
+from habilis.functional.returns import generalized_advantage
+from habilis.nn.distributions import Gaussian
+from habilis.nn.heads import GaussianHead, StdType
+from habilis.nn.mlp import Activation
+from habilis.nn.normalizer import RewardNorm
+from habilis.nn.optimizer import Optimizer
+from habilis.nn.value import ValueNetwork
+from habilis.policies.actor_critic import make_critic, make_policy
+from habilis.policies.stochastic import StochasticPolicy
+
+
+@dataclass(frozen=True, kw_only=True)
+class A2CConfig:
+    """Hyper-parameters of A2C, named as in Stable-Baselines3 where it has them."""
+
+    n_steps: int = 5
+    """Steps of each environment in one rollout."""
+    learning_rate: float = 7e-4
+    """Step size of the optimiser."""
+    learning_rate_schedule: Schedule = "constant"
+    """Course of the step size over the run."""
+    gamma: float = 0.99
+    """Discount."""
+    gae_lambda: float = 1.0
+    """Weight of longer returns in the advantage; 0 is the one-step error, 1 the n-step return minus the value."""
+    ent_coef: float = 0.0
+    """Weight of the entropy bonus."""
+    vf_coef: float = 0.5
+    """Weight of the value loss."""
+    max_grad_norm: float = 0.5
+    """Largest norm of a gradient."""
+    use_rms_prop: bool = True
+    """RMSProp, else Adam."""
+    rms_prop_eps: float = 1e-5
+    """What is added to the root of the mean of squared gradients, by Adam too."""
+    normalize_advantage: bool = False
+    """Standardise the advantages of a rollout."""
+    normalize_obs: bool = True
+    """Normalise vector observations by running mean and variance."""
+    normalize_reward: bool = True
+    """Divide rewards by the running standard deviation of the discounted return."""
+    hidden: tuple[int, ...] = (64, 64)
+    """Widths of the policy's hidden layers."""
+    critic_hidden: tuple[int, ...] | None = None
+    """Widths of the value network's hidden layers; None: as the policy's."""
+    activation: Activation = "tanh"
+    """Activation of the hidden layers."""
+    share_trunk: bool = False
+    """Whether the value is a second head on the policy's trunk (it then sees what the policy sees)."""
+    std_type: StdType = "independent"
+    """Where the standard deviation of continuous actions comes from."""
+    init_std: float = 1.0
+    """First standard deviation, in units of half the action range."""
+    final_std: float = 0.1
+    """Last standard deviation under `std_type="annealed"`."""
+
+    def __post_init__(self) -> None:
+        require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
+        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
+        require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
+        require(self.init_std > 0 and self.final_std > 0, "init_std and final_std must be positive")
+        owns_trunk = not self.share_trunk or self.critic_hidden is None
+        require(owns_trunk, "critic_hidden has no meaning with share_trunk, where the value is a head on the policy's")
+
+
+@dataclass
+class A2CState:
+    """Everything that learning changes."""
+
+    policy: StochasticPolicy
+    critic: ValueNetwork
+    optimizer: Optimizer
+    reward_norm: RewardNorm
+    gradient_steps: int = 0
+
+
+class A2C:
+    """Learns from short rollouts that its own policy has just made, each of them once."""
+
+    def __init__(
+        self, spec: EnvSpec, config: A2CConfig, *, num_envs: int, streams: RandomStreams, device: str = "cpu"
+    ) -> None:
+        self.config = config
+        init = streams.torch("init")
+        policy = make_policy(spec, config, init).to(device)
+        critic = make_critic(policy, config, init, share_trunk=config.share_trunk).to(device)
+        self.state = A2CState(
+            policy=policy,
+            critic=critic,
+            optimizer=Optimizer(
+                dict.fromkeys([*policy.parameters(), *critic.parameters()]),  # what they share, once
+                config.learning_rate,
+                eps=config.rms_prop_eps,
+                max_grad_norm=config.max_grad_norm,
+                kind="rmsprop" if config.use_rms_prop else "adam",
+            ),
+            reward_norm=RewardNorm(num_envs, config.gamma).to(device),
+        )
+        self._gradient = Recorded(self._compute_gradient)
+
+    @property
+    def policy(self) -> StochasticPolicy:
+        """The policy being learnt."""
+        return self.state.policy
+
+    @property
+    def gradient_steps(self) -> int:
+        """Gradient steps taken so far."""
+        return self.state.gradient_steps
+
+    @property
+    def skipped(self) -> dict[str, Tensor]:
+        """Gradient steps left out because the gradient was not finite, by what was learnt."""
+        return {"policy and value": self.state.optimizer.skipped}
+
+    def set_progress(self, progress: float) -> None:
+        """Set what is scheduled, for `progress` in [0, 1] of the run."""
+        c, s = self.config, self.state
+        s.optimizer.learning_rate.fill_(scheduled(c.learning_rate, c.learning_rate_schedule, progress))
+        if isinstance(s.policy.head, GaussianHead):
+            s.policy.head.anneal(progress)
+
+    def value(self, obs: Obs) -> Tensor:
+        """Return V `[...]` of raw observations, in units of the scaled reward where rewards are normalised."""
+        return self.state.critic.evaluate(obs)
+
+    def update(self, batch: RolloutBatch) -> Metrics:
+        """Take one gradient step on a rollout, then take its observations into the normalisers."""
+        s = self.state
+        metrics = self._gradient(self._prepare(batch))
+        s.optimizer.step(metrics.pop("gradient"), metrics["grad_norm"])
+        s.gradient_steps += 1
+        for encoder in {s.policy.encoder, s.critic.encoder}:
+            encoder.update_normalizers(tree_index(batch.obs, slice(-1)), batch.valid)
+        return {**metrics, "learning_rate": s.optimizer.learning_rate.clone()}
+
+    def _prepare(self, batch: RolloutBatch) -> dict[str, Tensor]:
+        """Return a rollout as tensors of shapes that stay the same from one to the next."""
+        s, rewards = self.state, batch.rewards
+        done = batch.terminated | batch.truncated
+        if self.config.normalize_reward:
+            s.reward_norm.update(rewards, done, batch.valid)
+            rewards = s.reward_norm(rewards)
+        final_values, is_final = torch.zeros_like(rewards), torch.zeros_like(done)
+        if len(batch.final_index[0]):
+            is_final[batch.final_index] = True
+            final_values[batch.final_index] = self.value(batch.final_obs)
+        return tree_join(
+            action=batch.actions,
+            reward=rewards,
+            terminated=batch.terminated,
+            done=done,
+            valid=batch.valid,
+            is_final=is_final,
+            final_value=final_values,
+            policy_obs={name: batch.obs[name] for name in s.policy.encoder.names},
+            critic_obs={} if self.config.share_trunk else {name: batch.obs[name] for name in s.critic.encoder.names},
+        )
+
+    def _compute_gradient(self, data: Tree) -> dict[str, Tensor]:
+        """Return the gradient of the loss of a rollout `[T, N]`, observations `[T + 1, N]`, and scalars."""
+        c, s = self.config, self.state
+        features = s.policy.trunk(s.policy.encoder(tree_part(data, "policy_obs")))
+        if c.share_trunk:
+            all_values = s.critic.from_features(features)
+        else:
+            all_values = s.critic(s.critic.encoder.normalize(tree_part(data, "critic_obs")))
+        distribution, values, valid = s.policy.head(features[:-1]), all_values[:-1], data["valid"]
+        next_values = torch.where(data["is_final"], data["final_value"], all_values[1:].detach())
+        ends = data["terminated"], data["done"], valid
+        advantages = generalized_advantage(data["reward"], values.detach(), next_values, *ends, c.gamma, c.gae_lambda)
+        returns = advantages + values.detach()
+        critic_loss = 0.5 * masked_mean((values - returns).square(), valid)
+        if c.normalize_advantage:
+            advantages = masked_standardize(advantages, valid)
+        policy_loss = -masked_mean(distribution.log_prob(data["action"]) * advantages, valid)
+        entropy = masked_mean(distribution.entropy(), valid)
+        loss = policy_loss + c.vf_coef * critic_loss - c.ent_coef * entropy
+        results = {
+            **s.optimizer.gradient(loss),
+            "policy_loss": policy_loss.detach(),
+            "value_loss": critic_loss.detach(),
+            "entropy": entropy.detach(),
+            "value": masked_mean(values.detach(), valid),
+        }
+        if isinstance(distribution, Gaussian):
+            results["std"] = distribution.log_std.detach().exp().mean()
+        return results
+
+    def state_dict(self) -> State:
+        """Return everything that learning changes."""
+        return bundle_state(self.state)
+
+    def load_state_dict(self, state: State) -> None:
+        """Restore what `state_dict` returned."""
+        load_bundle(self.state, state)

@@ -1,0 +1,100 @@
+"""Time-major storage of whole episodes, for learners from returns: a given number of them, each from its first step.
+
+Which episodes are kept must not depend on how they went, or the gradient is biased: those that end first are the short
+ones. So the first K that are begun are kept, however long they take. Every environment begins one, and another
+whenever it has ended one, until K are begun; then it waits for the last, and its steps are not valid.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from habilis.core.batches import RolloutBatch
+from habilis.core.errors import HabilisError
+from habilis.core.specs import EnvSpec
+from habilis.core.tree import tree_stack
+from habilis.core.types import Obs, PolicyStep, Step
+from habilis.data.rollout import Final, final_successors, join_final
+
+LONGEST = 100_000
+"""Steps after which an episode is taken for one that never ends."""
+
+
+class EpisodeBuffer:
+    """Filled step by step until the last of its episodes has ended, read whole, and filled again.
+
+    Args:
+        spec: of the environments, named where an episode never ends.
+        n_episodes: K.
+        num_envs: N; all of them start anew with each rollout.
+        device: where actions are drawn.
+    """
+
+    starts_anew = True
+
+    def __init__(self, spec: EnvSpec, n_episodes: int, num_envs: int, device: str = "cpu") -> None:
+        self.spec = spec
+        self.n_episodes = n_episodes
+        self.device = torch.device(device)
+        self._envs = torch.arange(num_envs)
+        self._lengths = torch.zeros(num_envs, dtype=torch.long)
+        self._started = 0
+        self.wanted = torch.zeros(num_envs, dtype=torch.bool)
+        """`[N]` bool: which environments are in an episode that is kept."""
+
+    @property
+    def full(self) -> bool:
+        """Whether every episode has ended."""
+        return not self.wanted.any()
+
+    def start(self, obs: Obs) -> None:
+        """Begin a rollout at `obs`, where every environment has just begun an episode."""
+        self.wanted = self._envs < self.n_episodes
+        self._started = int(self.wanted.sum())
+        self._lengths.zero_()
+        self._obs = [obs]
+        self._acted: list[PolicyStep] = []
+        self._steps: list[Step] = []
+        self._final: list[Final] = []
+
+    def add(self, policy_step: PolicyStep, step: Step) -> None:
+        """Store what was done and what came of it; `step` is valid in none but the wanted environments.
+
+        Raises:
+            HabilisError: an episode takes too long to ever end.
+        """
+        if step.next_obs is not step.obs:
+            self._final.append(final_successors(len(self._steps), step))
+        self._obs.append(step.obs)
+        self._acted.append(policy_step)
+        self._steps.append(step)
+        self._lengths += step.valid
+        # a step that is not valid ends an episode that has begun: the simulation diverged
+        ended = self.wanted & (step.done | ~step.valid) & (self._lengths > 0)
+        if ended.any():
+            self._lengths.masked_fill_(ended, 0)
+            again = ended & (ended.cumsum(0) <= self.n_episodes - self._started)
+            self._started += int(again.sum())
+            self.wanted = self.wanted & (~ended | again)
+        if len(self._steps) % LONGEST == 0 and self._lengths.max() >= LONGEST:
+            raise HabilisError(
+                f"an episode of {self.spec.id} has not ended after {LONGEST:,} steps, and nothing is learnt from its "
+                "return before it has: give the environment a limit (--env-kwargs max_episode_steps 1000) or use a2c"
+            )
+
+    def batch(self) -> RolloutBatch:
+        """Return the full rollout: `[T, N]` with as many steps as the episodes took."""
+        assert self.full, "a rollout is read when it is full"
+        steps, empty = self._steps, {name: rows[:0] for name, rows in self._obs[0].items()}
+        final_index, final_obs = join_final(self._final, empty, self.device)
+        return RolloutBatch(
+            obs=tree_stack(self._obs),
+            actions=torch.stack([acted.action for acted in self._acted]),
+            log_probs=torch.stack([acted.log_prob for acted in self._acted]),  # type: ignore[misc]
+            rewards=torch.stack([step.reward for step in steps]),
+            terminated=torch.stack([step.terminated for step in steps]),
+            truncated=torch.stack([step.truncated for step in steps]),
+            valid=torch.stack([step.valid for step in steps]),
+            final_index=final_index,
+            final_obs=final_obs,
+        )

@@ -1,0 +1,71 @@
+"""Losses on what a policy has just done, as pure functions of tensors. Each names its paper and equation."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+def standardize(values: Tensor, eps: float = 1e-8) -> Tensor:
+    """Return values with mean 0 and standard deviation 1."""
+    std, mean = torch.std_mean(values)
+    return (values - mean) / (std + eps)
+
+
+def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the mean of the values where `mask`, of the same shape, is true; 0 where it is nowhere."""
+    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp_min(1)
+
+
+def masked_standardize(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
+    """Return values with mean 0 and standard deviation 1 over those where `mask` is true; the rest mean nothing."""
+    centred = values - masked_mean(values, mask)
+    variance = torch.where(mask, centred.square(), 0.0).sum() / (mask.sum() - 1).clamp_min(1)
+    return centred / (variance.sqrt() + eps)
+
+
+class ClippedSurrogate(NamedTuple):
+    """What `ppo_clip` returns; each a 0-d tensor."""
+
+    loss: Tensor
+    approx_kl: Tensor
+    clip_fraction: Tensor
+
+
+def ppo_clip(
+    log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_range: float | Tensor
+) -> ClippedSurrogate:
+    """Return the negative clipped surrogate objective (Schulman et al. 2017, equation 7); arguments are `[B]`.
+
+    The KL estimate is `mean((r - 1) - log r)` (Schulman 2020, "Approximating KL divergence", k3): unbiased and never
+    negative.
+    """
+    log_ratio = log_prob - old_log_prob
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)  # type: ignore[arg-type, unused-ignore]
+    loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
+    with torch.no_grad():
+        excess = ratio - 1
+        approx_kl = (excess - log_ratio).mean()
+        clip_fraction = (excess.abs() > clip_range).to(ratio.dtype).mean()
+    return ClippedSurrogate(loss, approx_kl, clip_fraction)
+
+
+def value_loss(
+    values: Tensor,
+    returns: Tensor,
+    old_values: Tensor,
+    clip_range: float | None = None,
+) -> Tensor:
+    """Return half the mean squared error of the values.
+
+    With `clip_range`, the prediction may move at most that far from `old_values` and the larger of the two errors
+    counts, as in the PPO code of OpenAI Baselines; the paper has no such clipping.
+    """
+    error = (values - returns).square()
+    if clip_range is not None:
+        clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
+        error = torch.maximum(error, (clipped - returns).square())
+    return 0.5 * error.mean()
