@@ -29,7 +29,7 @@ def _object_sorting(id: str, num_envs: int, **kwargs: Any) -> VecEnv:
 def _point_reach(id: str, num_envs: int, *, threads: int | None = None, **kwargs: Any) -> VecEnv:
     from habilis.tasks.point_reach import PointReach
 
-    return PointReach(id, num_envs, discrete="Discrete" in id, **kwargs)
+    return PointReach(id, num_envs, discrete="Discrete" in id, goal="Goal" in id, **kwargs)
 
 
 def _catch(id: str, num_envs: int, *, threads: int | None = None, **kwargs: Any) -> VecEnv:
@@ -45,6 +45,7 @@ _TASKS: dict[str, NativeBuilder] = {
     "habilis/ObjectSortingCamera-v0": _object_sorting,
     "habilis/PointReach-v0": _point_reach,
     "habilis/PointReachDiscrete-v0": _point_reach,
+    "habilis/PointReachGoal-v0": _point_reach,
     "habilis/QuadrupedWalk-v0": _quadruped_walk,
 }
 

@@ -6,6 +6,8 @@ at rest; start and target are uniform in the cube [-1, 1]^3. A point at full spe
 every target is in reach, wherever the episode starts. Nothing holds the point inside the cube.
 
 Accelerations are continuous, in [-1, 1]^3, or in `habilis/PointReachDiscrete-v0` one of 27: -1, 0 or 1 along each axis.
+In `habilis/PointReachGoal-v0` the target is a goal: a step pays 0 within 0.1 m of it and -1 elsewhere, nothing ends the
+episode before 100 steps, and it has succeeded if the point is there at its end.
 """
 
 from __future__ import annotations
@@ -18,8 +20,9 @@ from torch import Tensor
 
 from habilis.core.errors import EnvError
 from habilis.core.random import derive_seed, generator_state, set_generator_state
-from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction, EnvSpec, ObsGroup
+from habilis.core.specs import ACHIEVED, DESIRED, ActionSpec, BoxAction, DiscreteAction, EnvSpec, ObsGroup
 from habilis.core.types import Obs, State, Step
+from habilis.envs.goals import distance_reward
 
 DT = 0.1
 MAX_SPEED = 0.5
@@ -29,6 +32,7 @@ BONUS = 10.0
 EPISODE_STEPS = 100
 ACCELERATIONS = np.array(list(product((-1, 0, 1), repeat=3)), dtype=np.float32)
 """`[27, 3]`: what the discrete actions mean."""
+GOAL_GROUPS = {"policy": ObsGroup((6,)), ACHIEVED: ObsGroup((3,)), DESIRED: ObsGroup((3,))}
 
 FRAME = 240
 """Pixels a side of each of the two views."""
@@ -37,16 +41,22 @@ VIEW = 1.25
 
 
 class PointReach:
-    """N points on their way to N targets, with exact state. Observed: position, velocity and target (9).
+    """N points on their way to N targets, with exact state.
+
+    Observed: position, velocity and target (9); with a goal, position and velocity (6), and the goal by itself.
 
     Args:
         id: the name the environment is known by.
         num_envs: N.
         seed: of the stream that starts and targets are drawn from.
         discrete: whether an action is the number of one of `ACCELERATIONS`.
+        goal: whether the target is a goal, reached or not.
     """
 
-    def __init__(self, id: str, num_envs: int, *, seed: int = 0, discrete: bool = False) -> None:
+    compute_terminated = None
+    """Reaching a goal ends nothing."""
+
+    def __init__(self, id: str, num_envs: int, *, seed: int = 0, discrete: bool = False, goal: bool = False) -> None:
         self.num_envs = num_envs
         self._generator = np.random.default_rng(derive_seed(seed, "env"))
         self._rows = np.zeros((num_envs, 9), dtype=np.float32)  # position, velocity, target
@@ -55,7 +65,7 @@ class PointReach:
         action: ActionSpec = DiscreteAction(len(ACCELERATIONS)) if discrete else BoxAction(-one, one)
         self.spec = EnvSpec(
             id=id,
-            obs={"policy": ObsGroup((9,))},
+            obs=GOAL_GROUPS if goal else {"policy": ObsGroup((9,))},
             action=action,
             max_episode_steps=EPISODE_STEPS,
             saves_state=True,
@@ -70,7 +80,11 @@ class PointReach:
         if seed is not None:
             self._generator = np.random.default_rng(derive_seed(seed, "env"))
         self._begin(np.arange(self.num_envs))
-        return {"policy": torch.from_numpy(self._rows.copy())}
+        return self._observe()
+
+    def compute_reward(self, achieved: Tensor, desired: Tensor) -> Tensor:
+        """Pay 0 for being within reach of a goal, else -1: `[B, 3]` each to `[B]`."""
+        return distance_reward(achieved, desired, threshold=RADIUS)
 
     def step(self, action: Tensor) -> Step:
         """Accelerate each point: `[N, 3]`, cut to [-1, 1], or `[N]` numbers of `ACCELERATIONS`."""
@@ -80,22 +94,24 @@ class PointReach:
         self._elapsed += 1
         distance = np.linalg.norm(position - target, axis=1)
         reached = distance <= RADIUS
-        truncated = (self._elapsed >= EPISODE_STEPS) & ~reached
-        reward = (BONUS * reached - distance).astype(np.float32)
-        obs = next_obs = {"policy": torch.from_numpy(self._rows.copy())}
-        ended = np.flatnonzero(reached | truncated)
+        obs = next_obs = self._observe()
+        if self.spec.has_goals:
+            reward, terminated = self.compute_reward(next_obs[ACHIEVED], next_obs[DESIRED]), np.zeros_like(reached)
+        else:
+            reward, terminated = torch.from_numpy((BONUS * reached - distance).astype(np.float32)), reached
+        truncated = (self._elapsed >= EPISODE_STEPS) & ~terminated
+        ended = np.flatnonzero(terminated | truncated)
         if ended.size:
             self._begin(ended)
-            obs = {"policy": torch.from_numpy(self._rows.copy())}
-        terminated = torch.from_numpy(reached)
+            obs = self._observe()
         return Step(
             obs=obs,
             next_obs=next_obs,
-            reward=torch.from_numpy(reward),
-            terminated=terminated,
+            reward=reward,
+            terminated=torch.from_numpy(terminated),
             truncated=torch.from_numpy(truncated),
-            valid=torch.ones_like(terminated),
-            info={"success": terminated.clone(), "distance": torch.from_numpy(distance)},
+            valid=torch.ones(self.num_envs, dtype=torch.bool),
+            info={"success": torch.from_numpy(reached), "distance": torch.from_numpy(distance)},
         )
 
     def render(self) -> np.ndarray:
@@ -127,6 +143,12 @@ class PointReach:
         if given.shape != shape:
             raise EnvError(f"{self.spec.id} takes actions of shape {shape}, got {given.shape}")
         return ACCELERATIONS[given] if discrete else np.clip(given, -1.0, 1.0)
+
+    def _observe(self) -> Obs:
+        rows = torch.from_numpy(self._rows.copy())
+        if not self.spec.has_goals:
+            return {"policy": rows}
+        return {"policy": rows[:, :6], ACHIEVED: rows[:, :3], DESIRED: rows[:, 6:]}
 
     def _begin(self, rows: np.ndarray) -> None:
         """Start new episodes in the environments `rows`."""

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from habilis.core.specs import BoxAction, DiscreteAction
+from habilis.core.errors import EnvError
+from habilis.core.specs import ACHIEVED, DESIRED, BoxAction, DiscreteAction, ObsGroup
 from habilis.core.types import Obs
 from habilis.envs.make import make_vec_env
 from habilis.envs.render import Renderer
@@ -20,6 +21,8 @@ FRAMES_PER_SECOND = 30
 
 class SingleTask(gymnasium.Env):
     """The N = 1 of a registered task: observations are its group `policy`; info holds its terms as numbers.
+
+    Where the task has goals, observations are a Dict of `observation`, `achieved_goal` and `desired_goal`.
 
     Args:
         id: a task that `habilis.tasks` registers.
@@ -39,14 +42,11 @@ class SingleTask(gymnasium.Env):
         self._size = (width, height)
         self._renderer: Renderer | None = None
         self._closed = False
-        group, action = self.task.spec.obs["policy"], self.task.spec.action
-        self.observation_space: spaces.Space
-        if group.is_image:
-            self.observation_space = spaces.Box(0, 255, group.shape, np.uint8)
-        elif len(group.one_hot) == 1:
-            self.observation_space = spaces.Discrete(group.size)
-        else:
-            self.observation_space = spaces.Box(-np.inf, np.inf, group.shape, np.float32)
+        spec, action = self.task.spec, self.task.spec.action
+        self.observation_space: spaces.Space = _space(spec.obs["policy"])
+        if spec.has_goals:
+            goals = {name: _space(spec.obs[name]) for name in (ACHIEVED, DESIRED)}
+            self.observation_space = spaces.Dict({"observation": self.observation_space, **goals})
         assert isinstance(action, BoxAction | DiscreteAction)
         self.action_space: spaces.Space = (
             spaces.Box(action.low, action.high) if isinstance(action, BoxAction) else spaces.Discrete(action.n)
@@ -73,6 +73,19 @@ class SingleTask(gymnasium.Env):
             info,
         )
 
+    def compute_reward(
+        self, achieved_goal: np.ndarray, desired_goal: np.ndarray, info: Any = None
+    ) -> np.ndarray | np.float32:
+        """Return what reaching a goal pays, for one or a batch of them.
+
+        Raises:
+            EnvError: the task has no goals.
+        """
+        if not self.task.spec.has_goals:
+            raise EnvError(f"{self.task.spec.id} has no goals: its rewards follow from more than what was reached")
+        goals = (torch.from_numpy(np.asarray(goal, np.float32)) for goal in (achieved_goal, desired_goal))
+        return self.task.compute_reward(*goals).numpy()[()]  # type: ignore[attr-defined, no-any-return]
+
     def render(self) -> np.ndarray | str | None:
         """Return a frame `[height, width, 3]` uint8, or lines of text."""
         if self.render_mode == "ansi":
@@ -84,8 +97,10 @@ class SingleTask(gymnasium.Env):
         return self._renderer.frame()
 
     def _observation(self, obs: Obs) -> Any:
-        """Return the group `policy` of the one environment: an array, or the number of a discrete state."""
+        """Return what the one environment shows: an array, the number of a discrete state, or a dict with goals."""
         row = obs["policy"][0]
+        if self.task.spec.has_goals:
+            return {"observation": row.numpy(), **{name: obs[name][0].numpy() for name in (ACHIEVED, DESIRED)}}
         return int(row.argmax()) if isinstance(self.observation_space, spaces.Discrete) else row.numpy()
 
     def close(self) -> None:
@@ -96,3 +111,11 @@ class SingleTask(gymnasium.Env):
         if not self._closed:
             self.task.close()
         self._closed = True
+
+
+def _space(group: ObsGroup) -> spaces.Space:
+    if group.is_image:
+        return spaces.Box(0, 255, group.shape, np.uint8)
+    if len(group.one_hot) == 1:
+        return spaces.Discrete(group.size)
+    return spaces.Box(-np.inf, np.inf, group.shape, np.float32)
