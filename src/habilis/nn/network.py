@@ -1,0 +1,116 @@
+"""Which network stands between an encoder and an output: one description for policies, values and critics.
+
+Every network answers to the same four calls, so that algorithms need not ask which one it is. `net(x, noise)` is how
+it acts: without noise nothing is dropped, and statistics are the running ones. `net.learn(x, noise)` is how it learns,
+and returns the batch's statistics beside the result; both are straight-line. `net.noise(rows, generator)` draws the
+noise, of no values where nothing is dropped. `net.after_step(statistics)` is called once the optimiser has stepped.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from habilis.core.config import require
+from habilis.nn.mlp import MLP, Activation, EnsembleMLP
+from habilis.nn.residual import ResidualNetwork
+
+NetworkKind = Literal["mlp", "simba", "simba_v2"]
+
+Trunk = MLP | ResidualNetwork
+"""From `[..., in]` to features `[..., out_dim]`."""
+
+Ensemble = EnsembleMLP | ResidualNetwork
+"""From `[B, in]` to the outputs `[copies, B, out_dim]` of several networks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The hidden part of a network."""
+
+    kind: NetworkKind = "mlp"
+    """Layers one after the other, or the residual blocks of SimBa or SimBaV2."""
+    hidden: tuple[int, ...] = (256, 256)
+    """Widths of the hidden layers; of a residual network the width of its features, once for each block."""
+    activation: Activation = "relu"
+    """Activation of the hidden layers."""
+    layer_norm: bool = False
+    """Layer normalisation before each activation of an MLP."""
+    dropout: float = 0.0
+    """Probability with which a value of a hidden layer of an MLP is left out while learning."""
+    batch_renorm: bool = False
+    """Batch renormalisation before each layer of an MLP."""
+    renorm_warmup: int = 100_000
+    """Updates in which batch renormalisation is plain batch normalisation."""
+
+    def __post_init__(self) -> None:
+        require(self.kind in ("mlp", "simba", "simba_v2"), f"network must be mlp, simba or simba_v2, got {self.kind!r}")
+        require(all(width > 0 for width in self.hidden), f"hidden widths must be positive, got {self.hidden}")
+        require(0 <= self.dropout < 1, f"dropout must be at least 0 and less than 1, got {self.dropout}")
+        require(self.renorm_warmup >= 0, f"renorm_warmup must not be negative, got {self.renorm_warmup}")
+        if self.kind == "mlp":
+            others = "layer_norm" if self.layer_norm else "dropout" if self.dropout else None
+            require(
+                not (self.batch_renorm and others),
+                f"batch_renorm and {others} disturb each other: the statistics would be those of something else; "
+                "choose one of them",
+            )
+        else:
+            extra = [name for name in ("layer_norm", "dropout", "batch_renorm") if getattr(self, name)]
+            require(
+                not extra,
+                f"{' and '.join(extra)} are for network mlp: {self.kind} has normalisation of its own; leave them out",
+            )
+            require(
+                len(set(self.hidden)) == 1,
+                f"hidden of a {self.kind} is one width, repeated for each block, such as (128, 128), got {self.hidden}",
+            )
+
+
+def make_trunk(config: NetworkConfig, in_dim: int, generator: torch.Generator, *, orthogonal: bool = False) -> Trunk:
+    """Build one network that ends with its features.
+
+    Args:
+        config: which network.
+        in_dim: width of the input.
+        generator: source of the initial weights.
+        orthogonal: orthogonal initialisation of an MLP; residual networks begin as their papers say.
+    """
+    c = config
+    if c.kind != "mlp":
+        return ResidualNetwork(c.kind, None, in_dim, c.hidden, None, c.activation, generator)
+    return MLP(
+        in_dim,
+        c.hidden,
+        None,
+        c.activation,
+        generator,
+        orthogonal=orthogonal,
+        layer_norm=c.layer_norm,
+        dropout=c.dropout,
+        batch_renorm=c.batch_renorm,
+        renorm_warmup=c.renorm_warmup,
+    )
+
+
+def make_ensemble(
+    config: NetworkConfig, copies: int, in_dim: int, out_dim: int, generator: torch.Generator
+) -> Ensemble:
+    """Build `copies` networks with linear outputs of width `out_dim`, computed as one."""
+    c = config
+    if c.kind != "mlp":
+        return ResidualNetwork(c.kind, copies, in_dim, c.hidden, out_dim, c.activation, generator)
+    return EnsembleMLP(
+        copies,
+        in_dim,
+        c.hidden,
+        out_dim,
+        c.activation,
+        generator,
+        layer_norm=c.layer_norm,
+        dropout=c.dropout,
+        batch_renorm=c.batch_renorm,
+        renorm_warmup=c.renorm_warmup,
+    )
