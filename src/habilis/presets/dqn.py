@@ -103,21 +103,23 @@ _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
     "habilis/ObjectSorting-v0": _OBJECT_SORTING,
 }
 
-# a fall ends few transitions and puts their values wrong by up to 100: Huber's loss counts them as little as the rest
+# a fall ends few transitions and puts their values wrong by up to 100: clipped at 1, their errors count too little
 _CARTPOLE_MEAN: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": None}
+_CARTPOLE_QUANTILES: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": 10.0}
 
 # what an update costs grows with the quantiles
 _FEW_QUANTILES: Mapping[str, Any] = {"algo.n_acting_fractions": 8, "matmul_precision": "medium"}
 
 _ONE_NAME: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     **{name: {"CartPole-v1": _CARTPOLE_MEAN} for name in ("dqn", "dueling_dqn", "per_dqn", "n_step_dqn", "noisy_dqn")},
-    # a reward lies many steps behind what earned it, and most actions change little
     "double_dqn": {
         "CartPole-v1": _CARTPOLE_MEAN,
+        # a reward lies many steps behind what earned it, and most actions change little
         "habilis/ObjectSorting-v0": {**_OBJECT_SORTING, "algo.dueling": True, "algo.n_steps": 3},
     },
+    "qr_dqn": {"CartPole-v1": _CARTPOLE_QUANTILES},
     "iqn": {
-        "CartPole-v1": {**_CARTPOLE, **_FEW_QUANTILES},
+        "CartPole-v1": {**_CARTPOLE_QUANTILES, **_FEW_QUANTILES},
         "LunarLander-v3": {**_LUNAR_LANDER, **_FEW_QUANTILES},
     },
 }
