@@ -63,7 +63,8 @@ class ResidualNetwork(nn.Module):
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Apply the network, or every copy to the same input; there is nothing to drop."""
-        given = x if self.copies is None else x.expand(self.copies, *x.shape)
+        # as many copies as there are weights: a caller may ask some of them alone
+        given = x if self.copies is None else x.expand(len(next(self.parameters())), *x.shape)
         with hidden_layers(x.device):
             features = self.hidden(given)
         return self.out(features.to(x.dtype))  # type: ignore[no-any-return]

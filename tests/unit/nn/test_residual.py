@@ -8,6 +8,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 
 from habilis.core import acceleration
 from habilis.core.recording import RECORD_AFTER, Recorded
@@ -83,6 +84,14 @@ def test_ensemble_is_its_copies(generator, kind):
                 value = many[k].squeeze(0) if one.ndim == 1 else many[k]
                 one.copy_(value.T if value.shape != one.shape else value)
         torch.testing.assert_close(together[k], alone(x))
+
+
+@pytest.mark.parametrize("kind", ["simba", "simba_v2"])
+def test_some_copies_can_be_asked_alone(generator, kind):
+    ensemble, x = make(kind, 4, 2, generator), torch.randn(7, 3, generator=generator)
+    which = torch.tensor([3, 1])
+    chosen = {name: value.index_select(0, which) for name, value in ensemble.named_parameters()}
+    torch.testing.assert_close(functional_call(ensemble, chosen, (x,)), ensemble(x)[which])
 
 
 @pytest.mark.parametrize("kind", ["simba", "simba_v2"])
