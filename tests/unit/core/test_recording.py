@@ -63,3 +63,13 @@ def test_each_set_of_shapes_has_its_own_recording():
     for size in (4, 7):
         for _ in range(RECORD_AFTER + 2):
             assert agree(function, recorded, {"x": torch.randn(size, 3, generator=generator)})
+
+
+def test_inference_gives_the_same_bits_and_results_that_autograd_knows_nothing_of():
+    function, _, _, _, generator = make()
+    recorded = Recorded(function, inference=True)
+    for _ in range(RECORD_AFTER + 1):
+        data = {"x": torch.randn(4, 3, generator=generator)}
+        assert agree(function, recorded, data)
+    assert all(result.is_inference() for result in recorded(data).values())
+    assert not any(result.is_inference() for result in Recorded(function)(data).values())
