@@ -238,8 +238,7 @@ class DQN:
         else:
             level = max(last, first * c.exploration_decay**episodes)
         s.policy.exploration_level.fill_(level)
-        if c.learning_rate_schedule != "constant":
-            s.optimizer.learning_rate.fill_(scheduled(c.learning_rate, c.learning_rate_schedule, progress))
+        s.optimizer.learning_rate.fill_(scheduled(c.learning_rate, c.learning_rate_schedule, progress))
 
     def update(self, batch: TransitionBatch) -> Metrics:
         """Take one gradient step and return scalars, and the `td_error` `[B]` of transitions drawn by priority."""
@@ -270,12 +269,11 @@ class DQN:
         next_obs = tree_part(data, "next_obs")
         with torch.no_grad():
             following = s.target.values(next_obs, next_noise, data.get("next_fractions"))
-            if self.config.double_q:
-                scores = s.policy.scores(next_obs, choice_noise)
-            elif s.target.head.drawn:  # ranked by other quantiles than those drawn for the target
-                scores = s.target.scores(next_obs, next_noise)
-            else:
+            if not self.config.double_q and not s.target.head.drawn:  # drawn quantiles rank no actions
                 scores = s.target.head.scores(following)
+            else:
+                chooser, by = (s.policy, choice_noise) if self.config.double_q else (s.target, next_noise)
+                scores = chooser.scores(next_obs, by)
             next_values = of_action(following, scores.argmax(-1))
         values = s.policy.values(tree_part(data, "obs"), noise, data.get("fractions"))
         losses, error = s.policy.head.loss(
