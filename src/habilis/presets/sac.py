@@ -25,8 +25,8 @@ _MUJOCO: Mapping[str, Any] = {
 SAC_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "Pendulum-v1": {"total_timesteps": 20_000, "algo.learning_rate": 1e-3, "algo.learning_starts": 100},
     **{f"{name}-v5": _MUJOCO for name in ("Ant", "Humanoid", "Swimmer", "Walker2d")},
-    # angles of a tenth beside speeds of ten are one size once normalised; and what a hopper has learnt by the end it may
-    # lose again within a few thousand steps, unless these become small
+    # angles of a tenth beside speeds of ten are one size once normalised; and what a hopper has learnt by the end it
+    # may lose again within a few thousand steps, unless these become small
     "Hopper-v5": {**_MUJOCO, "algo.normalize_obs": True, "algo.learning_rate_schedule": "linear"},
     # speed pays at once and nothing ends an episode: a shorter horizon learns it from fewer steps
     "HalfCheetah-v5": {**_MUJOCO, "algo.gamma": 0.98},
