@@ -76,7 +76,7 @@ def value(trainer: Trainer, *rows: float) -> list[float]:
         if hasattr(algorithm.policy, "scores"):
             return algorithm.policy.scores(obs).amax(-1).tolist()
         action = algorithm.policy.act(obs, deterministic=True).action
-        return algorithm.state.critics(obs, action).mean(0).tolist()
+        return algorithm.state.critics(obs, action).mean((0, 2)).tolist()
 
 
 def act(trainer: Trainer, rows: list[list[float]]) -> torch.Tensor:

@@ -1,36 +1,39 @@
-"""Soft actor-critic (Haarnoja et al. 2018b, arXiv 1812.05905).
+"""Soft actor-critic (Haarnoja et al. 2018b, arXiv 1812.05905) and its sample-efficient kin.
 
 The algorithm alone: networks, losses (from `functional/losses.py`) and one update over a batch of transitions. The
-loop that collects and replays is `training/off_policy.py`. Deviations from the paper: the policy's
-gradient is taken at the critics before their step, as in Brax, so that both gradients can be computed side by side; any
-number of critics, stacked into one batched network; n-step targets if asked for; policy and critic may read different
-observation groups.
+loop that collects and replays is `training/off_policy.py`. By its settings it is TQC (quantile critics), REDQ (targets
+of random critics), DroQ (dropout and layer normalisation), CrossQ (batch renormalisation, no target networks) or SAC
+with SimBa's networks; `build.py` names them. Deviations from the papers: the policy's gradient is taken at the critics
+before their step, as in Brax, so that both gradients can be computed side by side; any number of critics, stacked;
+n-step targets if asked for; policy and critic may read different observation groups.
 """
 
 from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require
+from habilis.core.config import require, require_positive
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
-from habilis.core.schedules import Schedule, scheduled
+from habilis.core.schedules import Schedule
 from habilis.core.specs import BoxAction, EnvSpec, GoalSelection
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
-from habilis.functional.losses import critic_loss, soft_policy_loss, soft_q_target, temperature_loss
-from habilis.nn.critics import Critics, critic_encoder
+from habilis.functional import losses
+from habilis.nn.critics import Critics
 from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import SquashedGaussianHead
-from habilis.nn.mlp import MLP, Activation
+from habilis.nn.mlp import Activation
+from habilis.nn.network import NetworkKind, critic_network, make_trunk, policy_network
 from habilis.nn.optimizer import Optimizer, flatten_parameters
 from habilis.policies.stochastic import StochasticPolicy
 
@@ -62,7 +65,19 @@ class SACConfig:
     tau: float = 0.005
     """How far the target critics move towards the critics at each update."""
     n_critics: int = 2
-    """Critics, of which the target takes the minimum."""
+    """Critics."""
+    n_quantiles: int = 1
+    """What a critic says of a return: 1 for its mean, of which the target takes the least, or quantiles (TQC)."""
+    top_quantiles_to_drop_per_net: int = 0
+    """How many of all critics' quantiles together the target leaves out, the highest, for each critic."""
+    n_target_critics: int | None = None
+    """Critics drawn anew for each target (REDQ); None: all."""
+    target_networks: bool = True
+    """Bootstrap from copies that follow slowly; else from the critics, given both batches as one (CrossQ)."""
+    policy_critic: Literal["min", "mean"] = "min"
+    """What the policy climbs: the least of the critics, or their mean."""
+    policy_delay: int = 1
+    """Steps of the critics for each of the policy and the temperature."""
     ent_coef: float | None = None
     """Temperature; None learns it."""
     init_ent_coef: float = 1.0
@@ -75,28 +90,40 @@ class SACConfig:
     """Transitions with a goal in hindsight for each one that keeps its own."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
+    network: NetworkKind = "mlp"
+    """Layers one after the other, or the residual blocks of SimBa or SimBaV2."""
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers of policy and critics."""
+    """Widths of the hidden layers; of a residual network the one width, once for each block."""
+    critic_hidden: tuple[int, ...] | None = None
+    """Those of the critics; None: as `hidden`."""
     activation: Activation = "relu"
     """Activation of the hidden layers."""
+    layer_norm: bool = False
+    """Layer normalisation in the critics."""
+    dropout: float = 0.0
+    """Probability with which a hidden value of a critic is left out while learning."""
+    batch_renorm: bool = False
+    """Batch renormalisation in policy and critics."""
+    adam_beta1: float = 0.9
+    """Share of Adam's mean gradient that a step keeps."""
     hidden_precision: HiddenPrecision = "float32"
     """Precision of the hidden layers while learning; "bfloat16" holds where there are units for it."""
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
-        rate = self.critic_learning_rate
-        require(rate is None or rate > 0, f"critic_learning_rate must be positive, got {rate}")
-        require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
+        require_positive(self, "learning_rate", "critic_learning_rate", "batch_size", "train_freq", "n_steps")
+        require_positive(self, "n_critics", "n_quantiles", "n_target_critics", "policy_delay", "init_ent_coef")
         require(self.buffer_size >= self.batch_size, f"buffer_size must be at least batch_size, got {self.buffer_size}")
-        require(self.train_freq > 0, f"train_freq must be positive, got {self.train_freq}")
         require(self.gradient_steps > 0 or self.gradient_steps == -1, "gradient_steps must be positive or -1")
-        require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
         require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
         require(0 < self.tau <= 1, f"tau must be in (0, 1], got {self.tau}")
-        require(self.n_sampled_goal > 0, f"n_sampled_goal must be positive, got {self.n_sampled_goal}")
-        require(self.n_critics > 0, f"n_critics must be positive, got {self.n_critics}")
         require(self.ent_coef is None or self.ent_coef >= 0, f"ent_coef must not be negative, got {self.ent_coef}")
-        require(self.init_ent_coef > 0, f"init_ent_coef must be positive, got {self.init_ent_coef}")
+        require(0 <= self.adam_beta1 < 1, f"adam_beta1 must be in [0, 1), got {self.adam_beta1}")
+        drawn, dropped = self.n_target_critics or 1, self.top_quantiles_to_drop_per_net
+        require(drawn <= self.n_critics, f"n_target_critics must be at most n_critics, got {drawn}")
+        require(0 <= dropped < self.n_quantiles, f"top_quantiles_to_drop_per_net must leave some, got {dropped}")
+        copies = self.target_networks and self.batch_renorm
+        require(not copies, "batch_renorm needs target_networks off: the statistics of copies would stand still")
+        critic_network(self)  # says what does not go together
 
 
 def make_policy(spec: EnvSpec, config: SACConfig, generator: torch.Generator) -> StochasticPolicy:
@@ -106,9 +133,9 @@ def make_policy(spec: EnvSpec, config: SACConfig, generator: torch.Generator) ->
         ConfigError: the actions are discrete.
     """
     if not isinstance(spec.action, BoxAction):
-        raise ConfigError(f"SAC needs real-valued actions and {spec.id} has discrete ones: use ppo")
+        raise ConfigError(f"SAC needs real-valued actions and {spec.id} has discrete ones: use discrete_sac")
     encoder = ObsEncoder(spec.obs, spec.policy_groups, config.normalize_obs, generator)
-    trunk = MLP(encoder.out_dim, config.hidden, None, config.activation, generator)
+    trunk = make_trunk(policy_network(config), encoder.out_dim, generator)
     return StochasticPolicy(spec, encoder, trunk, SquashedGaussianHead(trunk.out_dim, spec.action.dim, generator))
 
 
@@ -118,7 +145,7 @@ class SACState:
 
     policy: StochasticPolicy
     critics: Critics
-    target_critics: Critics
+    target_critics: Critics | None
     log_alpha: Tensor
     policy_optimizer: Optimizer
     critic_optimizer: Optimizer
@@ -133,32 +160,32 @@ class SAC:
     def __init__(
         self, spec: EnvSpec, config: SACConfig, *, streams: RandomStreams, device: str = "cpu", threads: int = 1
     ) -> None:
-        self.config = config
+        self.config = c = config
         init = streams.torch("init")
-        policy = make_policy(spec, config, init).to(device)
+        policy = make_policy(spec, c, init).to(device)
         assert isinstance(spec.action, BoxAction)
-        encoder = critic_encoder(spec, config.normalize_obs, init)
-        critics = Critics(encoder, spec.action.dim, config.n_critics, config.hidden, config.activation, init).to(device)
-        learns_alpha = config.ent_coef is None
+        critics = Critics(spec, c.n_critics, c.n_quantiles, critic_network(c), c.normalize_obs, init).to(device)
+        learns_alpha = c.ent_coef is None
         # a fixed temperature of 0 is allowed: its logarithm is minus infinity and its exponential exactly 0
-        initial_alpha = config.init_ent_coef if config.ent_coef is None else config.ent_coef
+        initial_alpha = c.init_ent_coef if c.ent_coef is None else c.ent_coef
         log_alpha = nn.Parameter(torch.tensor(initial_alpha, device=device).log(), requires_grad=learns_alpha)
-        self.target_entropy = -float(spec.action.dim) if config.target_entropy is None else config.target_entropy
-        self._critic_rate = config.critic_learning_rate or config.learning_rate
+        self.target_entropy = -float(spec.action.dim) if c.target_entropy is None else c.target_entropy
+        critic_rate = c.critic_learning_rate or c.learning_rate
         self.state = SACState(
             policy=policy,
             critics=critics,
-            target_critics=copy.deepcopy(critics).requires_grad_(False),
+            target_critics=copy.deepcopy(critics).requires_grad_(False) if c.target_networks else None,
             log_alpha=log_alpha,
-            policy_optimizer=Optimizer(policy.parameters(), config.learning_rate),
-            critic_optimizer=Optimizer(critics.parameters(), self._critic_rate),
-            alpha_optimizer=Optimizer([log_alpha], config.learning_rate) if learns_alpha else None,
+            policy_optimizer=Optimizer(policy.parameters(), c.learning_rate, beta1=c.adam_beta1),
+            critic_optimizer=Optimizer(critics.parameters(), critic_rate, beta1=c.adam_beta1),
+            alpha_optimizer=Optimizer([log_alpha], c.learning_rate, beta1=c.adam_beta1) if learns_alpha else None,
             noise=streams.torch("update", device),
         )
-        self._target = flatten_parameters(self.state.target_critics.parameters())
+        targets = self.state.target_critics
+        self._target = flatten_parameters(targets.parameters()) if targets else None
         self._side_by_side = SideBySide(threads if device == "cpu" else 1)
-        self._critic_gradient = Recorded(self._compute_critic_gradient, config.hidden_precision)
-        self._policy_gradient = Recorded(self._compute_policy_gradient, config.hidden_precision)
+        self._critic_gradient = Recorded(self._compute_critic_gradient, c.hidden_precision)
+        self._policy_gradient = Recorded(self._compute_policy_gradient, c.hidden_precision)
 
     @property
     def policy(self) -> StochasticPolicy:
@@ -177,78 +204,91 @@ class SAC:
 
     def anneal(self, progress: float, episodes: int) -> None:
         """Set the step sizes for the progress of the run, 0 to 1."""
-        c, s = self.config, self.state
-        if c.learning_rate_schedule == "constant":
-            return
-        for optimizer in (s.policy_optimizer, s.alpha_optimizer):
+        s = self.state
+        for optimizer in (s.policy_optimizer, s.critic_optimizer, s.alpha_optimizer):
             if optimizer is not None:
-                optimizer.learning_rate.fill_(scheduled(c.learning_rate, c.learning_rate_schedule, progress))
-        s.critic_optimizer.learning_rate.fill_(scheduled(self._critic_rate, c.learning_rate_schedule, progress))
+                optimizer.anneal(self.config.learning_rate_schedule, progress)
 
     def update(self, batch: TransitionBatch) -> Metrics:
-        """Take one gradient step on the critics, the policy and the temperature, and move the targets."""
+        """Take one gradient step on the critics, on policy and temperature where it is their turn; move the targets."""
         s = self.state
         noise, next_noise = torch.randn(2, *batch.action.shape, generator=s.noise, device=batch.action.device).unbind()
-        columns = tree_join(
-            obs=batch.obs,
-            action=batch.action,
-            reward=batch.reward,
-            terminated=batch.terminated,
-            discount=batch.discount,
-            next_obs=batch.next_obs,
-            next_noise=next_noise,
-        )
+        acting = tree_join(obs=batch.obs, noise=noise)
+        columns = batch.columns() | {"next_noise": next_noise}
+        self._draw(acting, columns, len(batch.reward))
+        s.gradient_steps += 1
+        if s.gradient_steps % self.config.policy_delay:
+            return self._step_critics(self._critic_gradient(columns))
         critics, policy = self._side_by_side(
-            lambda: self._critic_gradient(columns),
-            lambda: self._policy_gradient(tree_join(obs=batch.obs, noise=noise)),
+            lambda: self._critic_gradient(columns), lambda: self._policy_gradient(acting)
         )
-        s.critic_optimizer.step(critics.pop("gradient"), critics["grad_norm"])
+        metrics = self._step_critics(critics)
         s.policy_optimizer.step(policy.pop("gradient"), policy["grad_norm"])
+        s.policy.trunk.after_step(policy.pop("statistics"))
         if s.alpha_optimizer is not None:
             s.alpha_optimizer.step(policy.pop("alpha_gradient"), policy.pop("alpha_grad_norm"))
-        self._target.lerp_(s.critic_optimizer.flat, self.config.tau)
-        s.gradient_steps += 1
-        critics["critic_grad_norm"], policy["policy_grad_norm"] = critics.pop("grad_norm"), policy.pop("grad_norm")
-        return critics | policy
+        policy["policy_grad_norm"] = policy.pop("grad_norm")
+        return metrics | policy
+
+    def _draw(self, acting: dict[str, Tensor], columns: dict[str, Tensor], rows: int) -> None:
+        """Add what dropout leaves out and which critics make the target."""
+        c, s = self.config, self.state
+        if c.dropout:
+            acting["dropout"], columns["next_dropout"] = (s.critics.q.noise(rows, s.noise) for _ in range(2))
+            columns["dropout"] = s.critics.q.noise(rows if c.target_networks else 2 * rows, s.noise)
+        if c.n_target_critics is not None:
+            drawn = torch.randperm(c.n_critics, generator=s.noise, device=s.noise.device)
+            columns["which"] = drawn[: c.n_target_critics]
+
+    def _step_critics(self, results: Metrics) -> Metrics:
+        """Step along the gradient among the results, move the targets, and return the others."""
+        s = self.state
+        s.critic_optimizer.step(results.pop("gradient"), results["grad_norm"])
+        s.critics.q.after_step(results.pop("statistics"))
+        if self._target is not None:
+            self._target.lerp_(s.critic_optimizer.flat, self.config.tau)
+        results["critic_grad_norm"] = results.pop("grad_norm")
+        return results
 
     def _compute_critic_gradient(self, data: Tree) -> dict[str, Tensor]:
         """Return the gradient of the critics' loss towards the soft Bellman target."""
-        s = self.state
+        c, s = self.config, self.state
+        obs, next_obs = tree_part(data, "obs"), tree_part(data, "next_obs")
+        dropout, which = data.get("dropout"), data.get("which")
         with torch.no_grad():
-            next_obs = tree_part(data, "next_obs")
-            next_action, next_log_prob = self._act(next_obs, data["next_noise"])
-            target = soft_q_target(
-                data["reward"],
-                data["terminated"],
-                data["discount"],
-                s.target_critics(next_obs, next_action),
-                next_log_prob,
-                s.log_alpha.exp(),
-            )
-        q = s.critics(tree_part(data, "obs"), data["action"])
-        loss = critic_loss(q, target)
-        return {**s.critic_optimizer.gradient(loss), "critic_loss": loss.detach(), "q_mean": q.detach().mean()}
+            next_action, next_log_prob = s.policy.distribution(next_obs).sample(data["next_noise"])
+        if s.target_critics is None:
+            values, next_values, statistics = s.critics.learn_both(obs, data["action"], next_obs, next_action, dropout)
+            next_values = next_values if which is None else next_values.index_select(0, which)
+        else:
+            with torch.no_grad():
+                next_values = s.target_critics(next_obs, next_action, data.get("next_dropout"), which)
+            values, statistics = s.critics.learn(obs, data["action"], dropout)
+        next_values = losses.lowest(next_values, c.top_quantiles_to_drop_per_net)
+        soft = losses.soft_value(next_values, next_log_prob, s.log_alpha.detach().exp())
+        target = losses.q_target(data["reward"], data["terminated"], data["discount"], soft)
+        loss = (losses.critic_loss if c.n_quantiles == 1 else losses.quantile_critic_loss)(values, target)
+        scalars = {"critic_loss": loss.detach(), "q_mean": values.detach().mean()}
+        return {**s.critic_optimizer.gradient(loss), "statistics": statistics, **scalars}
 
     def _compute_policy_gradient(self, data: Tree) -> dict[str, Tensor]:
         """Return the gradients of the policy's loss and of the temperature's."""
-        s = self.state
+        c, s = self.config, self.state
         obs, alpha = tree_part(data, "obs"), s.log_alpha.detach().exp()
-        action, log_prob = self._act(obs, data["noise"])
-        loss = soft_policy_loss(s.critics(obs, action), log_prob, alpha)
-        results = s.policy_optimizer.gradient(loss)
+        features, statistics = s.policy.trunk.learn(s.policy.encoder(obs))
+        action, log_prob = s.policy.head(features).sample(data["noise"])
+        values = s.critics(obs, action, data.get("dropout")).mean(-1)
+        loss = losses.soft_policy_loss(values.amin(0) if c.policy_critic == "min" else values.mean(0), log_prob, alpha)
+        results = s.policy_optimizer.gradient(loss) | {"statistics": statistics}
         if s.alpha_optimizer is not None:
-            alpha_loss = temperature_loss(s.log_alpha, log_prob, self.target_entropy)
+            alpha_loss = losses.temperature_loss(s.log_alpha, log_prob, self.target_entropy)
             results |= {f"alpha_{name}": value for name, value in s.alpha_optimizer.gradient(alpha_loss).items()}
         return results | {"policy_loss": loss.detach(), "ent_coef": alpha, "entropy": -log_prob.detach().mean()}
-
-    def _act(self, obs: Obs, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Return actions with gradients through them, and their log-densities."""
-        return self.state.policy.distribution(obs).sample(noise)
 
     def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
         """Take observations into the statistics of every encoder; the targets' follow the critics'."""
         s = self.state
-        for module in (s.policy, s.critics, s.target_critics):
+        for module in (s.policy, s.critics, *([s.target_critics] if s.target_critics else [])):
             module.encoder.update_normalizers(obs, valid)
 
     def state_dict(self) -> State:

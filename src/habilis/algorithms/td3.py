@@ -17,19 +17,20 @@ from torch import Tensor
 
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require
+from habilis.core.config import require, require_positive
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
-from habilis.core.schedules import Schedule, scheduled
+from habilis.core.schedules import Schedule
 from habilis.core.specs import BoxAction, EnvSpec, GoalSelection
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
-from habilis.functional.losses import clipped_q_target, critic_loss, smoothed_action
-from habilis.nn.critics import Critics, critic_encoder
+from habilis.functional import losses
+from habilis.nn.critics import Critics
 from habilis.nn.encoder import ObsEncoder
-from habilis.nn.mlp import MLP, Activation
+from habilis.nn.mlp import Activation
+from habilis.nn.network import NetworkKind, critic_network, make_trunk, policy_network
 from habilis.nn.optimizer import Optimizer, flatten_parameters
 from habilis.policies.deterministic import ActionNoise, DeterministicPolicy
 
@@ -80,31 +81,31 @@ class TD3Config:
     """Transitions with a goal in hindsight for each one that keeps its own."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
+    network: NetworkKind = "mlp"
+    """Layers one after the other, or the residual blocks of SimBa or SimBaV2."""
     hidden: tuple[int, ...] = (256, 256)
-    """Widths of the hidden layers of policy and critics."""
+    """Widths of the hidden layers; of a residual network the one width, once for each block."""
+    critic_hidden: tuple[int, ...] | None = None
+    """Those of the critics; None: as `hidden`."""
     activation: Activation = "relu"
     """Activation of the hidden layers."""
+    layer_norm: bool = False
+    """Layer normalisation in the critics."""
     hidden_precision: HiddenPrecision = "float32"
     """Precision of the hidden layers while learning; "bfloat16" holds where there are units for it."""
 
     def __post_init__(self) -> None:
-        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
-        rate = self.critic_learning_rate
-        require(rate is None or rate > 0, f"critic_learning_rate must be positive, got {rate}")
-        require(self.batch_size > 0, f"batch_size must be positive, got {self.batch_size}")
+        require_positive(self, "learning_rate", "critic_learning_rate", "batch_size", "train_freq", "n_steps")
+        require_positive(self, "n_critics", "policy_delay")
         require(self.buffer_size >= self.batch_size, f"buffer_size must be at least batch_size, got {self.buffer_size}")
-        require(self.train_freq > 0, f"train_freq must be positive, got {self.train_freq}")
         require(self.gradient_steps > 0 or self.gradient_steps == -1, "gradient_steps must be positive or -1")
-        require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
         require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
         require(0 < self.tau <= 1, f"tau must be in (0, 1], got {self.tau}")
-        require(self.n_sampled_goal > 0, f"n_sampled_goal must be positive, got {self.n_sampled_goal}")
-        require(self.n_critics > 0, f"n_critics must be positive, got {self.n_critics}")
-        require(self.policy_delay > 0, f"policy_delay must be positive, got {self.policy_delay}")
         for name in ("target_policy_noise", "target_noise_clip", "action_noise_std"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         theta = self.action_noise_theta
         require(0 < theta <= 1, f"action_noise_theta must be in (0, 1], got {theta}")
+        critic_network(self)  # says what does not go together
 
 
 def make_policy(spec: EnvSpec, config: TD3Config, generator: torch.Generator) -> DeterministicPolicy:
@@ -116,7 +117,7 @@ def make_policy(spec: EnvSpec, config: TD3Config, generator: torch.Generator) ->
     if not isinstance(spec.action, BoxAction):
         raise ConfigError(f"TD3 needs real-valued actions and {spec.id} has discrete ones: use dqn")
     encoder = ObsEncoder(spec.obs, spec.policy_groups, config.normalize_obs, generator)
-    trunk = MLP(encoder.out_dim, config.hidden, None, config.activation, generator)
+    trunk = make_trunk(policy_network(config), encoder.out_dim, generator)
     return DeterministicPolicy(
         spec,
         encoder,
@@ -148,27 +149,24 @@ class TD3:
     def __init__(
         self, spec: EnvSpec, config: TD3Config, *, streams: RandomStreams, device: str = "cpu", threads: int = 1
     ) -> None:
-        self.config = config
+        self.config = c = config
         init = streams.torch("init")
-        policy = make_policy(spec, config, init).to(device)
-        assert isinstance(spec.action, BoxAction)
-        encoder = critic_encoder(spec, config.normalize_obs, init)
-        critics = Critics(encoder, spec.action.dim, config.n_critics, config.hidden, config.activation, init).to(device)
-        self._critic_rate = config.critic_learning_rate or config.learning_rate
+        policy = make_policy(spec, c, init).to(device)
+        critics = Critics(spec, c.n_critics, 1, critic_network(c), c.normalize_obs, init).to(device)
         self.state = TD3State(
             policy=policy,
             critics=critics,
             target_policy=copy.deepcopy(policy).requires_grad_(False),
             target_critics=copy.deepcopy(critics).requires_grad_(False),
-            policy_optimizer=Optimizer(policy.parameters(), config.learning_rate),
-            critic_optimizer=Optimizer(critics.parameters(), self._critic_rate),
+            policy_optimizer=Optimizer(policy.parameters(), c.learning_rate),
+            critic_optimizer=Optimizer(critics.parameters(), c.critic_learning_rate or c.learning_rate),
             noise=streams.torch("update", device),
         )
         self._policy_target = flatten_parameters(self.state.target_policy.parameters())
         self._critic_target = flatten_parameters(self.state.target_critics.parameters())
         self._side_by_side = SideBySide(threads if device == "cpu" else 1)
-        self._critic_gradient = Recorded(self._compute_critic_gradient, config.hidden_precision)
-        self._policy_gradient = Recorded(self._compute_policy_gradient, config.hidden_precision)
+        self._critic_gradient = Recorded(self._compute_critic_gradient, c.hidden_precision)
+        self._policy_gradient = Recorded(self._compute_policy_gradient, c.hidden_precision)
 
     @property
     def policy(self) -> DeterministicPolicy:
@@ -187,33 +185,23 @@ class TD3:
 
     def anneal(self, progress: float, episodes: int) -> None:
         """Set the step sizes for the progress of the run, 0 to 1."""
-        c, s = self.config, self.state
-        if c.learning_rate_schedule == "constant":
-            return
-        s.policy_optimizer.learning_rate.fill_(scheduled(c.learning_rate, c.learning_rate_schedule, progress))
-        s.critic_optimizer.learning_rate.fill_(scheduled(self._critic_rate, c.learning_rate_schedule, progress))
+        for optimizer in (self.state.policy_optimizer, self.state.critic_optimizer):
+            optimizer.anneal(self.config.learning_rate_schedule, progress)
 
     def update(self, batch: TransitionBatch) -> Metrics:
         """Take one gradient step on the critics and, every `policy_delay` of them, on the policy; move the targets."""
         s = self.state
-        columns = tree_join(
-            obs=batch.obs,
-            action=batch.action,
-            reward=batch.reward,
-            terminated=batch.terminated,
-            discount=batch.discount,
-            next_obs=batch.next_obs,
-            next_noise=torch.randn(batch.action.shape, generator=s.noise, device=batch.action.device),
-        )
+        next_noise = torch.randn(batch.action.shape, generator=s.noise, device=batch.action.device)
+        columns = batch.columns() | {"next_noise": next_noise}
         s.gradient_steps += 1
         if s.gradient_steps % self.config.policy_delay:
             return self._step_critics(self._critic_gradient(columns))
         critics, policy = self._side_by_side(
-            lambda: self._critic_gradient(columns),
-            lambda: self._policy_gradient(tree_join(obs=batch.obs)),
+            lambda: self._critic_gradient(columns), lambda: self._policy_gradient(tree_join(obs=batch.obs))
         )
         metrics = self._step_critics(critics)
         s.policy_optimizer.step(policy.pop("gradient"), policy["grad_norm"])
+        s.policy.trunk.after_step(policy.pop("statistics"))
         self._policy_target.lerp_(s.policy_optimizer.flat, self.config.tau)
         self._critic_target.lerp_(s.critic_optimizer.flat, self.config.tau)
         policy["policy_grad_norm"] = policy.pop("grad_norm")
@@ -222,6 +210,7 @@ class TD3:
     def _step_critics(self, results: Metrics) -> Metrics:
         """Step along the gradient among the results, and return the others."""
         self.state.critic_optimizer.step(results.pop("gradient"), results["grad_norm"])
+        self.state.critics.q.after_step(results.pop("statistics"))
         results["critic_grad_norm"] = results.pop("grad_norm")
         return results
 
@@ -230,21 +219,22 @@ class TD3:
         c, s = self.config, self.state
         with torch.no_grad():
             next_obs = tree_part(data, "next_obs")
-            next_action = smoothed_action(
-                s.target_policy.action(next_obs), c.target_policy_noise * data["next_noise"], c.target_noise_clip
-            )
-            next_q = s.target_critics(next_obs, next_action)
-            target = clipped_q_target(data["reward"], data["terminated"], data["discount"], next_q)
-        q = s.critics(tree_part(data, "obs"), data["action"])
-        loss = critic_loss(q, target)
-        return {**s.critic_optimizer.gradient(loss), "critic_loss": loss.detach(), "q_mean": q.detach().mean()}
+            noise = c.target_policy_noise * data["next_noise"]
+            next_action = losses.smoothed_action(s.target_policy.action(next_obs), noise, c.target_noise_clip)
+            next_values = losses.lowest(s.target_critics(next_obs, next_action))
+            target = losses.q_target(data["reward"], data["terminated"], data["discount"], next_values)
+        values, statistics = s.critics.learn(tree_part(data, "obs"), data["action"])
+        loss = losses.critic_loss(values, target)
+        scalars = {"critic_loss": loss.detach(), "q_mean": values.detach().mean()}
+        return {**s.critic_optimizer.gradient(loss), "statistics": statistics, **scalars}
 
     def _compute_policy_gradient(self, data: Tree) -> dict[str, Tensor]:
         """Return the gradient of the first critic's value of the policy's actions, which is to grow."""
         s = self.state
         obs = tree_part(data, "obs")
-        loss = -s.critics(obs, s.policy.action(obs))[0].mean()
-        return {**s.policy_optimizer.gradient(loss), "policy_loss": loss.detach()}
+        action, statistics = s.policy.learn(obs)
+        loss = -s.critics(obs, action, which=torch.zeros(1, dtype=torch.int64, device=action.device)).mean()
+        return {**s.policy_optimizer.gradient(loss), "statistics": statistics, "policy_loss": loss.detach()}
 
     def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
         """Take observations into the statistics of every encoder; the targets' follow the networks'."""

@@ -19,6 +19,13 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
+def require_positive(config: Any, *names: str) -> None:
+    """Raise `ConfigError` unless each of these fields is positive, or None."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value > 0, f"{name} must be positive, got {value}")
+
+
 def to_dict(config: Any) -> Any:
     """Return a configuration as nested dictionaries of JSON values."""
     if dataclasses.is_dataclass(config):

@@ -1,30 +1,44 @@
-"""Losses of policies and critics of actions, as pure functions of tensors. Each names its paper and equation."""
+"""Losses of policies and critics of actions, as pure functions of tensors. Each names its paper and equation.
+
+B is the batch, K the numbers by which a critic describes the return of an action: 1 for its mean, or quantiles.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 
-def soft_q_target(
-    reward: Tensor,
-    terminated: Tensor,
-    discount: Tensor,
-    next_q: Tensor,
-    next_log_prob: Tensor,
-    alpha: Tensor,
-) -> Tensor:
-    """Return the soft Bellman target `[B]` (Haarnoja et al. 2018b, equations 2 and 3), with the least of the critics.
+def lowest(values: Tensor, dropped: int = 0) -> Tensor:
+    """Return the lowest of what all critics say, `[critics, B, K]` to `[B, M]`.
+
+    Of means it is the least: clipped double Q-learning (Fujimoto et al. 2018, equation 10). Of quantiles it is all but
+    the highest, `dropped` for each critic, in ascending order: truncated quantile critics (Kuznetsov et al. 2020,
+    equations 10 and 11).
+    """
+    critics, _, count = values.shape
+    if count == 1:
+        return values.amin(0)
+    return values.movedim(0, 1).flatten(1).sort(-1).values[:, : critics * (count - dropped)]
+
+
+def q_target(reward: Tensor, terminated: Tensor, discount: Tensor, next_values: Tensor) -> Tensor:
+    """Return what critics should say, `[B, M]`: `r + discount * next`, and `r` at the end.
 
     Args:
         reward: `[B]`, the sum of n rewards for n-step targets.
         terminated: `[B]` bool; no bootstrap. A truncated transition is not terminated.
         discount: `[B]`, gamma to the power of the steps taken.
-        next_q: `[critics, B]`, target critics at the successor and the policy's action there.
-        next_log_prob: `[B]`, log-probability of that action.
-        alpha: temperature, 0-d.
+        next_values: `[B, M]` of the successor and the policy's action there; M is 1, or many for a distribution.
     """
-    return reward + torch.where(terminated, 0.0, discount * (next_q.amin(0) - alpha * next_log_prob))
+    following = torch.where(terminated.unsqueeze(1), 0.0, discount.unsqueeze(1) * next_values)
+    return reward.unsqueeze(1) + following
+
+
+def soft_value(next_values: Tensor, next_log_prob: Tensor, alpha: Tensor) -> Tensor:
+    """Return `[B, M]` values with the entropy of the action `[B]` (Haarnoja et al. 2018b, equation 3)."""
+    return next_values - (alpha * next_log_prob).unsqueeze(1)
 
 
 def smoothed_action(action: Tensor, noise: Tensor, clip: float) -> Tensor:
@@ -32,26 +46,31 @@ def smoothed_action(action: Tensor, noise: Tensor, clip: float) -> Tensor:
     return (action + noise.clamp(-clip, clip)).clamp(-1.0, 1.0)
 
 
-def clipped_q_target(reward: Tensor, terminated: Tensor, discount: Tensor, next_q: Tensor) -> Tensor:
-    """Return the Bellman target `[B]` with the least of the critics (Fujimoto et al. 2018, equation 10).
+def critic_loss(values: Tensor, target: Tensor) -> Tensor:
+    """Return half the squared error, averaged over the batch and summed over the critics.
+
+    `values` is `[critics, B, 1]` and `target` `[B, 1]`.
+    """
+    return 0.5 * (values - target).square().mean(1).sum()
+
+
+def quantile_critic_loss(values: Tensor, target: Tensor) -> Tensor:
+    """Return the quantile Huber loss (Kuznetsov et al. 2020, equations 12 and 13), summed over the critics.
 
     Args:
-        reward: `[B]`, the sum of n rewards for n-step targets.
-        terminated: `[B]` bool; no bootstrap. A truncated transition is not terminated.
-        discount: `[B]`, gamma to the power of the steps taken.
-        next_q: `[critics, B]`, target critics at the successor and the target policy's action there.
+        values: `[critics, B, K]`, evenly spaced quantiles in order.
+        target: `[B, M]`, samples of the return, each compared with each quantile; the loss is the mean over B, K and M.
     """
-    return reward + torch.where(terminated, 0.0, discount * next_q.amin(0))
+    count = values.shape[-1]
+    fractions = ((torch.arange(count, device=values.device) + 0.5) / count).unsqueeze(1)
+    quantiles, samples = torch.broadcast_tensors(values.unsqueeze(-1), target.unsqueeze(1))
+    weight = torch.where(samples < quantiles, 1 - fractions, fractions)
+    return (weight * F.huber_loss(quantiles, samples, reduction="none")).mean((1, 2, 3)).sum()
 
 
-def critic_loss(q: Tensor, target: Tensor) -> Tensor:
-    """Return half the squared error, averaged over the batch and summed over the critics: `q` is `[critics, B]`."""
-    return 0.5 * (q - target).square().mean(1).sum()
-
-
-def soft_policy_loss(q: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
-    """Return the policy's loss (Haarnoja et al. 2018b, equation 7): `q` is `[critics, B]` at the policy's actions."""
-    return (alpha * log_prob - q.amin(0)).mean()
+def soft_policy_loss(value: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:
+    """Return the policy's loss (Haarnoja et al. 2018b, equation 7); `value` and `log_prob` are `[B]` of its actions."""
+    return (alpha * log_prob - value).mean()
 
 
 def temperature_loss(log_alpha: Tensor, log_prob: Tensor, target_entropy: float) -> Tensor:

@@ -1,48 +1,75 @@
-"""Continuous critics Q(s, a): one encoder, and an ensemble of networks that is computed as one."""
+"""Critics of actions: one encoder, and an ensemble of networks that is computed as one."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
-from habilis.core.specs import EnvSpec
+from habilis.core.specs import BoxAction, EnvSpec
+from habilis.core.tree import tree_map
 from habilis.core.types import Obs
 from habilis.nn.encoder import ObsEncoder
-from habilis.nn.mlp import Activation, EnsembleMLP
+from habilis.nn.network import NetworkConfig, make_ensemble
 
 
 class Critics(nn.Module):
-    """Q(s, a) of every critic at once: `[B, ...], [B, dim] -> [critics, B]`.
+    """What every critic says at once of observations `[B, *shape]` and actions `[B, dim]`: `[critics, B, K]`.
 
     Args:
-        encoder: reads the observation; owns the normaliser.
-        action_dim: number of values in an action.
+        spec: whose group `critic` they read where there is one, else `policy`, and what is wanted.
         copies: how many critics.
-        hidden: widths of the hidden layers of each.
-        activation: of the hidden layers.
+        outputs: K, the numbers by which each describes a return: 1 for its mean, or quantiles.
+        network: the hidden layers of each.
+        normalize_obs: normalise vector observations by running statistics.
         generator: source of the initial weights.
     """
 
     def __init__(
         self,
-        encoder: ObsEncoder,
-        action_dim: int,
+        spec: EnvSpec,
         copies: int,
-        hidden: Sequence[int],
-        activation: Activation,
+        outputs: int,
+        network: NetworkConfig,
+        normalize_obs: bool,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.q = EnsembleMLP(copies, encoder.out_dim + action_dim, hidden, 1, activation, generator)
+        assert isinstance(spec.action, BoxAction)
+        self.encoder = ObsEncoder(spec.obs, spec.critic_groups, normalize_obs, generator)
+        self.q = make_ensemble(network, copies, self.encoder.out_dim + spec.action.dim, outputs, generator)
 
-    def forward(self, obs: Obs, action: Tensor) -> Tensor:
-        """Evaluate raw observations and actions in the policy's units."""
-        return self.q(torch.cat([self.encoder(obs), action], -1)).squeeze(-1)  # type: ignore[no-any-return]
+    def forward(self, obs: Obs, action: Tensor, noise: Tensor | None = None, which: Tensor | None = None) -> Tensor:
+        """Evaluate raw observations and actions in the policy's units.
 
+        Args:
+            obs: observations.
+            action: actions.
+            noise: dropout's, from `q.noise`; None to drop nothing.
+            which: indices of the critics to ask, and the others are not computed; None for all.
+        """
+        x = torch.cat([self.encoder(obs), action], -1)
+        if which is None:
+            return self.q(x, noise)  # type: ignore[no-any-return]
+        state = chain(self.q.named_parameters(), self.q.named_buffers())
+        chosen = {name: value.index_select(0, which) for name, value in state if value.dim()}
+        return functional_call(self.q, chosen, (x, None if noise is None else noise.index_select(0, which)))  # type: ignore[no-any-return]
 
-def critic_encoder(spec: EnvSpec, normalize_obs: bool, generator: torch.Generator) -> ObsEncoder:
-    """Return an encoder of what critics read: the privileged group `critic` where there is one, and what is wanted."""
-    return ObsEncoder(spec.obs, spec.critic_groups, normalize_obs, generator)
+    def learn_both(
+        self, obs: Obs, action: Tensor, next_obs: Obs, next_action: Tensor, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Evaluate a batch and what follows it as one, so that both are normalised by the same statistics.
+
+        Returns:
+            What the critics say of the one, and of the other, which has no gradient; and what is for `q.after_step`.
+        """
+        both = tree_map(lambda now, then: torch.cat([now, then]), obs, next_obs)
+        values, statistics = self.learn(both, torch.cat([action, next_action]), noise)
+        now, then = values.chunk(2, 1)
+        return now, then.detach(), statistics
+
+    def learn(self, obs: Obs, action: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Evaluate a batch as it is learnt from; the second result is for `q.after_step`."""
+        return self.q.learn(torch.cat([self.encoder(obs), action], -1), noise)

@@ -218,13 +218,13 @@ class EnsembleMLP(nn.Module):
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
         """Give every copy the same input and noise of its own; without `noise` nothing is dropped."""
         with hidden_layers(x.device):
-            features = self.hidden(x.expand(self.copies, *x.shape), noise)
+            features = self.hidden(x.expand(len(self.out.weight), *x.shape), noise)
         return self.out(features.to(x.dtype))  # type: ignore[no-any-return]
 
     def learn(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Apply the network to a batch as it learns; the second result is for `after_step`."""
         with hidden_layers(x.device):
-            features, statistics = self.hidden.learn(x.expand(self.copies, *x.shape), noise)
+            features, statistics = self.hidden.learn(x.expand(len(self.out.weight), *x.shape), noise)
         return self.out(features.to(x.dtype)), statistics
 
     def after_step(self, statistics: Tensor) -> None:

@@ -8,8 +8,8 @@ noise, of no values where nothing is dropped. `net.after_step(statistics)` is ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 
@@ -67,6 +67,22 @@ class NetworkConfig:
                 len(set(self.hidden)) == 1,
                 f"hidden of a {self.kind} is one width, repeated for each block, such as (128, 128), got {self.hidden}",
             )
+
+
+def policy_network(c: Any) -> NetworkConfig:
+    """Return a policy's network by those fields of its algorithm that are named as here; `network` is the kind.
+
+    What regularises critics alone, `layer_norm` and `dropout`, is left out.
+    """
+    return NetworkConfig(
+        kind=c.network, hidden=c.hidden, activation=c.activation, batch_renorm=getattr(c, "batch_renorm", False)
+    )
+
+
+def critic_network(c: Any) -> NetworkConfig:
+    """Return the network of each critic by the same fields, `critic_hidden` instead of `hidden` where it is given."""
+    hidden = c.hidden if c.critic_hidden is None else c.critic_hidden
+    return replace(policy_network(c), hidden=hidden, layer_norm=c.layer_norm, dropout=getattr(c, "dropout", 0.0))
 
 
 def make_trunk(config: NetworkConfig, in_dim: int, generator: torch.Generator, *, orthogonal: bool = False) -> Trunk:

@@ -13,6 +13,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from habilis.core.schedules import Schedule, scheduled
 from habilis.core.types import State
 
 OptimizerKind = Literal["adam", "rmsprop"]
@@ -41,6 +42,7 @@ class Optimizer:
         eps: what is added to the root of the mean of squared gradients.
         max_grad_norm: largest Euclidean norm of the gradient; None for no clipping.
         kind: Adam (Kingma and Ba 2015), or RMSProp (Tieleman and Hinton 2012), not centred and without momentum.
+        beta1: share of Adam's mean gradient that a step keeps.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class Optimizer:
         eps: float = 1e-8,
         max_grad_norm: float | None = None,
         kind: OptimizerKind = "adam",
+        beta1: float = 0.9,
     ) -> None:
         self.kind = kind
         self.parameters = list(parameters)
@@ -59,6 +62,8 @@ class Optimizer:
         self.max_grad_norm = max_grad_norm
         self.skipped = torch.zeros((), device=self.flat.device)
         self.eps = eps
+        self.beta1 = beta1
+        self._first_rate = learning_rate
         names = ("exp_avg", "exp_avg_sq") if kind == "adam" else ("square_avg",)
         self.moments = {name: torch.zeros_like(self.flat) for name in names}
         self.steps = torch.zeros((), device=self.flat.device)
@@ -75,6 +80,11 @@ class Optimizer:
         if self.max_grad_norm is not None:
             gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)
         return {"gradient": gradient, "grad_norm": norm}
+
+    def anneal(self, schedule: Schedule, progress: float) -> None:
+        """Set the step size for the progress of the run, 0 to 1."""
+        if schedule != "constant":
+            self.learning_rate.fill_(scheduled(self._first_rate, schedule, progress))
 
     def step(self, gradient: Tensor, grad_norm: Tensor) -> None:
         """Descend by one step along what `gradient` returned.
@@ -102,7 +112,7 @@ class Optimizer:
             [],
             [self.steps],
             lr=self.learning_rate,
-            beta1=0.9,
+            beta1=self.beta1,
             beta2=0.999,
             weight_decay=0.0,
             eps=self.eps,

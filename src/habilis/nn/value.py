@@ -11,14 +11,14 @@ from habilis.core.types import Obs
 from habilis.functional.policy_losses import value_loss
 from habilis.nn.encoder import ObsEncoder
 from habilis.nn.init import linear
-from habilis.nn.mlp import MLP
+from habilis.nn.network import Trunk
 from habilis.nn.optimizer import Optimizer
 
 
 class ValueNetwork(nn.Module):
     """V `[...]` of observation groups `[..., *shape]`; encoder and trunk may be a policy's, which then are shared."""
 
-    def __init__(self, encoder: ObsEncoder, trunk: MLP, generator: torch.Generator) -> None:
+    def __init__(self, encoder: ObsEncoder, trunk: Trunk, generator: torch.Generator) -> None:
         super().__init__()
         self.encoder = encoder
         self.trunk = trunk

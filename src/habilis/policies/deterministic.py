@@ -20,7 +20,7 @@ from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep
 from habilis.nn.encoder import ObsEncoder
 from habilis.nn.init import linear
-from habilis.nn.mlp import MLP
+from habilis.nn.network import Trunk
 from habilis.policies.action_map import ActionMap
 from habilis.policies.batch import as_batch
 
@@ -47,7 +47,7 @@ class DeterministicPolicy(nn.Module):
         self,
         spec: EnvSpec,
         encoder: ObsEncoder,
-        trunk: MLP,
+        trunk: Trunk,
         generator: torch.Generator,
         *,
         action_noise: ActionNoise,
@@ -69,6 +69,11 @@ class DeterministicPolicy(nn.Module):
     def action(self, obs: Obs) -> Tensor:
         """Return the action in the policy's units, `[..., dim]` in [-1, 1], for raw observations `[..., *shape]`."""
         return torch.tanh(self.head(self.trunk(self.encoder(obs))))
+
+    def learn(self, obs: Obs) -> tuple[Tensor, Tensor]:
+        """Return the action for a batch that is learnt from; the second result is for `trunk.after_step`."""
+        features, statistics = self.trunk.learn(self.encoder(obs))
+        return torch.tanh(self.head(features)), statistics
 
     def forward(self, obs: Obs) -> Tensor:
         """Return the action in the environment's units."""

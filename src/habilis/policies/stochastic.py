@@ -20,7 +20,7 @@ from habilis.core.types import Obs, PolicyStep
 from habilis.nn.distributions import Categorical, Gaussian, MultiCategorical, SquashedGaussian
 from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import Head
-from habilis.nn.mlp import MLP
+from habilis.nn.network import Trunk
 from habilis.policies.action_map import ActionMap
 from habilis.policies.batch import as_batch
 
@@ -40,7 +40,7 @@ class StochasticPolicy(nn.Module):
         head: from features to an action distribution.
     """
 
-    def __init__(self, spec: EnvSpec, encoder: ObsEncoder, trunk: MLP, head: Head) -> None:
+    def __init__(self, spec: EnvSpec, encoder: ObsEncoder, trunk: Trunk, head: Head) -> None:
         super().__init__()
         self.spec = spec
         self.encoder = encoder

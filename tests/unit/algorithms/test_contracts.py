@@ -28,6 +28,12 @@ SAC_KINDS = {
     "plain": {},
     "fixed temperature": {"ent_coef": 0.2},
     "many critics": {"n_critics": 5, "normalize_obs": True, "n_steps": 3},
+    "tqc": {"n_quantiles": 5, "top_quantiles_to_drop_per_net": 1, "policy_critic": "mean"},
+    "redq": {"n_critics": 4, "n_target_critics": 2, "policy_critic": "mean"},
+    "droq": {"layer_norm": True, "dropout": 0.1, "learning_rate_schedule": "linear"},
+    "crossq": {"batch_renorm": True, "target_networks": False, "policy_delay": 2, "adam_beta1": 0.5},
+    "simba": {"network": "simba", "critic_hidden": (8, 8), "normalize_obs": True},
+    "simba_v2": {"network": "simba_v2"},
 }
 DQN_KINDS = {
     "plain": {},
@@ -55,6 +61,8 @@ TD3_KINDS = {
     "plain": {},
     "ddpg": {"n_critics": 1, "policy_delay": 1, "target_policy_noise": 0.0, "action_noise": "ornstein_uhlenbeck"},
     "many critics": {"n_critics": 5, "normalize_obs": True, "n_steps": 3},
+    "simba": {"network": "simba"},
+    "layer norm": {"layer_norm": True, "critic_hidden": (8, 8)},
 }
 A2C_KINDS = {
     "plain": {},
@@ -229,7 +237,7 @@ def test_every_part_of_the_bundle_moves_and_is_restored(lab, name, config):
         "a2c": set(),
         "reinforce": set() if config.get("baseline", True) else {"critic", "critic_optimizer", "shuffle"},
         "trpo": {"skipped"},
-        "sac": {"log_alpha", "alpha_optimizer"},
+        "sac": {"log_alpha", "alpha_optimizer", "target_critics"},
         "td3": set(),
         "dqn": {"noise"},
     }[name]

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-import habilis.algorithms.sac as module
+from habilis.algorithms.sac import SACConfig
 from habilis.core import acceleration
 from habilis.core.errors import ConfigError
 from habilis.core.recording import RECORD_AFTER, SideBySide
-from habilis.functional.losses import soft_q_target
+from habilis.functional import losses
+from habilis.functional.losses import q_target
 from habilis.nn.mlp import EnsembleLinear
 from habilis.nn.optimizer import Optimizer
 
@@ -25,10 +26,10 @@ def targets(monkeypatch):
     seen = []
 
     def spy(*args):
-        seen.append(soft_q_target(*args))
+        seen.append(q_target(*args))
         return seen[-1]
 
-    monkeypatch.setattr(module, "soft_q_target", spy)
+    monkeypatch.setattr(losses, "q_target", spy)
     return seen
 
 
@@ -76,7 +77,7 @@ def test_target_against_a_loop_truncation_bootstraps_and_termination_does_not(la
         expected = float(batch.reward[b])
         if not batch.terminated[b]:
             expected += float(batch.discount[b]) * (q - 0.3 * log_prob)
-        assert float(target[b]) == pytest.approx(expected, abs=2e-3)
+        assert float(target[b, 0]) == pytest.approx(expected, abs=2e-3)
     allowed = {round(0.9**k, 4) for k in range(1, n_steps + 1)}
     assert {round(d, 4) for d in batch.discount.tolist()} == allowed
 
@@ -149,17 +150,17 @@ def test_one_update_by_an_independent_formula(lab):
     alpha = log_alpha.detach().exp()
     with torch.no_grad():
         next_action, next_log_prob = draw(batch.next_obs, next_noise)
-        soft = targets(batch.next_obs, next_action).min(0).values - alpha * next_log_prob
+        soft = targets(batch.next_obs, next_action).squeeze(-1).min(0).values - alpha * next_log_prob
         target = batch.reward + 0.99 * torch.where(batch.terminated, 0.0, 1.0) * soft
     # the policy looks at the critics before their step
     adam = torch.optim.Adam(policy.parameters(), lr=3e-4)
     action, log_prob = draw(batch.obs, noise)
-    policy_loss = (alpha * log_prob - critics(batch.obs, action).min(0).values).mean()
+    policy_loss = (alpha * log_prob - critics(batch.obs, action).squeeze(-1).min(0).values).mean()
     policy_loss.backward()
     adam.step()
     adam = torch.optim.Adam(critics.parameters(), lr=3e-4)
     adam.zero_grad()
-    sum(0.5 * nn.functional.mse_loss(q, target) for q in critics(batch.obs, batch.action)).backward()
+    sum(0.5 * nn.functional.mse_loss(q, target) for q in critics(batch.obs, batch.action).squeeze(-1)).backward()
     adam.step()
     adam = torch.optim.Adam([log_alpha], lr=3e-4)
     (-log_alpha.exp() * (log_prob.detach() - 2.0)).mean().backward()  # two action values: the target entropy is -2
@@ -200,7 +201,7 @@ def test_fixed_temperature_stays(lab, coefficient):
 def test_critics_start_apart_and_targets_start_equal(lab):
     sac, batch = make(lab, n_critics=3)
     q = sac.state.critics(batch.obs, batch.action)
-    assert q.shape == (3, 64)
+    assert q.shape == (3, 64, 1)
     assert not torch.equal(q[0], q[1])
     assert torch.equal(q, sac.state.target_critics(batch.obs, batch.action))
 
@@ -253,7 +254,7 @@ def test_images(lab):
 
 
 def test_choices_are_refused(lab):
-    with pytest.raises(ConfigError, match="toy has discrete ones: use ppo"):
+    with pytest.raises(ConfigError, match="toy has discrete ones: use discrete_sac"):
         lab.sac(lab.env(action="choice"))
 
 
@@ -291,3 +292,140 @@ def test_reduced_precision_gives_the_same_bits_however_often_it_was_asked_before
     ours, theirs = experienced.update(batch), fresh.update(batch)
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert torch.equal(experienced.state.critic_optimizer.flat, fresh.state.critic_optimizer.flat)
+
+
+def test_target_of_quantiles_is_all_but_the_highest(lab, targets):
+    sac, batch = make(lab, n_critics=3, n_quantiles=5, top_quantiles_to_drop_per_net=2, ent_coef=0.0)
+    sac._target.mul_(1.5)
+    _, noise = torch.randn(2, 64, 2, generator=torch.Generator().set_state(sac.state.noise.get_state()))
+    with torch.no_grad():
+        action, _ = sac.policy.distribution(batch.next_obs).sample(noise)
+        values = sac.state.target_critics(batch.next_obs, action)
+    assert values.shape == (3, 64, 5)
+    sac.update(batch)
+    for b in range(64):
+        kept = sorted(values[:, b].flatten().tolist())[:9]
+        following = [0.0 if batch.terminated[b] else 0.99 * v for v in kept]
+        expected = [float(batch.reward[b]) + f for f in following]
+        assert targets[0][b].tolist() == pytest.approx(expected, abs=1e-3)
+
+
+def test_target_of_some_critics_is_the_least_of_those_drawn(lab, targets):
+    sac, batch = make(lab, n_critics=5, n_target_critics=2, ent_coef=0.0, policy_critic="mean")
+    sac._target.mul_(1.5)
+    generator = torch.Generator().set_state(sac.state.noise.get_state())
+    _, noise = torch.randn(2, 64, 2, generator=generator)
+    which = torch.randperm(5, generator=generator)[:2].tolist()
+    with torch.no_grad():
+        action, _ = sac.policy.distribution(batch.next_obs).sample(noise)
+        values = sac.state.target_critics(batch.next_obs, action)[which, :, 0].amin(0)
+    sac.update(batch)
+    expected = batch.reward + torch.where(batch.terminated, 0.0, 0.99 * values)
+    torch.testing.assert_close(targets[0][:, 0], expected, atol=1e-4, rtol=1e-5)
+    drawn = []
+    inner = sac.state.target_critics.forward
+    sac.state.target_critics.forward = lambda *args: drawn.append(tuple(args[3].tolist())) or inner(*args)
+    for _ in range(20):
+        sac.update(batch)
+    assert all(len(set(pair)) == 2 for pair in drawn)
+    assert {k for pair in drawn for k in pair} == set(range(5))
+
+
+def test_asking_some_critics_is_asking_all_and_choosing(lab):
+    for network in ({}, {"layer_norm": True, "dropout": 0.3}, {"network": "simba"}, {"network": "simba_v2"}):
+        sac, batch = make(lab, n_critics=4, **network)
+        critics = sac.state.critics
+        noise = critics.q.noise(64, torch.Generator().manual_seed(0))
+        some = critics(batch.obs, batch.action, noise, torch.tensor([3, 1]))
+        torch.testing.assert_close(some, critics(batch.obs, batch.action, noise)[[3, 1]])
+
+
+def test_the_policy_climbs_the_least_or_the_mean_of_the_critics(lab):
+    for kind, reduce in (("min", torch.Tensor.amin), ("mean", torch.Tensor.mean)):
+        sac, batch = make(lab, n_critics=3, ent_coef=0.0, policy_critic=kind)
+        noise, _ = torch.randn(2, 64, 2, generator=torch.Generator().set_state(sac.state.noise.get_state()))
+        with torch.no_grad():
+            action, _ = sac.policy.distribution(batch.obs).sample(noise)
+            expected = -reduce(sac.state.critics(batch.obs, action).squeeze(-1), 0).mean()
+        assert float(sac.update(batch)["policy_loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_policy_and_temperature_wait_and_targets_do_not(lab):
+    sac, batch = make(lab, policy_delay=3)
+    s = sac.state
+    changed = []
+    for _ in range(6):
+        before = [flat(s.policy), s.log_alpha.detach().clone(), flat(s.critics), flat(s.target_critics)]
+        metrics = sac.update(batch)
+        after = [flat(s.policy), s.log_alpha.detach(), flat(s.critics), flat(s.target_critics)]
+        changed.append([not torch.equal(a, b) for a, b in zip(before, after, strict=True)])
+        assert ("policy_loss" in metrics) == changed[-1][0]
+    assert changed == [[False, False, True, True], [False, False, True, True], [True, True, True, True]] * 2
+
+
+def test_dropout_is_drawn_for_critics_targets_and_policy_apart(lab):
+    sac, batch = make(lab, layer_norm=True, dropout=0.5)
+    seen = {"critics": [], "targets": []}
+    for name, critics in (("critics", sac.state.critics), ("targets", sac.state.target_critics)):
+        inner = critics.q.hidden.forward
+        critics.q.hidden.forward = lambda x, noise=None, *rest, name=name, inner=inner: (
+            seen[name].append(noise) or inner(x, noise, *rest)
+        )
+    sac.update(batch)
+    drawn = [*seen["critics"], *seen["targets"]]
+    assert [noise.shape for noise in drawn] == [(2, 64, 32)] * 3
+    assert all(0.4 < float((noise == 0).float().mean()) < 0.6 for noise in drawn)
+    assert not any(torch.equal(a, b) for a, b in pairwise([*drawn, drawn[0]]))
+    policy = make(lab, layer_norm=True, dropout=0.5)[0].policy
+    assert not any("Dropout" in type(m).__name__ for m in policy.modules())
+
+
+def test_without_targets_both_batches_are_normalised_together(lab, targets):
+    sac, batch = make(lab, target_networks=False, batch_renorm=True, ent_coef=0.0, policy_delay=2, adam_beta1=0.5)
+    s = sac.state
+    assert s.target_critics is None
+    assert s.critic_optimizer.beta1 == 0.5
+    twin = copy.deepcopy(s.critics)
+    _, noise = torch.randn(2, 64, 2, generator=torch.Generator().set_state(s.noise.get_state()))
+    with torch.no_grad():
+        action, _ = sac.policy.distribution(batch.next_obs).sample(noise)
+        both = {k: torch.cat([batch.obs[k], batch.next_obs[k]]) for k in batch.obs}
+        values, statistics = twin.learn(both, torch.cat([batch.action, action]))
+    running = [r.running.clone() for r in s.critics.q.hidden.renorms]
+    acting = [r.running.clone() for r in s.policy.trunk.hidden.renorms]
+    sac.update(batch)
+    expected = batch.reward + torch.where(batch.terminated, 0.0, 0.99 * values[:, 64:, 0].amin(0))
+    torch.testing.assert_close(targets[0][:, 0], expected, atol=1e-4, rtol=1e-5)
+    twin.q.after_step(statistics)
+    for ours, theirs, before in zip(s.critics.q.hidden.renorms, twin.q.hidden.renorms, running, strict=True):
+        assert torch.equal(ours.running, theirs.running)
+        assert not torch.equal(ours.running, before)
+    # the policy's statistics move with its own steps alone
+    assert all(torch.equal(r.running, b) for r, b in zip(s.policy.trunk.hidden.renorms, acting, strict=True))
+    sac.update(batch)
+    assert not any(torch.equal(r.running, b) for r, b in zip(s.policy.trunk.hidden.renorms, acting, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"batch_renorm": True}, "target_networks off"),
+        ({"n_target_critics": 3}, "at most n_critics, got 3"),
+        ({"n_quantiles": 4, "top_quantiles_to_drop_per_net": 4}, "must leave some, got 4"),
+        ({"network": "simba", "layer_norm": True}, "layer_norm"),
+        ({"policy_delay": 0}, "policy_delay must be positive, got 0"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        SACConfig(**config)
+
+
+def test_weights_of_simba_v2_stay_on_their_spheres(lab):
+    sac, batch = make(lab, network="simba_v2", critic_hidden=(24, 24), learning_rate=1e-2)
+    for _ in range(3):
+        sac.update(batch)
+    for network, width in ((sac.state.critics.q, 24), (sac.policy.trunk, 16)):
+        assert network.on_spheres[-1].weight.shape[-1] == width
+        for layer in network.on_spheres:
+            torch.testing.assert_close(layer.weight.norm(dim=-2), torch.ones_like(layer.weight[..., 0, :]))

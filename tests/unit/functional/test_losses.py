@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from habilis.functional.losses import (
-    clipped_q_target,
     critic_loss,
+    lowest,
+    q_target,
+    quantile_critic_loss,
     smoothed_action,
     soft_policy_loss,
-    soft_q_target,
+    soft_value,
     temperature_loss,
 )
 from habilis.functional.policy_losses import masked_mean, masked_standardize, ppo_clip, standardize, value_loss
@@ -79,28 +81,50 @@ def test_standardize_by_hand():
     torch.testing.assert_close(standardize(torch.tensor([1.0, 2.0, 3.0])), torch.tensor([-1.0, 0.0, 1.0]))
 
 
-def test_soft_q_target_by_hand():
+def test_q_target_of_soft_values_by_hand():
     next_q = torch.tensor([[10.0, 10.0, math.nan], [8.0, 12.0, 1.0]])
-    target = soft_q_target(
+    soft = soft_value(lowest(next_q.unsqueeze(-1)), torch.tensor([-2.0, 4.0, 0.0]), torch.tensor(0.5))
+    target = q_target(
         reward=torch.tensor([1.0, 1.0, 5.0]),
         terminated=torch.tensor([False, False, True]),
         discount=torch.tensor([0.5, 0.25, 0.5]),
-        next_q=next_q,
-        next_log_prob=torch.tensor([-2.0, 4.0, 0.0]),
-        alpha=torch.tensor(0.5),
+        next_values=soft,
     )
     # 1 + (8 + 0.5 * 2) / 2 = 5.5; 1 + (10 - 0.5 * 4) / 4 = 3; terminated: the reward, whatever the critics say there
-    assert target.tolist() == [5.5, 3.0, 5.0]
+    assert target.tolist() == [[5.5], [3.0], [5.0]]
 
 
-def test_clipped_q_target_by_hand():
-    target = clipped_q_target(
-        torch.tensor([1.0, 1.0, -2.0]),
-        torch.tensor([False, True, False]),
-        torch.tensor([0.9, 0.9, 0.81]),
-        torch.tensor([[5.0, 5.0, 3.0], [4.0, 6.0, 10.0]]),
-    )
-    assert target.tolist() == pytest.approx([1 + 0.9 * 4, 1.0, -2 + 0.81 * 3])
+def test_lowest_of_means_is_the_least_and_of_quantiles_all_but_the_highest():
+    means = torch.tensor([[5.0, 5.0], [4.0, 6.0], [9.0, 9.0]]).unsqueeze(-1)
+    assert lowest(means).tolist() == [[4.0], [5.0]]
+    quantiles = torch.tensor([[[1.0, 3.0, 7.0]], [[2.0, 8.0, 9.0]]])
+    assert lowest(quantiles, 0).tolist() == [[1.0, 2.0, 3.0, 7.0, 8.0, 9.0]]
+    assert lowest(quantiles, 1).tolist() == [[1.0, 2.0, 3.0, 7.0]]  # pooled: both of the highest are the second's
+    assert lowest(quantiles, 2).tolist() == [[1.0, 2.0]]
+
+
+def test_quantile_critic_loss_by_hand():
+    # fractions 0.25 and 0.75; errors of quantile 0 are 0.5 and 2, of quantile 4 -3.5 and -2
+    values = torch.tensor([[[0.0, 4.0]]], requires_grad=True)
+    loss = quantile_critic_loss(values, torch.tensor([[0.5, 2.0]]))
+    by_hand = (0.25 * 0.125 + 0.25 * 1.5 + 0.25 * 3.0 + 0.25 * 1.5) / 4
+    assert loss.item() == pytest.approx(by_hand)
+    (gradient,) = torch.autograd.grad(loss, values)
+    assert gradient.flatten().tolist() == pytest.approx([-0.25 * (0.5 + 1) / 4, 0.25 * (1 + 1) / 4])
+
+
+def test_quantile_critic_loss_against_loops():
+    g = torch.Generator().manual_seed(0)
+    values, target = torch.randn(3, 4, 5, generator=g) * 2, torch.randn(4, 7, generator=g) * 2
+    slow = 0.0
+    for critic in range(3):
+        for b in range(4):
+            for k in range(5):
+                for m in range(7):
+                    error = float(target[b, m] - values[critic, b, k])
+                    size = 0.5 * error**2 if abs(error) <= 1 else abs(error) - 0.5
+                    slow += abs((k + 0.5) / 5 - (error < 0)) * size / (4 * 5 * 7)
+    assert float(quantile_critic_loss(values, target)) == pytest.approx(slow, rel=1e-5)
 
 
 def test_smoothed_action_by_hand():
@@ -113,17 +137,13 @@ def test_smoothed_action_by_hand():
 def test_critic_loss_by_hand():
     q = torch.tensor([[1.0, 2.0], [3.0, 5.0]])
     # first critic: ((1-2)^2 + (2-4)^2) / 2 / 2 = 1.25; second: (1 + 1) / 2 / 2 = 0.5
-    assert float(critic_loss(q, torch.tensor([2.0, 4.0]))) == 1.75
+    assert float(critic_loss(q.unsqueeze(-1), torch.tensor([[2.0], [4.0]]))) == 1.75
 
 
-def test_soft_policy_loss_by_hand_and_against_a_loop():
-    q = torch.tensor([[1.0, 5.0], [2.0, 4.0]])
+def test_soft_policy_loss_by_hand():
     # ((0.5 * -2 - 1) + (0.5 * 2 - 4)) / 2 = -2.5
-    assert float(soft_policy_loss(q, torch.tensor([-2.0, 2.0]), torch.tensor(0.5))) == -2.5
-    g = torch.Generator().manual_seed(0)
-    q, log_prob = torch.randn(5, 64, generator=g), torch.randn(64, generator=g)
-    slow = sum(0.3 * float(log_prob[b]) - min(q[:, b].tolist()) for b in range(64)) / 64
-    assert float(soft_policy_loss(q, log_prob, torch.tensor(0.3))) == pytest.approx(slow, rel=1e-5)
+    value, log_prob = torch.tensor([1.0, 4.0]), torch.tensor([-2.0, 2.0])
+    assert float(soft_policy_loss(value, log_prob, torch.tensor(0.5))) == -2.5
 
 
 def test_temperature_loss_by_hand_and_its_direction():
