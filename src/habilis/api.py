@@ -36,6 +36,7 @@ from habilis.presets import preset
 from habilis.tracking.progress import tell
 from habilis.tracking.tracker import open_tracking
 from habilis.training.config import TrainConfig
+from habilis.training.keeping import close, inexactness
 from habilis.training.session import Session
 
 
@@ -270,12 +271,14 @@ def _run(config: TrainConfig, trainer: Any, run_dir: Path, *, checkpoint: Path |
         )
         if checkpoint is not None:
             session.resume(checkpoint)
-            fresh = f"with fresh episodes: {spec.id} cannot save its state"
-            tracking.message(f"going on from {checkpoint}, {'exactly' if spec.saves_state else fresh}")
+            reason = inexactness(trainer)
+            tracking.message(
+                f"going on from {checkpoint}, {'exactly' if reason is None else f'with fresh episodes: {reason}'}"
+            )
         try:
             session.run()
         finally:
-            trainer.collector.env.close()
+            close(trainer)
     algorithm = trainer.algorithm
     return Run(run_dir, config, algorithm.policy, algorithm, session.metrics, session.evaluation, session.interrupted)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from habilis.envs.frame_stack import stack_frames
 from habilis.envs.make import describe_env, make_vec_env
 from habilis.policies import NeuralPolicy
 from habilis.policies.actor_critic import make_policy
+from habilis.training.asynchronous import AsynchronousTrainer, Work
 from habilis.training.collector import Collector
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer
@@ -52,6 +54,8 @@ class AlgorithmEntry:
     """Builds algorithm, buffer and trainer."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """What makes a named algorithm of its hyper-parameters; an environment's preset comes after it, the user last."""
+    asynchronous: bool = False
+    """Whether each environment is stepped in a process of its own; one more then tells what they are."""
 
 
 OnPolicyConfig = ppo.PPOConfig | a2c.A2CConfig | trpo.TRPOConfig
@@ -83,18 +87,19 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
         config: what to build.
         say: is told which engine runs the environment and how much memory the replay will take.
     """
-    threads = max(1, config.threads // ALGORITHMS[config.algorithm].branches)
+    entry = ALGORITHMS[config.algorithm]
+    threads = max(1, config.threads // entry.branches)
     configure(threads=threads, precision=config.matmul_precision)
     device = resolve_device(config.device)
     streams = RandomStreams(config.seed)
     env_seed = derive_seed(config.seed, "env")
-    env = make_env(config, config.num_envs, env_seed)
+    env = make_env(config, 1 if entry.asynchronous else config.num_envs, env_seed)
     say(describe_env(env))
     collector = Collector(env, skip_nonfinite=config.on_nonfinite == "skip")
     collector.reset(env_seed)
     if isinstance(config.algo, OffPolicyConfig):
         _reserve_replay(config.algo, env.spec, device, say)
-    return ALGORITHMS[config.algorithm].make_trainer(config, collector, streams, device)
+    return entry.make_trainer(config, collector, streams, device)
 
 
 def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, device: str, say: Callable[[str], None]) -> None:
@@ -150,6 +155,26 @@ def _on_policy_trainer(
         return OnPolicyTrainer(collector, algorithm, buffer, streams=streams, total_timesteps=config.total_timesteps)
 
     return build
+
+
+def _a3c_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> AsynchronousTrainer:
+    c = config.algo
+    assert isinstance(c, a2c.A2CConfig)
+    require(device == "cpu", f"the workers of a3c share memory of the processor, got device {device!r}: use a2c")
+    make_algorithm = partial(_make_a2c, c)
+    work = Work(
+        make_env=partial(make_env, config, 1),
+        make_algorithm=make_algorithm,
+        n_steps=c.n_steps,
+        total_timesteps=config.total_timesteps,
+        skip_nonfinite=collector.skip_nonfinite,
+    )
+    algorithm = make_algorithm(collector.env, streams)
+    return AsynchronousTrainer(collector, algorithm, work, workers=config.num_envs, streams=streams)
+
+
+def _make_a2c(config: a2c.A2CConfig, env: VecEnv, streams: RandomStreams) -> a2c.A2C:
+    return a2c.A2C(env.spec, config, num_envs=1, streams=streams)
 
 
 def _actor_critic_trainer(
@@ -223,6 +248,18 @@ ON_POLICY: Mapping[str, tuple[str, type, Callable[..., OnPolicyAlgorithm], Mappi
 for name, (title, hyper, make_algorithm, changes) in ON_POLICY.items():
     defaults = {f"algo.{key}": value for key, value in changes.items()}
     ALGORITHMS.add(name, AlgorithmEntry(title, hyper, make_policy, 1, _on_policy_trainer(make_algorithm), defaults))
+
+ALGORITHMS.add(
+    "a3c",
+    AlgorithmEntry(
+        "Asynchronous advantage actor-critic (Mnih et al. 2016)",
+        a2c.A2CConfig,
+        make_policy,
+        1,
+        _a3c_trainer,
+        asynchronous=True,
+    ),
+)
 
 ACTOR_CRITICS: Mapping[str, tuple[str, Any, Mapping[str, Any]]] = {
     "sac": ("Soft actor-critic (Haarnoja et al. 2018)", (sac.SACConfig, sac.make_policy, sac.SAC), {}),

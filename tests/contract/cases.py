@@ -15,6 +15,7 @@ from habilis.checkpoint.state_tree import flatten
 from habilis.presets.dqn import DQN_NAMES
 from habilis.presets.tabular import TABULAR_NAMES
 from habilis.presets.td3 import TD3_NAMES
+from habilis.presets.trpo import TRPO_NAMES
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer, components
 
@@ -40,6 +41,28 @@ SMALL: dict[str, dict[str, Any]] = {
     },
 }
 """An algorithm without an entry here fails `test_every_algorithm_is_tested`."""
+
+SMALL |= {
+    "a2c": {"num_envs": 3, "algo.n_steps": 4, "algo.hidden": [16], "algo.learning_rate_schedule": "linear"},
+    "actor_critic": {"num_envs": 3, "algo.hidden": [16], "algo.use_rms_prop": False},
+    "a3c": {"num_envs": 2, "algo.n_steps": 4, "algo.hidden": [16]},
+    "reinforce": {
+        "num_envs": 3,
+        "algo.n_episodes": 4,
+        "algo.batch_size": 16,
+        "algo.n_critic_updates": 2,
+        "algo.hidden": [16],
+    },
+}
+TRPO = {
+    "num_envs": 3,
+    "algo.n_steps": 16,
+    "algo.batch_size": 16,
+    "algo.n_critic_updates": 2,
+    "algo.cg_max_steps": 4,
+    "algo.hidden": [16],
+}
+SMALL |= dict.fromkeys(TRPO_NAMES, TRPO)
 
 DQN = {
     "num_envs": 2,
@@ -68,7 +91,11 @@ SMALL["ddpg"] = SMALL["ddpg"] | {"algo.action_noise": "ornstein_uhlenbeck"}
 EXACT = dict.fromkeys(SMALL, ("HalfCheetah-v5", "habilis/QuadrupedWalk-v0", "probe/IdentityContinuous-v0"))
 EXACT |= dict.fromkeys(DQN_NAMES, ("probe/Identity-v0", "probe/TruncationValue-v0"))
 EXACT |= dict.fromkeys(TABULAR_NAMES, ("probe/Identity-v0", "habilis/GridWorld-v0"))
+EXACT["reinforce"] = ("InvertedPendulum-v5", "probe/IdentityContinuous-v0", "probe/Identity-v0")
 """Environments that save their state."""
+
+INEXACT = {"a3c"}
+"""Algorithms that are outside the promise of exact resumption, and of the same bits from the same seed."""
 
 FRESH = dict.fromkeys(SMALL, "Pendulum-v1") | dict.fromkeys(DQN_NAMES, "CartPole-v1")
 FRESH |= dict.fromkeys(TABULAR_NAMES, "MountainCar-v0")

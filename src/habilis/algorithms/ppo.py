@@ -1,10 +1,10 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347).
 
-The algorithm alone: losses (from `functional/policy_losses.py`) and one update over a rollout. Networks and advantages are in
-`policies/actor_critic.py`; the loop that collects rollouts is `training/on_policy.py`. Deviations from the paper, all
-customary (Engstrom et al. 2020; Andrychowicz et al. 2021): separate networks for policy and value by default,
-orthogonal initialisation, gradient clipping, advantages normalised per minibatch, and the options below. Truncation
-bootstraps from the true successor.
+The algorithm alone: losses (from `functional/policy_losses.py`) and one update over a rollout. Networks and advantages
+are in `policies/actor_critic.py`; the loop that collects rollouts is `training/on_policy.py`. Deviations from the
+paper, all customary (Engstrom et al. 2020; Andrychowicz et al. 2021): separate networks for policy and value by
+default, orthogonal initialisation, gradient clipping, advantages normalised per minibatch, and the options below.
+Truncation bootstraps from the true successor.
 """
 
 from __future__ import annotations

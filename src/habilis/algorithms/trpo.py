@@ -249,7 +249,8 @@ class TRPO:
             "objective": objective.detach(),
             "grad_norm": torch.linalg.vector_norm(gradient),
             "entropy": distribution.entropy().detach().mean(),
-            **{f"old/{k}": x.detach() for k, x in enumerate(distribution.parameters())},
+            # copies: a deviation that does not depend on the state is the parameter itself, which is about to move
+            **{f"old/{k}": x.detach().clone() for k, x in enumerate(distribution.parameters())},
         }
         if isinstance(distribution, Gaussian):
             results["std"] = distribution.log_std.detach().exp().mean()

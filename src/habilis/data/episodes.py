@@ -13,7 +13,7 @@ the same everywhere: rewards are summed raw and in float64, a dummy step belongs
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isnan, nan
 
@@ -110,9 +110,13 @@ class EpisodeTracker:
         ]
         self._sums[:, ended] = 0
         self._lengths[ended] = 0
+        self.take(episodes)
+        return episodes
+
+    def take(self, episodes: Sequence[Episode]) -> None:
+        """Add episodes that ended, here or in another process."""
         self.count += len(episodes)
         self.recent.extend(episodes)
-        return episodes
 
     def reset(self) -> None:
         """Forget the episodes under way, because the environments were reset; `recent` stays."""

@@ -48,17 +48,25 @@ class RunningNorm(nn.Module):
     def update(self, x: Tensor) -> None:
         """Take in a batch `[n, *shape]`, leaving out rows that are not finite: one of them would spoil all to come."""
         x = x[x.isfinite().reshape(len(x), self.mean.numel()).all(1)].to(torch.float64)
-        n = len(x)
-        if n == 0:
-            return
-        batch_mean = x.mean(0)
-        batch_var = x.var(0, correction=0)
-        total = self.count + n
-        delta = batch_mean - self.mean
-        m2 = self.var * self.count + batch_var * n + delta.square() * self.count * n / total
-        self.mean += delta * n / total
+        if len(x):
+            self.merge(x.mean(0), x.var(0, correction=0), len(x))
+
+    @torch.no_grad()
+    def merge(self, mean: Tensor, var: Tensor, count: Tensor | int) -> None:
+        """Take in the moments of `count` rows, more than 0."""
+        total = self.count + count
+        delta = mean - self.mean
+        m2 = self.var * self.count + var * count + delta.square() * self.count * count / total
+        self.mean += delta * count / total
         self.var.copy_(m2 / total)
         self.count.copy_(total)
+
+    def since(self, mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the moments of the rows taken in since the statistics were as given: what `merge` adds to those."""
+        rows = self.count - count
+        added = (self.mean * self.count - mean * count) / rows
+        m2 = self.var * self.count - var * count - (added - mean).square() * count * rows / self.count
+        return added, (m2 / rows).clamp_min(0.0), rows
 
 
 class RewardNorm(nn.Module):

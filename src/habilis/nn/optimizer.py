@@ -129,6 +129,16 @@ class Optimizer:
         square_avg.lerp_(gradient.square(), (1 - RMSPROP_DECAY) * (1 - not_finite))
         self.flat.addcdiv_(gradient * self.learning_rate, square_avg.sqrt() + self.eps, value=-1)
 
+    def share(self) -> dict[str, Tensor]:
+        """Move the parameters and all that a step changes to memory that other processes can be given; return it."""
+        return {name: tensor.share_memory_() for name, tensor in {"flat": self.flat, **self._state()}.items()}
+
+    def attach(self, shared: dict[str, Tensor]) -> None:
+        """Step from now on what another process's `share` returned: not these parameters, which stay as they are."""
+        self.flat = shared["flat"]
+        self.moments = {name: shared[name] for name in self.moments}
+        self.steps, self.learning_rate, self.skipped = (shared[n] for n in ("steps", "learning_rate", "skipped"))
+
     def state_dict(self) -> State:
         """Return moments, step count, learning rate and the count of skipped steps."""
         return {name: tensor.clone() for name, tensor in self._state().items()}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-A2C_NAMES = ("a2c", "actor_critic")
+A2C_NAMES = ("a2c", "actor_critic", "a3c")
 
 A2C_GENERAL: Mapping[str, Any] = {"num_envs": 8}
 """For an environment that was never tried."""
@@ -16,5 +16,10 @@ _CARTPOLE: Mapping[str, Any] = {
     "algo.learning_rate_schedule": "linear",
 }
 
-A2C_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {name: {"CartPole-v1": _CARTPOLE} for name in A2C_NAMES}
+A2C_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "a2c": {"CartPole-v1": _CARTPOLE},
+    "actor_critic": {"CartPole-v1": _CARTPOLE},
+    # a worker for each of two processors, which learn from rollouts of one environment
+    "a3c": {"CartPole-v1": {**_CARTPOLE, "num_envs": 2, "algo.n_steps": 20}},
+}
 """By algorithm and environment."""

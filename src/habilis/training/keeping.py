@@ -6,12 +6,28 @@ from collections.abc import Mapping
 from dataclasses import asdict
 
 from habilis.core.types import State
+from habilis.training.asynchronous import AsynchronousTrainer
 from habilis.training.off_policy import OffPolicyTrainer
 from habilis.training.on_policy import OnPolicyTrainer
 from habilis.training.report import Counters
 from habilis.training.tabular import TabularTrainer
 
-Trainer = OnPolicyTrainer | OffPolicyTrainer | TabularTrainer
+Trainer = OnPolicyTrainer | OffPolicyTrainer | TabularTrainer | AsynchronousTrainer
+
+
+def inexactness(trainer: Trainer) -> str | None:
+    """Say why a resumed run is not exactly the one that was stopped; None where it is."""
+    spec = trainer.collector.env.spec
+    if isinstance(trainer, AsynchronousTrainer):
+        return "asynchronous workers never do the same twice"
+    return None if spec.saves_state else f"{spec.id} cannot save its state"
+
+
+def close(trainer: Trainer) -> None:
+    """Free the processes, threads and windows that a trainer holds."""
+    if isinstance(trainer, AsynchronousTrainer):
+        trainer.close()
+    trainer.collector.env.close()
 
 
 def components(trainer: Trainer) -> dict[str, State]:

@@ -25,7 +25,7 @@ from habilis.core.types import State
 from habilis.evaluation.evaluator import EvaluationResult, evaluate
 from habilis.evaluation.grid_policy import policy_on_grid
 from habilis.training.config import TrainConfig
-from habilis.training.keeping import Trainer, components, restore
+from habilis.training.keeping import Trainer, components, inexactness, restore
 from habilis.training.report import Report
 
 
@@ -214,7 +214,7 @@ class Session:
             "last_evaluated": self._last_evaluated,
             "tracking": self.tracking.state_dict(),
         }
-        exact = self.trainer.collector.env.spec.saves_state
+        exact = inexactness(self.trainer) is None
         return self.store.save(steps, components(self.trainer) | {"session": session}, {"exact": exact, **self._meta})
 
     def _finish(self) -> None:

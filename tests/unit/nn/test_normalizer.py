@@ -83,3 +83,19 @@ def test_reward_scale_survives_an_invalid_reward():
     norm.update(rewards, torch.zeros(3, 1, dtype=torch.bool), torch.tensor([[True], [False], [True]]))
     # returns seen: 1 and, after the break, 2
     assert (norm.running_return.tolist(), float(norm.returns.mean)) == ([2.0], 1.5)
+
+
+def test_moments_seen_since_then_are_those_of_the_rows_since_then():
+    rng = np.random.default_rng(0)
+    first, second = (torch.as_tensor(rng.normal(c, 2.0, (n, 3))) for c, n in ((50.0, 40), (-3.0, 7)))
+    norm, other = RunningNorm((3,)), RunningNorm((3,))
+    for start in (False, True):
+        then = [x.clone() for x in (norm.mean, norm.var, norm.count)]
+        rows = second if start else first
+        norm.update(rows)
+        mean, var, count = norm.since(*then)
+        torch.testing.assert_close(mean, rows.mean(0))
+        torch.testing.assert_close(var, rows.var(0, correction=0))
+        assert float(count) == len(rows)
+        other.merge(mean, var, count)
+    torch.testing.assert_close(other.state_dict(), norm.state_dict())

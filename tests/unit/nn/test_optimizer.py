@@ -1,4 +1,4 @@
-"""The flat optimiser does what PyTorch's Adam and RMSProp do with each parameter on its own, and keeps parameters finite."""
+"""The flat optimiser does what PyTorch's Adam and RMSProp do with each parameter, and keeps parameters finite."""
 
 from __future__ import annotations
 

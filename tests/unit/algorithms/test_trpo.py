@@ -1,0 +1,152 @@
+"""TRPO: no accepted step leaves the trust region, every one is an improvement, and NPG's step is its formula's."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from habilis.core.errors import HabilisError
+from habilis.policies.actor_critic import evaluate_rollout
+
+
+def flat(network):
+    return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
+
+
+def spread_of(policy, obs):
+    """The policy's distribution as one of PyTorch's."""
+    found = policy.distribution(obs)
+    if hasattr(found, "mean"):
+        return torch.distributions.Independent(torch.distributions.Normal(found.mean, found.log_std.exp()), 1)
+    return torch.distributions.Categorical(logits=found.log_probs)
+
+
+def rows_of(batch):
+    return {k: v[:-1][batch.valid] for k, v in batch.obs.items()}
+
+
+@pytest.mark.parametrize(
+    ("action", "std_type"), [("box", "independent"), ("box", "dependent"), ("box", "fixed"), ("choice", "fixed")]
+)
+def test_no_accepted_step_exceeds_the_bound_and_every_one_improves(lab, action, std_type):
+    """Over many updates on random rollouts, with PyTorch's own divergence, at a bound that full steps often exceed."""
+    env = lab.env(action=action)
+    trpo = lab.trpo(env, target_kl=0.03, cg_max_steps=10, cg_damping=1e-3, std_type=std_type, normalize_obs=False)
+    shares = []
+    for seed in range(40):
+        batch = lab.rollout(trpo, env, seed=seed)
+        obs, actions = rows_of(batch), batch.actions[batch.valid]
+        before, parameters = spread_of(trpo.policy, obs), flat(trpo.policy)
+        old_log_prob = before.log_prob(actions).detach()
+        metrics = trpo.update(batch)
+        after = spread_of(trpo.policy, obs)
+        divergence = torch.distributions.kl_divergence(before, after).mean().detach()
+        assert float(divergence) <= 0.03 * (1 + 1e-4)
+        assert float(divergence) == pytest.approx(float(metrics["kl"]), abs=1e-5)
+        share = float(metrics["step_share"])
+        shares.append(share)
+        if share > 0:
+            assert float(metrics["objective_gain"]) > 0
+            assert float((after.log_prob(actions).detach() - old_log_prob).abs().max()) > 0
+        else:
+            assert torch.equal(flat(trpo.policy), parameters)
+    # the test can fail: some full steps were too long, and some were not
+    assert any(0 < share < 1 for share in shares)
+    assert 1.0 in shares
+
+
+def dense_step(trpo, batch, obs):
+    """sqrt(2 delta / (g F^-1 g)) F^-1 g with the Fisher information written down from the scores of every choice."""
+    c, policy = trpo.config, trpo.policy
+    parameters = list(policy.parameters())
+    log_probs = policy.distribution(obs).log_probs
+    rows, choices = log_probs.shape
+    fisher = c.cg_damping * torch.eye(len(flat(policy)))
+    for row in range(rows):
+        for choice in range(choices):
+            score = torch.autograd.grad(log_probs[row, choice], parameters, retain_graph=True)
+            vector = torch.cat([x.reshape(-1) for x in score])
+            fisher += log_probs[row, choice].detach().exp() * torch.outer(vector, vector) / rows
+    return fisher
+
+
+def test_the_natural_gradients_step_equals_its_formula(lab):
+    env = lab.env(action="choice", invalid=0)
+    options = {"line_search": False, "cg_max_steps": 80, "cg_damping": 0.05, "hidden": (4,), "normalize_reward": False}
+    npg, twin = lab.trpo(env, **options), lab.trpo(env, **options)
+    batch = lab.rollout(npg, env)
+    obs, actions = rows_of(batch), batch.actions[batch.valid]
+    fisher = dense_step(twin, batch, obs)
+    data, _ = evaluate_rollout(batch, twin.policy, twin.state.critic, None, 0.99, 0.95)
+    advantages = data["advantage"]
+    advantages = (advantages - advantages.mean()) / (advantages.std() + 1e-8)
+    objective = (twin.policy.distribution(obs).log_prob(actions) * advantages).mean()  # its gradient at ratio 1
+    gradient = torch.cat([x.reshape(-1) for x in torch.autograd.grad(objective, list(twin.policy.parameters()))])
+    direction = torch.linalg.solve(fisher, gradient)
+    expected = (2 * 0.01 / (gradient @ direction)).sqrt() * direction
+    before = flat(npg.policy)
+    metrics = npg.update(batch)
+    torch.testing.assert_close(flat(npg.policy) - before, expected, atol=2e-4, rtol=2e-3)
+    assert float(metrics["step_share"]) == 1.0
+
+
+def test_the_fisher_information_of_some_rows_is_used_where_asked(lab):
+    env = lab.env(invalid=0)
+    steps = []
+    for factor in (1, 2, 4):
+        trpo = lab.trpo(env, sub_sampling_factor=factor, line_search=False)
+        before = flat(trpo.policy)
+        trpo.update(lab.rollout(trpo, lab.env(invalid=0)))
+        steps.append(flat(trpo.policy) - before)
+    assert not torch.equal(steps[0], steps[1])
+    # another estimate of the same: much the same direction
+    for other in steps[1:]:
+        assert float(torch.cosine_similarity(steps[0], other, dim=0)) > 0.7
+
+
+def test_no_try_is_good_enough(lab):
+    env = lab.env()
+    trpo = lab.trpo(env, line_search_max_iter=1, target_kl=0.5, cg_damping=0.0)
+    before = flat(trpo.policy)
+    batch = lab.rollout(trpo, env)
+    columns = trpo._outcome.function
+
+    def worse(data):
+        return columns(data) | {"objective": torch.tensor(-1e9)}
+
+    trpo._outcome.function = worse
+    metrics = trpo.update(batch)
+    assert torch.equal(flat(trpo.policy), before)
+    assert float(metrics["step_share"]) == float(metrics["kl"]) == float(metrics["objective_gain"]) == 0.0
+
+
+def test_advantages_that_are_all_alike_move_nothing(lab):
+    env = lab.env(invalid=0)
+    trpo = lab.trpo(env, normalize_advantage=False, normalize_reward=False, gamma=0.5, gae_lambda=0.0)
+    for p in trpo.state.critic.head.parameters():
+        p.data.zero_()
+    batch = lab.rollout(trpo, env)
+    before = flat(trpo.policy)
+    metrics = trpo.update(dataclasses.replace(batch, rewards=torch.zeros_like(batch.rewards)))
+    assert torch.equal(flat(trpo.policy), before)
+    assert float(trpo.skipped["policy"]) == 0
+    assert float(metrics["kl"]) == 0.0
+
+
+def test_a_rollout_without_valid_steps_is_refused(lab):
+    env = lab.env(invalid=1.1)
+    trpo = lab.trpo(env)
+    with pytest.raises(HabilisError, match="two valid steps"):
+        trpo.update(lab.rollout(trpo, env))
+
+
+def test_the_value_network_is_fitted_to_the_returns(lab):
+    env = lab.env(invalid=0)
+    trpo = lab.trpo(env, n_critic_updates=30, normalize_reward=False, learning_rate=1e-2, gamma=0.5)
+    batch = lab.rollout(trpo, env)
+    batch = dataclasses.replace(batch, rewards=torch.ones_like(batch.rewards))
+    losses = [float(trpo.update(batch)["value_loss"]) for _ in range(4)]
+    assert losses[-1] < 0.5 * losses[0]
+    assert trpo.gradient_steps == 4 * (1 + 30 * 8)

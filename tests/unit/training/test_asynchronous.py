@@ -1,0 +1,196 @@
+"""Workers that share a network: one is A2C bit for bit, several step on the same parameters, none outlives its end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+
+from habilis.algorithms.a2c import A2C
+from habilis.api import default_config
+from habilis.build import build_trainer, make_env
+from habilis.core.errors import EnvError, HabilisError
+from habilis.core.random import RandomStreams, derive_seed
+from habilis.data.rollout import RolloutBuffer
+from habilis.training.asynchronous import ROLLOUTS, normalizers
+from habilis.training.collector import Collector
+from habilis.training.on_policy import OnPolicyTrainer
+
+SMALL = {"algo.n_steps": 4, "algo.hidden": [8], "total_timesteps": 10_000, "env_threads": 1}
+
+
+def config_of(workers, env="probe/Identity-v0", **changes):
+    return default_config("a3c", env, num_envs=workers, **{**SMALL, **changes})
+
+
+def is_running(pid):
+    """Whether a process exists and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_until(condition, seconds=200.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.05)
+
+
+def test_one_worker_is_a2c_bit_for_bit():
+    config = config_of(1, **{"algo.learning_rate_schedule": "linear"})
+    trainer, twin_start = build_trainer(config), build_trainer(config).algorithm
+    report = trainer.iterate()
+    seed = derive_seed(config.seed, "worker/0/0")
+    streams, env_seed = RandomStreams(seed), derive_seed(seed, "env")
+    env = make_env(config, 1, env_seed)
+    collector = Collector(env)
+    collector.reset(env_seed)
+    algorithm = A2C(env.spec, config.algo, num_envs=1, streams=streams)
+    algorithm.state.optimizer.flat.copy_(twin_start.state.optimizer.flat)
+    buffer = RolloutBuffer(env.spec, 4, 1)
+    twin = OnPolicyTrainer(collector, algorithm, buffer, streams=streams, total_timesteps=10_000)
+    for _ in range(ROLLOUTS):
+        twin.iterate()
+    assert report.env_steps == twin.counters.env_steps == 4 * ROLLOUTS
+    assert trainer.algorithm.gradient_steps == ROLLOUTS
+    one, other = trainer.algorithm.state.optimizer.state_dict(), algorithm.state.optimizer.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    assert torch.equal(trainer.algorithm.state.optimizer.flat, algorithm.state.optimizer.flat)
+    assert not torch.equal(algorithm.state.optimizer.flat, twin_start.state.optimizer.flat)
+    # what the normalisers saw is the trainer's too, as if it had taken the differences in
+    pairs = zip(normalizers(trainer.algorithm.state), normalizers(algorithm.state), strict=True)
+    for ours, theirs in pairs:
+        assert float(ours.count) == float(theirs.count) == 4 * ROLLOUTS
+        torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
+    # the policy of the trainer's process is what the worker has learnt, without being told
+    obs = {"policy": torch.eye(4)}
+    assert torch.equal(trainer.algorithm.policy(obs), algorithm.policy(obs))
+    assert trainer.collector.episodes.count == collector.episodes.count == 4 * ROLLOUTS // 8
+    assert list(trainer.collector.episodes.recent) == list(collector.episodes.recent)
+    trainer.close()
+
+
+def test_two_workers_step_on_the_same_parameters_and_end_with_the_trainer():
+    trainer = build_trainer(config_of(2))
+    optimizer = trainer.algorithm.state.optimizer
+    before, reports = optimizer.flat.clone(), [trainer.iterate() for _ in range(3)]
+    assert [r.env_steps for r in reports] == [400, 800, 1200]
+    assert trainer.algorithm.gradient_steps == 300
+    # both count on one counter, and may lose a count to each other
+    assert 150 < float(optimizer.steps) <= 300
+    assert not torch.equal(optimizer.flat, before)
+    assert trainer.collector.episodes.count == 1200 // 8
+    assert all(float(each.count) == 1200 for each in normalizers(trainer.algorithm.state))
+    # between rounds nothing moves
+    waiting = optimizer.flat.clone()
+    time.sleep(0.2)
+    assert torch.equal(optimizer.flat, waiting)
+    pids = [process.pid for process, _ in trainer._workers]
+    assert all(map(is_running, pids))
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises(HabilisError, match="worker 1 died with exit code -9"):
+        trainer.iterate()
+    trainer.close()
+    assert not any(map(is_running, pids))
+
+
+ENV_THAT_FAILS = """
+from habilis.envs.probes import ProbeEnv
+
+
+class Failing(ProbeEnv):
+    def step(self, action):
+        self.steps = getattr(self, "steps", 0) + 1
+        if self.steps > 30:
+            raise RuntimeError("the gripper is stuck")
+        return super().step(action)
+
+
+def make(seed):
+    return Failing("probe/Identity-v0", 1, seed=seed)
+"""
+
+
+def test_what_a_worker_raises_is_told(tmp_path, monkeypatch):
+    (tmp_path / "env_that_fails.py").write_text(ENV_THAT_FAILS)
+    monkeypatch.syspath_prepend(tmp_path)
+    from env_that_fails import make
+
+    trainer = build_trainer(config_of(1))
+    trainer._work = replace(trainer._work, make_env=make)
+    with pytest.raises(HabilisError, match="worker 0 stopped: RuntimeError: the gripper is stuck") as caught:
+        trainer.iterate()
+    assert "in step" in caught.value.__notes__[0]
+    trainer.close()
+    # an error of the environment, or of how it is made, is one here too
+    trainer = build_trainer(config_of(1))
+    trainer._work = replace(trainer._work, make_env=partial(make_env, config_of(1, "probe/None-v0"), 1))
+    with pytest.raises(EnvError, match="worker 0 stopped: there is no environment 'probe/None-v0'"):
+        trainer.iterate()
+    trainer.close()
+
+
+SCRIPT = """
+from habilis.api import default_config
+from habilis.build import build_trainer
+if __name__ == "__main__":
+    trainer = build_trainer(default_config("a3c", "probe/Identity-v0", num_envs=2, total_timesteps=10**9))
+    trainer.iterate()
+    print(*(process.pid for process, _ in trainer._workers), flush=True)
+    for _ in trainer:
+        pass
+"""
+
+
+def test_no_worker_outlives_a_trainer_that_is_killed(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            pids = [int(word) for word in process.stdout.readline().split()]
+            assert len(pids) == 2
+            assert all(map(is_running, pids))
+        finally:
+            process.kill()
+    wait_until(lambda: not any(map(is_running, pids)))
+
+
+def test_an_interrupted_run_is_kept_and_goes_on(tmp_path):
+    """Ctrl-C reaches every process of the terminal; the workers leave it to the trainer."""
+    run = tmp_path / "run"
+    flags = ["--env", "probe/Identity-v0", "--num-envs", "2", "--algo.n-steps", "4", "--run-dir", str(run)]
+    flags += ["--total-timesteps", "1000000000", "--log-freq", "400", "--eval-episodes", "0", "--no-tensorboard"]
+    command = [sys.executable, "-m", "habilis", "train", "a3c", *flags]
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+    metrics = run / "metrics.jsonl"
+    try:
+        wait_until(lambda: metrics.exists() and metrics.read_text().count("\n") >= 2)
+        os.killpg(process.pid, signal.SIGINT)
+        output = process.communicate(timeout=200)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 130, output
+    assert "Traceback" not in output
+    assert "--resume" in output
+    (kept,) = (run / "checkpoints").glob("step_*")
+    assert json.loads((kept / "manifest.json").read_text())["meta"]["exact"] is False
+    steps = int(kept.name.removeprefix("step_"))
+    command = [sys.executable, "-m", "habilis", "train", "--resume", str(run), "--total-timesteps", str(steps + 1)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "asynchronous workers never do the same twice" in done.stdout + done.stderr
+    last = json.loads(metrics.read_text().splitlines()[-1])
+    assert last["step"] == steps + 400
