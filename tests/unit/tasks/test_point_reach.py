@@ -15,6 +15,7 @@ from habilis.envs.make import make_vec_env
 from habilis.tasks.point_reach import ACCELERATIONS, EPISODE_STEPS
 
 ID, DISCRETE_ID = "habilis/PointReach-v0", "habilis/PointReachDiscrete-v0"
+GOAL_ID = "habilis/PointReachGoal-v0"
 
 
 def put(env, position, velocity, target, row=0):
@@ -152,3 +153,57 @@ def test_gymnasium_gets_an_ordinary_environment(id):
     check(env.unwrapped)
     assert env.metadata["render_fps"] == 10
     env.close()
+
+
+class TestGoal:
+    """The point with its target as a goal."""
+
+    def test_the_same_point_with_another_reward(self):
+        plain, env = make_vec_env(ID, 3, seed=4), make_vec_env(GOAL_ID, 3, seed=4)
+        one, other = plain.reset(1), env.reset(1)
+        for k in range(EPISODE_STEPS):
+            rows = one["policy"]
+            assert torch.equal(other["policy"], rows[:, :6])
+            assert torch.equal(other["achieved_goal"], rows[:, :3])
+            assert torch.equal(other["desired_goal"], rows[:, 6:])
+            action = torch.full((3, 3), 0.1 * (k % 5) - 0.2)
+            step, same = env.step(action), plain.step(action)
+            assert torch.equal(step.info["distance"], same.info["distance"])
+            assert torch.equal(step.reward, torch.where(same.info["distance"] <= 0.1, 0.0, -1.0))
+            assert not step.terminated.any()
+            one, other = same.obs, step.obs
+            if same.done.any():
+                break
+        assert k > 50
+        assert step.truncated.all()
+
+    def test_reaching_the_goal_ends_nothing(self):
+        env = make_vec_env(GOAL_ID, 1)
+        put(env, (0.0, 0, 0), (0, 0, 0), (0.05, 0, 0))
+        step = env.step(torch.zeros(1, 3))
+        assert step.reward.tolist() == [0.0]
+        assert step.info["success"].tolist() == [True]
+        assert not step.done.any()
+
+    def test_it_keeps_the_contract(self):
+        assert [finding for finding in check_env(make_vec_env(GOAL_ID, 3)) if finding.level == "error"] == []
+
+    def test_with_gymnasium(self):
+        env = gymnasium.make(f"habilis.tasks:{GOAL_ID}")
+        obs, _ = env.reset(seed=1)
+        assert env.observation_space.contains(obs)
+        assert set(obs) == {"observation", "achieved_goal", "desired_goal"}
+        obs, reward, _, _, info = env.step(np.ones(3, np.float32))
+        assert reward == env.unwrapped.compute_reward(obs["achieved_goal"], obs["desired_goal"], info)
+        assert env.unwrapped.compute_reward(np.zeros((2, 3)), np.array([[0, 0, 0.05], [0, 0, 1]]), {}).tolist() == [
+            0,
+            -1,
+        ]
+        vec = make_vec_env(GOAL_ID, 2, backend="gymnasium")
+        assert vec.spec.obs == make_vec_env(GOAL_ID, 2).spec.obs
+        assert vec.compute_reward(torch.zeros(2, 3), torch.tensor([[0, 0, 0.05], [0, 0, 1]])).tolist() == [0, -1]
+
+    def test_without_a_goal_there_is_no_reward_of_one(self):
+        env = gymnasium.make(f"habilis.tasks:{ID}")
+        with pytest.raises(EnvError, match="has no goals"):
+            env.unwrapped.compute_reward(np.zeros(3), np.zeros(3))
