@@ -43,7 +43,7 @@ _LUNAR_LANDER: Mapping[str, Any] = {
     "algo.exploration_final_eps": 0.05,
     "algo.v_min": -300.0,
     "algo.v_max": 300.0,
-    "algo.hidden": (256, 256),
+    "algo.hidden": (128, 128),
 }
 
 _POINT_REACH: Mapping[str, Any] = {
@@ -103,25 +103,30 @@ _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
     "habilis/ObjectSorting-v0": _OBJECT_SORTING,
 }
 
-# a fall ends few transitions and puts their values wrong by up to 100: clipped at 1, their errors count too little
-_CARTPOLE_MEAN: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": None}
-_CARTPOLE_QUANTILES: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": 10.0}
+# a fall or a crash ends few transitions and puts their values wrong by up to 100: clipped at 1, their errors count too
+# little
+_MEAN: Mapping[str, Any] = {"algo.huber_threshold": None}
+_QUANTILES: Mapping[str, Any] = {"algo.huber_threshold": 10.0}
+# what an update costs grows with the quantiles by which it ranks the actions
+_IMPLICIT_QUANTILES: Mapping[str, Any] = {**_QUANTILES, "algo.n_acting_fractions": 8, "matmul_precision": "medium"}
 
-# what an update costs grows with the quantiles
-_FEW_QUANTILES: Mapping[str, Any] = {"algo.n_acting_fractions": 8, "matmul_precision": "medium"}
+
+def _for_episodes_that_can_fail(changes: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    return {"CartPole-v1": {**_CARTPOLE, **changes}, "LunarLander-v3": {**_LUNAR_LANDER, **changes}}
+
 
 _ONE_NAME: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    **{name: {"CartPole-v1": _CARTPOLE_MEAN} for name in ("dqn", "dueling_dqn", "per_dqn", "n_step_dqn", "noisy_dqn")},
+    **{
+        name: _for_episodes_that_can_fail(_MEAN)
+        for name in ("dqn", "dueling_dqn", "per_dqn", "n_step_dqn", "noisy_dqn")
+    },
     "double_dqn": {
-        "CartPole-v1": _CARTPOLE_MEAN,
+        **_for_episodes_that_can_fail(_MEAN),
         # a reward lies many steps behind what earned it, and most actions change little
         "habilis/ObjectSorting-v0": {**_OBJECT_SORTING, "algo.dueling": True, "algo.n_steps": 3},
     },
-    "qr_dqn": {"CartPole-v1": _CARTPOLE_QUANTILES},
-    "iqn": {
-        "CartPole-v1": {**_CARTPOLE_QUANTILES, **_FEW_QUANTILES},
-        "LunarLander-v3": {**_LUNAR_LANDER, **_FEW_QUANTILES},
-    },
+    "qr_dqn": _for_episodes_that_can_fail(_QUANTILES),
+    "iqn": _for_episodes_that_can_fail(_IMPLICIT_QUANTILES),
 }
 
 DQN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
