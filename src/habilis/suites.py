@@ -239,6 +239,60 @@ SUITES.add(
     ),
 )
 SUITES.add(
+    "control",
+    (
+        Case(
+            algorithm="reinforce",
+            env="CartPole-v1",
+            total_timesteps=200_000,
+            goals=(Goal(480),),
+            reference="483 (SLM-Lab)",
+        ),
+        Case(
+            algorithm="a2c",
+            env="CartPole-v1",
+            total_timesteps=200_000,
+            goals=(Goal(490),),
+            reference="496.7 (SLM-Lab)",
+        ),
+        Case(
+            algorithm="a3c",
+            env="CartPole-v1",
+            total_timesteps=200_000,
+            goals=(Goal(450),),
+            reference="within a tenth of A2C's, 500 at best",
+        ),
+        Case(
+            algorithm="a2c",
+            env="InvertedPendulum-v5",
+            total_timesteps=1_000_000,
+            goals=(Goal(1000),),
+            reference="1000 (Tianshou)",
+        ),
+        Case(
+            algorithm="trpo",
+            env="CartPole-v1",
+            total_timesteps=100_000,
+            goals=(Goal(490),),
+            reference="500 (RL Zoo3)",
+        ),
+        Case(
+            algorithm="trpo",
+            env="HalfCheetah-v5",
+            total_timesteps=1_000_000,
+            goals=(Goal(4400),),
+            reference="4471 ± 805 (Tianshou, best evaluation, 10 seeds)",
+        ),
+        Case(
+            algorithm="trpo",
+            env="Hopper-v5",
+            total_timesteps=1_000_000,
+            goals=(Goal(2600),),
+            reference="2046 ± 1038 (Tianshou, best evaluation, 10 seeds)",
+        ),
+    ),
+)
+SUITES.add(
     "smoke",
     (
         Case(

@@ -9,6 +9,8 @@ import torch
 
 from habilis.api import default_config
 from habilis.build import build_trainer
+from habilis.envs.make import make_vec_env
+from habilis.evaluation.evaluator import evaluate
 from habilis.presets.dqn import DQN_NAMES
 from habilis.training.keeping import Trainer
 
@@ -24,6 +26,17 @@ PPO = {
     "algo.gamma": 0.9,
     "algo.gae_lambda": 0.9,
 }
+PLAIN = {
+    "num_envs": 16,
+    "algo.hidden": [32],
+    "algo.normalize_obs": False,
+    "algo.normalize_reward": False,
+    "algo.gamma": 0.9,
+}
+A2C = PLAIN | {"algo.n_steps": 8, "algo.learning_rate": 3e-3, "algo.gae_lambda": 0.9}
+ACTOR_CRITIC = PLAIN | {"algo.learning_rate": 3e-3}
+REINFORCE = PLAIN | {"algo.n_episodes": 32}
+TRPO = PLAIN | {"algo.n_steps": 16, "algo.batch_size": 64, "algo.gae_lambda": 0.9, "algo.target_kl": 0.03}
 SAC = {
     "num_envs": 8,
     "algo.train_freq": 1,
@@ -51,8 +64,9 @@ DQN = {
     "algo.v_max": 11.0,
     "algo.n_quantiles": 20,
 }
-BASE = {"ppo": PPO, "sac": SAC, **dict.fromkeys(DQN_NAMES, DQN)}
-STEPS = {"ppo": 16_000, "sac": 8_000, **dict.fromkeys(DQN_NAMES, 4_000)}
+ON_POLICY = {"ppo": PPO, "a2c": A2C, "actor_critic": ACTOR_CRITIC, "reinforce": REINFORCE, "trpo": TRPO, "npg": TRPO}
+BASE = {**ON_POLICY, "sac": SAC, **dict.fromkeys(DQN_NAMES, DQN)}
+STEPS = {**dict.fromkeys(ON_POLICY, 16_000), "sac": 8_000, **dict.fromkeys(DQN_NAMES, 4_000)}
 
 
 def train(algorithm: str, probe: str, **overrides: Any) -> Trainer:
@@ -83,33 +97,49 @@ def act(trainer: Trainer, rows: list[list[float]]) -> torch.Tensor:
     return trainer.algorithm.policy.act({"policy": torch.tensor(rows)}, deterministic=True).env_action
 
 
-BOTH = pytest.mark.parametrize("algorithm", ["ppo", "sac"])
+@pytest.mark.parametrize(("strategy", "low", "high"), [("future", 0.95, 1.0), ("none", 0.0, 0.1)])
+def test_bits_are_flipped_in_hindsight_alone(strategy: str, low: float, high: float) -> None:
+    trainer = train(
+        "dqn",
+        "BitFlip",
+        **{"env_kwargs": {"bits": 12}, "algo.goal_selection_strategy": strategy, "algo.gradient_steps": 2},
+        **{"algo.learning_rate": 1e-3, "algo.target_update_interval": 1, "algo.tau": 0.05, "algo.gamma": 0.98},
+        **{"algo.hidden": [128, 128], "algo.batch_size": 128, "algo.exploration_fraction": 0.3},
+        total_timesteps=8000,
+    )
+    result = evaluate(trainer.algorithm.policy, make_vec_env("probe/BitFlip-v0", 50, bits=12), episodes=100, seed=1)
+    assert low <= result.success_rate <= high
+
+
+POLICIES = pytest.mark.parametrize("algorithm", [*ON_POLICY, "sac"])
 # a fixed, tiny temperature: the soft value is then the value
-COLD = {"sac": {"algo.ent_coef": 1e-4}, "ppo": {}}
+COLD: dict[str, dict[str, Any]] = {"sac": {"algo.ent_coef": 1e-4}}
 
 
-@BOTH
+@POLICIES
 def test_constant_reward(algorithm: str) -> None:
-    trainer = train(algorithm, "ConstantRewardContinuous", **COLD[algorithm], total_timesteps=4000)
+    trainer = train(algorithm, "ConstantRewardContinuous", **COLD.get(algorithm, {}), total_timesteps=4000)
     assert value(trainer, 0.0) == pytest.approx([1.0], abs=0.05)
 
 
-@BOTH
+@POLICIES
 def test_reward_that_depends_on_the_observation(algorithm: str) -> None:
-    trainer = train(algorithm, "ObservationRewardContinuous", **COLD[algorithm])
+    trainer = train(algorithm, "ObservationRewardContinuous", **COLD.get(algorithm, {}))
     assert value(trainer, -1.0, 1.0) == pytest.approx([-1.0, 1.0], abs=0.1)
 
 
-@BOTH
+@POLICIES
 def test_credit_over_two_steps(algorithm: str) -> None:
-    trainer = train(algorithm, "TwoStepCreditContinuous", **COLD[algorithm])
+    trainer = train(algorithm, "TwoStepCreditContinuous", **COLD.get(algorithm, {}))
     assert value(trainer, 0.0, 1.0) == pytest.approx([0.9, 1.0], abs=0.08)
 
 
-@BOTH
+@POLICIES
 def test_truncation_is_not_termination(algorithm: str) -> None:
     # 1 / (1 - 0.9); a learner that takes truncation for termination finds at most 1 + 0.9 + ... + 0.9^4 = 4.1
-    trainer = train(algorithm, "TruncationValueContinuous", **COLD[algorithm], total_timesteps=2 * STEPS[algorithm])
+    trainer = train(
+        algorithm, "TruncationValueContinuous", **COLD.get(algorithm, {}), total_timesteps=2 * STEPS[algorithm]
+    )
     assert value(trainer, 0.0) == pytest.approx([10.0], abs=0.7)
 
 
@@ -118,23 +148,31 @@ def test_truncation_with_n_step_targets() -> None:
     assert value(trainer, 0.0) == pytest.approx([10.0], abs=0.7)
 
 
-@BOTH
+@POLICIES
 def test_action_that_depends_on_the_observation(algorithm: str) -> None:
-    trainer = train(algorithm, "ActionObservationRewardContinuous", **COLD[algorithm])
+    trainer = train(algorithm, "ActionObservationRewardContinuous", **COLD.get(algorithm, {}))
     assert act(trainer, [[-1.0], [1.0]]).flatten().tolist() == pytest.approx([-0.5, 0.5], abs=0.12)
 
 
-@BOTH
+@POLICIES
 def test_continuous_identity(algorithm: str) -> None:
     trainer = train(algorithm, "IdentityContinuous", total_timesteps=3 * STEPS[algorithm])
     rows = [[-0.8, 0.4], [0.1, -0.5], [0.6, 0.7]]
     assert act(trainer, rows).flatten().tolist() == pytest.approx(torch.tensor(rows).flatten().tolist(), abs=0.2)
 
 
-def test_discrete_choices() -> None:
-    assert act(train("ppo", "ActionReward"), [[0.0]]).item() == 1
-    assert act(train("ppo", "ActionObservationReward"), [[-1.0], [1.0]]).tolist() == [0, 1]
-    trainer = train("ppo", "Identity", total_timesteps=32_000)
+@pytest.mark.parametrize("algorithm", ON_POLICY)
+def test_discrete_choices(algorithm: str) -> None:
+    assert act(train(algorithm, "ActionReward"), [[0.0]]).item() == 1
+    assert act(train(algorithm, "ActionObservationReward"), [[-1.0], [1.0]]).tolist() == [0, 1]
+    trainer = train(algorithm, "Identity", total_timesteps=32_000)
+    assert act(trainer, torch.eye(4).tolist()).tolist() == [0, 1, 2, 3]
+
+
+def test_reinforce_without_a_baseline() -> None:
+    plain = {"algo.baseline": False, "algo.normalize_advantage": False}
+    assert act(train("reinforce", "ActionObservationReward", **plain), [[-1.0], [1.0]]).tolist() == [0, 1]
+    trainer = train("reinforce", "Identity", **plain, total_timesteps=64_000)
     assert act(trainer, torch.eye(4).tolist()).tolist() == [0, 1, 2, 3]
 
 
