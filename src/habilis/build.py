@@ -261,16 +261,54 @@ ALGORITHMS.add(
     ),
 )
 
+SAC = (sac.SACConfig, sac.make_policy, sac.SAC)
+TD3 = (td3.TD3Config, td3.make_policy, td3.TD3)
+
 ACTOR_CRITICS: Mapping[str, tuple[str, Any, Mapping[str, Any]]] = {
-    "sac": ("Soft actor-critic (Haarnoja et al. 2018)", (sac.SACConfig, sac.make_policy, sac.SAC), {}),
-    "td3": (
-        "Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018)",
-        (td3.TD3Config, td3.make_policy, td3.TD3),
-        {},
+    "sac": ("Soft actor-critic (Haarnoja et al. 2018)", SAC, {}),
+    "tqc": (
+        "Truncated quantile critics (Kuznetsov et al. 2020)",
+        SAC,
+        {"n_quantiles": 25, "top_quantiles_to_drop_per_net": 2, "policy_critic": "mean"},
     ),
+    "redq": (
+        "Randomised ensembled double Q-learning (Chen et al. 2021)",
+        SAC,
+        {"n_critics": 10, "n_target_critics": 2, "policy_critic": "mean", "gradient_steps": 20, "policy_delay": 20},
+    ),
+    "droq": (
+        "SAC with dropout and layer normalisation in its critics (Hiraoka et al. 2022)",
+        SAC,
+        {"layer_norm": True, "dropout": 0.01, "policy_critic": "mean", "gradient_steps": 20, "policy_delay": 20},
+    ),
+    "crossq": (
+        "SAC with batch normalisation and without targets (Bhatt et al. 2024)",
+        SAC,
+        {
+            "batch_renorm": True,
+            "target_networks": False,
+            "critic_hidden": (1024, 1024),
+            "learning_rate": 1e-3,
+            "adam_beta1": 0.5,
+            "policy_delay": 3,
+        },
+    ),
+    "simba_sac": (
+        "SAC with SimBa's residual networks (Lee et al. 2024)",
+        SAC,
+        {
+            "network": "simba",
+            "hidden": (128,),
+            "critic_hidden": (512, 512),
+            "normalize_obs": True,
+            "learning_rate": 1e-4,
+            "gradient_steps": 2,
+        },
+    ),
+    "td3": ("Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018)", TD3, {}),
     "ddpg": (
         "Deep deterministic policy gradient (Lillicrap et al. 2016)",
-        (td3.TD3Config, td3.make_policy, td3.TD3),
+        TD3,
         {"n_critics": 1, "policy_delay": 1, "target_policy_noise": 0.0},
     ),
 }

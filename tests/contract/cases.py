@@ -13,6 +13,7 @@ from habilis.build import ALGORITHMS, build_trainer
 from habilis.checkpoint import save_checkpoint
 from habilis.checkpoint.state_tree import flatten
 from habilis.presets.dqn import DQN_NAMES
+from habilis.presets.sac import SAC_NAMES
 from habilis.presets.tabular import TABULAR_NAMES
 from habilis.presets.td3 import TD3_NAMES
 from habilis.presets.trpo import TRPO_NAMES
@@ -85,8 +86,10 @@ TABULAR = {"num_envs": 3, "algo.train_freq": 4, "algo.rounding": [0.5]}
 SMALL |= dict.fromkeys(TABULAR_NAMES, TABULAR)
 SMALL["double_q_learning"] = TABULAR | {"algo.learning_rate_power": 0.8}
 
-SMALL |= dict.fromkeys(TD3_NAMES, SMALL["sac"])
-SMALL["ddpg"] = SMALL["ddpg"] | {"algo.action_noise": "ornstein_uhlenbeck"}
+SMALL |= dict.fromkeys(SAC_NAMES, SMALL["sac"] | {"algo.critic_hidden": [16], "algo.policy_delay": 3})
+SMALL["sac"] = SMALL["sac"] | {"algo.policy_delay": 1}
+SMALL |= dict.fromkeys(TD3_NAMES, SMALL["sac"] | {"algo.policy_delay": 2})
+SMALL["ddpg"] = SMALL["ddpg"] | {"algo.policy_delay": 1, "algo.action_noise": "ornstein_uhlenbeck"}
 
 EXACT = dict.fromkeys(SMALL, ("HalfCheetah-v5", "habilis/QuadrupedWalk-v0", "probe/IdentityContinuous-v0"))
 EXACT |= dict.fromkeys(DQN_NAMES, ("probe/Identity-v0", "probe/TruncationValue-v0"))

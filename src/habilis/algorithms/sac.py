@@ -287,9 +287,9 @@ class SAC:
 
     def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
         """Take observations into the statistics of every encoder; the targets' follow the critics'."""
-        s = self.state
-        for module in (s.policy, s.critics, *([s.target_critics] if s.target_critics else [])):
-            module.encoder.update_normalizers(obs, valid)
+        for module in (self.state.policy, self.state.critics, self.state.target_critics):
+            if module is not None:
+                module.encoder.update_normalizers(obs, valid)
 
     def state_dict(self) -> State:
         """Return everything that learning changes."""
