@@ -65,7 +65,7 @@ class Recurrent(nn.Module):
         return after[..., : self.out_dim], after
 
     def _step(self, given: Tensor, memory: Tensor) -> Tensor:
-        remembered = self.of_memory(memory[..., : self.out_dim]).to(memory.dtype)
+        remembered = self.of_memory(memory[..., : self.out_dim])
         return self._cell(given, remembered, memory)
 
 
