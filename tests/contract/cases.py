@@ -97,6 +97,16 @@ EXACT |= dict.fromkeys(TABULAR_NAMES, ("probe/Identity-v0", "habilis/GridWorld-v
 EXACT["reinforce"] = ("InvertedPendulum-v5", "probe/IdentityContinuous-v0", "probe/Identity-v0")
 """Environments that save their state."""
 
+HINDSIGHT = {
+    ("sac", "habilis/PointReachGoal-v0"): "episode",
+    ("td3", "habilis/PointReachGoal-v0"): "future",
+    ("dqn", "probe/BitFlip-v0"): "final",
+    ("rainbow", "probe/BitFlip-v0"): "future",
+}
+"""Goals, and which of those that an episode reached are learnt of."""
+for _name, _env in HINDSIGHT:
+    EXACT[_name] += (_env,)
+
 INEXACT = {"a3c"}
 """Algorithms that are outside the promise of exact resumption, and of the same bits from the same seed."""
 
@@ -104,13 +114,17 @@ FRESH = dict.fromkeys(SMALL, "Pendulum-v1") | dict.fromkeys(DQN_NAMES, "CartPole
 FRESH |= dict.fromkeys(TABULAR_NAMES, "MountainCar-v0")
 """An environment that cannot."""
 
-ARRAY = {(name, "habilis/GridWorld-v0"): {"algo.rounding": []} for name in TABULAR_NAMES}
-"""Tables that are arrays; the others are dictionaries."""
+SPECIAL: dict[tuple[str, str], dict[str, Any]] = {
+    # tables that are arrays; the others are dictionaries
+    **{(name, "habilis/GridWorld-v0"): {"algo.rounding": []} for name in TABULAR_NAMES},
+    **{case: {"algo.goal_selection_strategy": strategy} for case, strategy in HINDSIGHT.items()},
+}
+"""What an algorithm needs in one environment."""
 
 
 def small_config(algorithm: str, env: str, **overrides: Any) -> TrainConfig:
     base = {"total_timesteps": 2000, "env_threads": 1, "threads": 1}
-    given = {**base, **SMALL[algorithm], **ARRAY.get((algorithm, env), {}), **overrides}
+    given = {**base, **SMALL[algorithm], **SPECIAL.get((algorithm, env), {}), **overrides}
     return default_config(algorithm, env, **given)
 
 
