@@ -290,6 +290,33 @@ SUITES.add(
             goals=(Goal(2600),),
             reference="2046 ± 1038 (Tianshou, best evaluation, 10 seeds)",
         ),
+        *(
+            Case(algorithm=name, env="Pendulum-v1", total_timesteps=20_000, goals=(Goal(-160),), reference=reference)
+            for name, reference in {
+                "ddpg": "-152 (RL Zoo3)",
+                "td3": "-152 (RL Zoo3)",
+                "sac": "-157 (RL Zoo3)",
+                "tqc": "",
+            }.items()
+        ),
+        *(
+            Case(algorithm=name, env=env, total_timesteps=steps, goals=(Goal(goal),), reference=reference)
+            for name, env, steps, goal, reference in (
+                ("td3", "HalfCheetah-v5", 150_000, 6000, ""),
+                ("tqc", "HalfCheetah-v5", 100_000, 6500, ""),
+                ("crossq", "HalfCheetah-v5", 100_000, 8100, "8112 ± 896 on v4 (SimbaV2 data)"),
+                ("droq", "HalfCheetah-v5", 17_000, 4200, "4271 ± 542 on v4 (SimbaV2 data)"),
+                ("redq", "Hopper-v5", 50_000, 2400, "2485 ± 1035 on v4 (SimbaV2 data)"),
+                ("simba_sac", "HalfCheetah-v5", 100_000, 7300, "7328 ± 993 on v4, SimbaV2 (its data)"),
+            )
+        Case(
+            algorithm="crossq",
+            label="crossq at 50k",
+            env="HalfCheetah-v5",
+            total_timesteps=50_000,
+            goals=(Goal(6300),),
+            reference="6345 ± 790 on v4 (SimbaV2 data)",
+        ),
     ),
 )
 SUITES.add(

@@ -129,8 +129,8 @@ class Session:
     def _after(self, report: Report) -> None:
         """Log, evaluate and keep where it is time to."""
         steps = report.env_steps
-        if report.metrics:
-            self._metrics = report.metrics
+        # an update need not move everything: what it leaves out keeps its last scalars
+        self._metrics = self._metrics | report.metrics
         if self._due("log_freq", self._last_logged, steps):
             self._log(report)
         if self.config.eval_episodes and self._due("eval_freq", self._last_evaluated, steps):
