@@ -310,6 +310,20 @@ SUITES.add(
                 ("simba_sac", "HalfCheetah-v5", 100_000, 7300, "7328 ± 993 on v4, SimbaV2 (its data)"),
             )
         Case(
+            algorithm="sac",
+            env="FetchReach-v4",
+            total_timesteps=20_000,
+            goals=(Goal(1.0, "success_rate"),),
+            reference="1.0, TQC with HER (RL Zoo3)",
+        ),
+        Case(
+            algorithm="sac",
+            env="FetchPush-v4",
+            total_timesteps=1_000_000,
+            goals=(Goal(0.9, "success_rate"),),
+            reference="1.0, TQC with HER (RL Zoo3)",
+        ),
+        Case(
             algorithm="crossq",
             label="crossq at 50k",
             env="HalfCheetah-v5",

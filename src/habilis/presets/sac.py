@@ -29,6 +29,17 @@ _MUJOCO: Mapping[str, Any] = {**_WARM_UP, "algo.learning_rate": 5e-4, "algo.crit
 
 _PENDULUM: Mapping[str, Any] = {"total_timesteps": 20_000, "algo.learning_rate": 1e-3, "algo.learning_starts": 100}
 
+_GOAL: Mapping[str, Any] = {
+    "matmul_precision": "highest",
+    "algo.goal_selection_strategy": "future",
+    "algo.learning_rate": 1e-3,
+    "algo.tau": 0.05,
+    "algo.gamma": 0.95,
+    "algo.init_ent_coef": 0.05,
+    "algo.normalize_obs": True,
+}
+"""Goals learnt of in hindsight. A reward of -1 or 0 is soon drowned by the entropy of a temperature of 1."""
+
 _SAC: Mapping[str, Mapping[str, Any]] = {
     "Pendulum-v1": _PENDULUM,
     **dict.fromkeys(MUJOCO, _MUJOCO),
@@ -37,6 +48,33 @@ _SAC: Mapping[str, Mapping[str, Any]] = {
     "Hopper-v5": {**_MUJOCO, "algo.normalize_obs": True, "algo.learning_rate_schedule": "linear"},
     # speed pays at once and nothing ends an episode: a shorter horizon learns it from fewer steps
     "HalfCheetah-v5": {**_MUJOCO, "algo.gamma": 0.98},
+    "FetchReach-v4": {
+        **_GOAL,
+        "env_backend": "envpool",
+        "total_timesteps": 20_000,
+        "num_envs": 4,
+        "algo.gradient_steps": -1,
+        "algo.hidden": (64, 64),
+    },
+    "FetchPush-v4": {
+        **_GOAL,
+        "env_backend": "envpool",
+        "total_timesteps": 1_000_000,
+        "num_envs": 16,
+        "algo.train_freq": 2,
+        "algo.gradient_steps": 16,
+        "algo.batch_size": 512,
+        "algo.learning_starts": 2000,
+        "algo.hidden": (256, 256, 256),
+    },
+    "habilis/PointReachGoal-v0": {
+        **_GOAL,
+        "total_timesteps": 60_000,
+        "num_envs": 8,
+        "algo.gradient_steps": 4,
+        "algo.gamma": 0.98,
+        "algo.hidden": (128, 128),
+    },
 }
 
 SAC_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
