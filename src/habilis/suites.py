@@ -314,14 +314,13 @@ SUITES.add(
             env="FetchReach-v4",
             total_timesteps=20_000,
             goals=(Goal(1.0, "success_rate"),),
-            reference="1.0, TQC with HER (RL Zoo3)",
+            reference="return -1.66, 100% (RL Zoo3)",
         ),
         Case(
             algorithm="sac",
             env="FetchPush-v4",
             total_timesteps=1_000_000,
             goals=(Goal(0.9, "success_rate"),),
-            reference="1.0, TQC with HER (RL Zoo3)",
         ),
         Case(
             algorithm="crossq",
