@@ -309,6 +309,7 @@ SUITES.add(
                 ("redq", "Hopper-v5", 50_000, 2400, "2485 ± 1035 on v4 (SimbaV2 data)"),
                 ("simba_sac", "HalfCheetah-v5", 100_000, 7300, "7328 ± 993 on v4, SimbaV2 (its data)"),
             )
+        ),
         Case(
             algorithm="sac",
             env="FetchReach-v4",
