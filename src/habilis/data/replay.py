@@ -220,7 +220,7 @@ class ReplayBuffer:
         return next(drawn), next(drawn), next(drawn)
 
     def _choose_goals(self, index: Tensor, wanted: Tensor, hindsight: Hindsight) -> Goals:
-        """Choose what their episodes reached as goals of transitions at flat indices that had `wanted`, `[B, *goal]`."""
+        """Choose goals of what episodes reached, for transitions at flat indices that had `wanted` `[B, *goal]`."""
         oldest, newest = (self._added - len(self) // self.num_envs) % self.rows, (self._head - 1) % self.rows
         source = hindsight.draw(index, oldest, newest)
         return hindsight.replace(wanted, self.observations.successors(source, (ACHIEVED,))[ACHIEVED])
