@@ -116,10 +116,9 @@ def _for_episodes_that_can_fail(changes: Mapping[str, Any]) -> dict[str, Mapping
 
 
 _ONE_NAME: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    **{
-        name: _for_episodes_that_can_fail(_MEAN)
-        for name in ("dqn", "dueling_dqn", "per_dqn", "n_step_dqn", "noisy_dqn")
-    },
+    **{name: _for_episodes_that_can_fail(_MEAN) for name in ("dueling_dqn", "per_dqn", "n_step_dqn", "noisy_dqn")},
+    # with half the steps that its relatives are given
+    "dqn": {**_for_episodes_that_can_fail(_MEAN), "CartPole-v1": {**_CARTPOLE, **_MEAN, "algo.gradient_steps": 256}},
     "double_dqn": {
         **_for_episodes_that_can_fail(_MEAN),
         # a reward lies many steps behind what earned it, and most actions change little
