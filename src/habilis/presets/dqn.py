@@ -103,29 +103,27 @@ _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
     "habilis/ObjectSorting-v0": _OBJECT_SORTING,
 }
 
-# a fall or a crash ends few transitions and puts their values wrong by up to 100: clipped at 1, their errors count too
-# little
-_MEAN: Mapping[str, Any] = {"algo.huber_threshold": None}
-_QUANTILES: Mapping[str, Any] = {"algo.huber_threshold": 10.0}
+# a fall ends few transitions and puts their values wrong by up to 100: clipped at 1, their errors count too little
+_CARTPOLE_MEAN: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": None}
+_CARTPOLE_QUANTILES: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": 10.0}
+
 # what an update costs grows with the quantiles by which it ranks the actions
-_IMPLICIT_QUANTILES: Mapping[str, Any] = {**_QUANTILES, "algo.n_acting_fractions": 8, "matmul_precision": "medium"}
-
-
-def _for_episodes_that_can_fail(changes: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    return {"CartPole-v1": {**_CARTPOLE, **changes}, "LunarLander-v3": {**_LUNAR_LANDER, **changes}}
-
+_IMPLICIT_QUANTILES: Mapping[str, Any] = {"algo.n_acting_fractions": 8, "matmul_precision": "medium"}
 
 _ONE_NAME: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    **{name: _for_episodes_that_can_fail(_MEAN) for name in ("dueling_dqn", "per_dqn", "n_step_dqn", "noisy_dqn")},
     # with half the steps that its relatives are given
-    "dqn": {**_for_episodes_that_can_fail(_MEAN), "CartPole-v1": {**_CARTPOLE, **_MEAN, "algo.gradient_steps": 256}},
+    "dqn": {"CartPole-v1": {**_CARTPOLE_MEAN, "algo.gradient_steps": 256}},
+    **{name: {"CartPole-v1": _CARTPOLE_MEAN} for name in ("dueling_dqn", "per_dqn", "n_step_dqn", "noisy_dqn")},
     "double_dqn": {
-        **_for_episodes_that_can_fail(_MEAN),
+        "CartPole-v1": _CARTPOLE_MEAN,
         # a reward lies many steps behind what earned it, and most actions change little
         "habilis/ObjectSorting-v0": {**_OBJECT_SORTING, "algo.dueling": True, "algo.n_steps": 3},
     },
-    "qr_dqn": _for_episodes_that_can_fail(_QUANTILES),
-    "iqn": _for_episodes_that_can_fail(_IMPLICIT_QUANTILES),
+    "qr_dqn": {"CartPole-v1": _CARTPOLE_QUANTILES},
+    "iqn": {
+        "CartPole-v1": {**_CARTPOLE_QUANTILES, **_IMPLICIT_QUANTILES},
+        "LunarLander-v3": {**_LUNAR_LANDER, **_IMPLICIT_QUANTILES},
+    },
 }
 
 DQN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
