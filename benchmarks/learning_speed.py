@@ -3,6 +3,8 @@
     python benchmarks/learning_speed.py ppo --batch-size 64 --peers-python peers/bin/python
     python benchmarks/learning_speed.py sac --peers-python peers/bin/python
     python benchmarks/learning_speed.py dqn --num-envs 8 --peers-python peers/bin/python
+    python benchmarks/learning_speed.py a2c --peers-python peers/bin/python
+    python benchmarks/learning_speed.py trpo --peers-python peers/bin/python
 
 The peers live in an environment of their own (`python -m venv peers; peers/bin/pip install -r benchmarks/peers.txt`):
 they need an older MuJoCo. Each measurement is a fresh process that trains a little to warm up and is then timed over
@@ -19,16 +21,26 @@ import subprocess
 import sys
 import time
 
-ENV = {"ppo": "HalfCheetah-v5", "sac": "HalfCheetah-v5", "dqn": "CartPole-v1"}
-STEPS = {"ppo": 32_768, "sac": 3_000, "dqn": 12_000}
-WARMUP = {"ppo": 16_384, "sac": 800, "dqn": 4_000}
+ENV = {
+    "ppo": "HalfCheetah-v5",
+    "sac": "HalfCheetah-v5",
+    "dqn": "CartPole-v1",
+    "a2c": "CartPole-v1",
+    "trpo": "Hopper-v5",
+}
+STEPS = {"ppo": 32_768, "sac": 3_000, "dqn": 12_000, "a2c": 60_000, "trpo": 40_960}
+WARMUP = {"ppo": 16_384, "sac": 800, "dqn": 4_000, "a2c": 10_000, "trpo": 81_920}
+SIDES = dict.fromkeys(ENV, ("habilis", "sb3", "sbx")) | dict.fromkeys(("a2c", "trpo"), ("habilis", "sb3"))
+"""SBX has neither A2C nor TRPO; TRPO is that of Stable-Baselines3 Contrib."""
+ON_POLICY = {"a2c": {"n_steps": 5}, "trpo": {"n_steps": 256, "batch_size": 128}}
+"""Of every side, with 8 environments and two layers of 64; all else is the default, which is the same."""
 DQN = {"batch_size": 64, "buffer_size": 100_000, "learning_starts": 256, "gradient_steps": -1, "learning_rate": 5e-4}
 """Of every side: as many updates as environment steps, of two layers of 64."""
 
 
 def measure_habilis(args):
     from habilis.api import default_config
-    from habilis.build import build_trainer
+    from habilis.build import ALGORITHMS, build_trainer
 
     common = {"total_timesteps": 10**9, "eval_episodes": 0}
     if args.threads:
@@ -43,6 +55,11 @@ def measure_habilis(args):
             "algo.normalize_obs": False,
             "algo.normalize_reward": False,
         }
+    elif args.algorithm in ON_POLICY:
+        common["num_envs"] = 8
+        defaults = vars(ALGORITHMS[args.algorithm].config())  # and nothing of a preset
+        common |= {f"algo.{key}": value for key, value in {**defaults, **ON_POLICY[args.algorithm]}.items()}
+        common |= {"algo.normalize_obs": False, "algo.normalize_reward": False}
     elif args.algorithm == "dqn":
         common |= {"num_envs": args.num_envs, "algo.train_freq": args.train_freq, "algo.hidden": [64, 64]}
         common |= {f"algo.{key}": value for key, value in DQN.items()}
@@ -72,6 +89,11 @@ def measure_peer(args):
     if args.algorithm == "ppo":
         env = make_vec_env(ENV["ppo"], n_envs=8)
         model = package.PPO("MlpPolicy", env, n_steps=2048, batch_size=args.batch_size, n_epochs=10, device="cpu")
+    elif args.algorithm in ON_POLICY:
+        if args.algorithm == "trpo":
+            import sb3_contrib as package
+        env, settings = make_vec_env(ENV[args.algorithm], n_envs=8), ON_POLICY[args.algorithm]
+        model = getattr(package, args.algorithm.upper())("MlpPolicy", env, device="cpu", **settings)
     elif args.algorithm == "dqn":
         env = make_vec_env(ENV["dqn"], n_envs=args.num_envs)
         layers = {"net_arch": [64, 64]}
@@ -98,7 +120,7 @@ def run_side(side, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("algorithm", choices=["ppo", "sac", "dqn"])
+    parser.add_argument("algorithm", choices=list(ENV))
     parser.add_argument("--batch-size", type=int, default=64, help="PPO's minibatch")
     parser.add_argument("--num-envs", type=int, default=1, help="environments of DQN")
     parser.add_argument("--train-freq", type=int, default=1, help="steps of each environment in a round of DQN")
@@ -107,10 +129,11 @@ def main():
     parser.add_argument("--threads", type=int, default=0, help="PyTorch threads of ours; 0: the preset's")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers-python", default="python", help="interpreter that has the peers")
-    parser.add_argument("--sides", nargs="+", default=["habilis", "sb3", "sbx"])
+    parser.add_argument("--sides", nargs="+", help="habilis, sb3, sbx; without: those that have the algorithm")
     parser.add_argument("--output", help="write the figures as JSON")
     parser.add_argument("--worker", choices=["habilis", "sb3", "sbx"], help=argparse.SUPPRESS)
     args = parser.parse_args()
+    args.sides = args.sides or SIDES[args.algorithm]
     args.steps = args.steps or STEPS[args.algorithm]
     args.warmup = args.warmup or WARMUP[args.algorithm]
     if args.worker:
@@ -127,6 +150,8 @@ def main():
         "ppo": f"minibatch {args.batch_size}",
         "sac": "batch 256",
         "dqn": f"environments: {args.num_envs}, round: {args.train_freq}",
+        "a2c": "8 environments, 5 steps",
+        "trpo": "8 environments, 256 steps, minibatch 128",
     }
     setting = f"{args.algorithm} {ENV[args.algorithm]} {details[args.algorithm]}"
     print(f"\n| {setting} | env steps/s (median of {args.rounds}) | Habilis is |\n|---|---|---|")
