@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import habilis.tasks  # noqa: F401  (registers the ids of our own tasks)
-from habilis.algorithms import a2c, dqn, ppo, reinforce, sac, tabular, td3, trpo
+from habilis.algorithms import a2c, discrete_sac, dqn, ppo, reinforce, sac, tabular, td3, trpo
 from habilis.core.acceleration import available_memory, configure, resolve_device
 from habilis.core.config import require
 from habilis.core.protocols import VecEnv
@@ -60,7 +60,7 @@ class AlgorithmEntry:
 
 OnPolicyConfig = ppo.PPOConfig | a2c.A2CConfig | trpo.TRPOConfig
 """Hyper-parameters of the algorithms that learn from rollouts of a fixed length."""
-OffPolicyConfig = sac.SACConfig | td3.TD3Config | dqn.DQNConfig
+OffPolicyConfig = sac.SACConfig | discrete_sac.DiscreteSACConfig | td3.TD3Config | dqn.DQNConfig
 """Hyper-parameters of the algorithms that learn from a replay buffer."""
 
 ALGORITHMS: Registry[AlgorithmEntry] = Registry("algorithm")
@@ -178,7 +178,7 @@ def _make_a2c(config: a2c.A2CConfig, env: VecEnv, streams: RandomStreams) -> a2c
 
 
 def _actor_critic_trainer(
-    make_algorithm: Callable[..., sac.SAC | td3.TD3],
+    make_algorithm: Callable[..., sac.SAC | discrete_sac.DiscreteSAC | td3.TD3],
 ) -> Callable[[TrainConfig, Collector, RandomStreams, str], OffPolicyTrainer]:
     """Return what builds the trainer of an algorithm with critics of actions."""
 
@@ -304,6 +304,11 @@ ACTOR_CRITICS: Mapping[str, tuple[str, Any, Mapping[str, Any]]] = {
             "learning_rate": 1e-4,
             "gradient_steps": 2,
         },
+    ),
+    "discrete_sac": (
+        "Soft actor-critic for choices (Christodoulou 2019)",
+        (discrete_sac.DiscreteSACConfig, discrete_sac.make_policy, discrete_sac.DiscreteSAC),
+        {},
     ),
     "td3": ("Twin delayed deep deterministic policy gradient (Fujimoto et al. 2018)", TD3, {}),
     "ddpg": (

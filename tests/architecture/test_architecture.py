@@ -31,6 +31,13 @@ READING = {
     "reinforce": [*ON_POLICY, "data/whole_episodes.py", "algorithms/reinforce.py"],
     "trpo": [*ON_POLICY, "functional/linear_algebra.py", "algorithms/trpo.py"],
     "sac": [*SHARED, "functional/losses.py", "algorithms/sac.py", "data/replay.py", "training/off_policy.py"],
+    "discrete_sac": [
+        *SHARED,
+        "functional/losses.py",
+        "algorithms/discrete_sac.py",
+        "data/replay.py",
+        "training/off_policy.py",
+    ],
     "td3": [
         *("functional/losses.py", "functional/returns.py", "policies/deterministic.py", "policies/action_map.py"),
         *("training/collector.py", "algorithms/td3.py", "data/replay.py", "training/off_policy.py"),

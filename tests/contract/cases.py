@@ -86,13 +86,14 @@ TABULAR = {"num_envs": 3, "algo.train_freq": 4, "algo.rounding": [0.5]}
 SMALL |= dict.fromkeys(TABULAR_NAMES, TABULAR)
 SMALL["double_q_learning"] = TABULAR | {"algo.learning_rate_power": 0.8}
 
+SMALL["discrete_sac"] = SMALL["sac"] | {"algo.target_entropy_ratio": 0.5}
 SMALL |= dict.fromkeys(SAC_NAMES, SMALL["sac"] | {"algo.critic_hidden": [16], "algo.policy_delay": 3})
 SMALL["sac"] = SMALL["sac"] | {"algo.policy_delay": 1}
 SMALL |= dict.fromkeys(TD3_NAMES, SMALL["sac"] | {"algo.policy_delay": 2})
 SMALL["ddpg"] = SMALL["ddpg"] | {"algo.policy_delay": 1, "algo.action_noise": "ornstein_uhlenbeck"}
 
 EXACT = dict.fromkeys(SMALL, ("HalfCheetah-v5", "habilis/QuadrupedWalk-v0", "probe/IdentityContinuous-v0"))
-EXACT |= dict.fromkeys(DQN_NAMES, ("probe/Identity-v0", "probe/TruncationValue-v0"))
+EXACT |= dict.fromkeys((*DQN_NAMES, "discrete_sac"), ("probe/Identity-v0", "probe/TruncationValue-v0"))
 EXACT |= dict.fromkeys(TABULAR_NAMES, ("probe/Identity-v0", "habilis/GridWorld-v0"))
 EXACT["reinforce"] = ("InvertedPendulum-v5", "probe/IdentityContinuous-v0", "probe/Identity-v0")
 """Environments that save their state."""
@@ -110,7 +111,7 @@ for _name, _env in HINDSIGHT:
 INEXACT = {"a3c"}
 """Algorithms that are outside the promise of exact resumption, and of the same bits from the same seed."""
 
-FRESH = dict.fromkeys(SMALL, "Pendulum-v1") | dict.fromkeys(DQN_NAMES, "CartPole-v1")
+FRESH = dict.fromkeys(SMALL, "Pendulum-v1") | dict.fromkeys((*DQN_NAMES, "discrete_sac"), "CartPole-v1")
 FRESH |= dict.fromkeys(TABULAR_NAMES, "MountainCar-v0")
 """An environment that cannot."""
 

@@ -41,6 +41,11 @@ def soft_value(next_values: Tensor, next_log_prob: Tensor, alpha: Tensor) -> Ten
     return next_values - (alpha * next_log_prob).unsqueeze(1)
 
 
+def expected_soft_value(values: Tensor, log_probs: Tensor, alpha: Tensor) -> Tensor:
+    """Return the soft value over all choices `[B]` (Christodoulou 2019, equation 10); arguments `[B, choices]`, 0-d."""
+    return (log_probs.exp() * (values - alpha * log_probs)).sum(-1)
+
+
 def smoothed_action(action: Tensor, noise: Tensor, clip: float) -> Tensor:
     """Return `action + clip(noise)` within [-1, 1] (Fujimoto et al. 2018, equation 14); arguments are `[B, dim]`."""
     return (action + noise.clamp(-clip, clip)).clamp(-1.0, 1.0)

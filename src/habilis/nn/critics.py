@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from habilis.core.specs import BoxAction, EnvSpec
+from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec
 from habilis.core.tree import tree_map
 from habilis.core.types import Obs
 from habilis.nn.encoder import ObsEncoder
@@ -73,3 +73,23 @@ class Critics(nn.Module):
     def learn(self, obs: Obs, action: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Evaluate a batch as it is learnt from; the second result is for `q.after_step`."""
         return self.q.learn(torch.cat([self.encoder(obs), action], -1), noise)
+
+
+class ChoiceCritics(nn.Module):
+    """What every critic says at once of each choice: `[B, *shape] -> [critics, B, choices]`; see `Critics`."""
+
+    def __init__(
+        self, spec: EnvSpec, copies: int, network: NetworkConfig, normalize_obs: bool, generator: torch.Generator
+    ) -> None:
+        super().__init__()
+        assert isinstance(spec.action, DiscreteAction)
+        self.encoder = ObsEncoder(spec.obs, spec.critic_groups, normalize_obs, generator)
+        self.q = make_ensemble(network, copies, self.encoder.out_dim, spec.action.n, generator)
+
+    def forward(self, obs: Obs) -> Tensor:
+        """Evaluate raw observations."""
+        return self.q(self.encoder(obs))  # type: ignore[no-any-return]
+
+    def learn(self, obs: Obs) -> tuple[Tensor, Tensor]:
+        """Evaluate a batch as it is learnt from; the second result is for `q.after_step`."""
+        return self.q.learn(self.encoder(obs))

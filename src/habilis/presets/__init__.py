@@ -13,14 +13,14 @@ from habilis.presets.a2c import A2C_GENERAL, A2C_NAMES, A2C_PRESETS
 from habilis.presets.dqn import DQN_GENERAL, DQN_NAMES, DQN_PRESETS
 from habilis.presets.ppo import PPO_GENERAL, PPO_PRESETS
 from habilis.presets.reinforce import REINFORCE_GENERAL, REINFORCE_PRESETS
-from habilis.presets.sac import SAC_GENERAL, SAC_NAMES, SAC_PRESETS
+from habilis.presets.sac import DISCRETE_SAC_PRESETS, SAC_GENERAL, SAC_NAMES, SAC_PRESETS
 from habilis.presets.tabular import TABULAR_GENERAL, TABULAR_NAMES, TABULAR_PRESETS
 from habilis.presets.td3 import TD3_GENERAL, TD3_NAMES, TD3_PRESETS
 from habilis.presets.trpo import TRPO_GENERAL, TRPO_NAMES, TRPO_PRESETS
 
 _GENERAL: dict[str, Mapping[str, Any]] = {
     "ppo": PPO_GENERAL,
-    **dict.fromkeys(SAC_NAMES, SAC_GENERAL),
+    **dict.fromkeys((*SAC_NAMES, "discrete_sac"), SAC_GENERAL),
     "reinforce": REINFORCE_GENERAL,
     **dict.fromkeys(A2C_NAMES, A2C_GENERAL),
     **dict.fromkeys(TRPO_NAMES, TRPO_GENERAL),
@@ -31,6 +31,7 @@ _GENERAL: dict[str, Mapping[str, Any]] = {
 _SPECIAL: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "ppo": PPO_PRESETS,
     **SAC_PRESETS,
+    "discrete_sac": DISCRETE_SAC_PRESETS,
     "reinforce": REINFORCE_PRESETS,
     **A2C_PRESETS,
     **TRPO_PRESETS,

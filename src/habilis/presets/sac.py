@@ -77,6 +77,18 @@ _SAC: Mapping[str, Mapping[str, Any]] = {
     },
 }
 
+DISCRETE_SAC_PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "CartPole-v1": {
+        "total_timesteps": 50_000,
+        "num_envs": 8,
+        "algo.gradient_steps": 4,
+        "algo.learning_rate": 1e-3,
+        "algo.learning_rate_schedule": "linear",
+        "algo.target_entropy_ratio": 0.5,
+    },
+}
+"""By environment."""
+
 SAC_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "sac": _SAC,
     "tqc": _SAC,

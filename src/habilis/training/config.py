@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from habilis.algorithms.a2c import A2CConfig
+from habilis.algorithms.discrete_sac import DiscreteSACConfig
 from habilis.algorithms.dqn import DQNConfig
 from habilis.algorithms.ppo import PPOConfig
 from habilis.algorithms.reinforce import ReinforceConfig
@@ -26,7 +27,17 @@ class TrainConfig:
     """Which algorithm learns."""
     env: str
     """Environment id."""
-    algo: PPOConfig | A2CConfig | ReinforceConfig | TRPOConfig | SACConfig | DQNConfig | TabularConfig | TD3Config
+    algo: (
+        PPOConfig
+        | A2CConfig
+        | ReinforceConfig
+        | TRPOConfig
+        | SACConfig
+        | DiscreteSACConfig
+        | DQNConfig
+        | TabularConfig
+        | TD3Config
+    )
     """Hyper-parameters of the algorithm."""
     env_backend: Literal["native", "gymnasium", "envpool"] | None = None
     """Engine of the environment; None: the native one where there is one, else Gymnasium."""

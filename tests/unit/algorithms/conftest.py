@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from habilis.algorithms.a2c import A2C, A2CConfig
+from habilis.algorithms.discrete_sac import DiscreteSAC, DiscreteSACConfig
 from habilis.algorithms.dqn import DQN, DQNConfig
 from habilis.algorithms.ppo import PPO, PPOConfig
 from habilis.algorithms.reinforce import Reinforce, ReinforceConfig
@@ -91,6 +92,10 @@ class Lab:
 
     def sac(self, env, seed=0, **config):
         return SAC(env.spec, SACConfig(**{"hidden": (16, 16), "batch_size": 32} | config), streams=RandomStreams(seed))
+
+    def discrete_sac(self, env, seed=0, **config):
+        settings = DiscreteSACConfig(**{"hidden": (16, 16), "batch_size": 32} | config)
+        return DiscreteSAC(env.spec, settings, streams=RandomStreams(seed))
 
     def td3(self, env, seed=0, **config):
         return TD3(env.spec, TD3Config(**{"hidden": (16, 16), "batch_size": 32} | config), streams=RandomStreams(seed))

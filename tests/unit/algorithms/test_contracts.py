@@ -57,6 +57,10 @@ DQN_KINDS = {
     },
 }
 DQN_KINDS = {kind: {"target_update_interval": 2, **config} for kind, config in DQN_KINDS.items()}
+DISCRETE_SAC_KINDS = {
+    "plain": {},
+    "fixed temperature": {"ent_coef": 0.2, "n_critics": 3, "normalize_obs": True, "n_steps": 3},
+}
 TD3_KINDS = {
     "plain": {},
     "ddpg": {"n_critics": 1, "policy_delay": 1, "target_policy_noise": 0.0, "action_noise": "ornstein_uhlenbeck"},
@@ -72,7 +76,8 @@ A2C_KINDS = {
 REINFORCE_KINDS = {"plain": {}, "no baseline": {"baseline": False}}
 TRPO_KINDS = {"plain": {}, "npg": {"line_search": False, "sub_sampling_factor": 2, "std_type": "dependent"}}
 ON_POLICY = {"ppo": PPO_KINDS, "a2c": A2C_KINDS, "reinforce": REINFORCE_KINDS, "trpo": TRPO_KINDS}
-KINDS = {**ON_POLICY, "sac": SAC_KINDS, "td3": TD3_KINDS, "dqn": DQN_KINDS}
+KINDS = {**ON_POLICY, "sac": SAC_KINDS, "discrete_sac": DISCRETE_SAC_KINDS, "td3": TD3_KINDS, "dqn": DQN_KINDS}
+CHOOSING = ("discrete_sac", "dqn")
 CASES = [(name, config) for name, kinds in KINDS.items() for config in kinds.values()]
 NAMES = [f"{name} {kind}" for name, kinds in KINDS.items() for kind in kinds]
 every_algorithm = pytest.mark.parametrize(("name", "config"), CASES, ids=NAMES)
@@ -83,7 +88,7 @@ class Learning:
 
     def __init__(self, lab, name, config, seed=0):
         self.lab = lab
-        self.env = lab.env(lab.ASYMMETRIC, "choice" if name == "dqn" else "box")
+        self.env = lab.env(lab.ASYMMETRIC, "choice" if name in CHOOSING else "box")
         self.algorithm = getattr(lab, name)(self.env, seed, **config)
         priorities = Priorities() if config.get("prioritized") else None
         replay = {"n_steps": config.get("n_steps", 1), "priorities": priorities}
@@ -202,10 +207,10 @@ def test_a_recording_gives_the_same_bits_and_holds_no_state(lab, name, config, r
     assert_equal(recorded.algorithm.state_dict(), twin.state_dict())
 
 
-@pytest.mark.parametrize("name", [*ON_POLICY, "sac", "td3", "dqn"])
+@pytest.mark.parametrize("name", [*ON_POLICY, "sac", "discrete_sac", "td3", "dqn"])
 def test_images_are_learnt_from_without_a_recording(lab, name, record_after):
     record_after(1)
-    env = lab.env(lab.IMAGES, "choice" if name == "dqn" else "box")
+    env = lab.env(lab.IMAGES, "choice" if name in CHOOSING else "box")
     algorithm = getattr(lab, name)(env)
     buffer = lab.replay(algorithm, env, steps=4)
     for seed in range(4):
@@ -239,6 +244,7 @@ def test_every_part_of_the_bundle_moves_and_is_restored(lab, name, config):
         "trpo": {"skipped"},
         "sac": {"log_alpha", "alpha_optimizer", "target_critics"},
         "td3": set(),
+        "discrete_sac": {"log_alpha", "alpha_optimizer"},
         "dqn": {"noise"},
     }[name]
     assert {f.name for f in dataclasses.fields(learning.algorithm.state)} - set(changed) <= still
