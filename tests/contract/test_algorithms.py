@@ -89,7 +89,8 @@ def test_a_loaded_policy_predicts_the_same(algorithm: str, tmp_path: Path) -> No
     action, memory = policy.predict(obs)
     assert memory is None
     assert action.shape == ((7, spec.action.dim) if isinstance(spec.action, BoxAction) else (7,))
-    assert np.array_equal(action, expected)
+    # its weights lie elsewhere in memory, and how a product of few columns rounds depends on that
+    assert np.allclose(action, expected, rtol=0, atol=1e-6)
     assert np.allclose(policy.predict(obs[2])[0], expected[2], atol=1e-6)
 
 

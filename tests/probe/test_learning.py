@@ -12,6 +12,7 @@ from habilis.build import build_trainer
 from habilis.envs.make import make_vec_env
 from habilis.evaluation.evaluator import evaluate
 from habilis.presets.dqn import DQN_NAMES
+from habilis.presets.sac import SAC_NAMES
 from habilis.training.keeping import Trainer
 
 PPO = {
@@ -33,7 +34,7 @@ PLAIN = {
     "algo.normalize_reward": False,
     "algo.gamma": 0.9,
 }
-A2C = PLAIN | {"algo.n_steps": 8, "algo.learning_rate": 3e-3, "algo.gae_lambda": 0.9}
+A2C = PLAIN | {"algo.n_steps": 2, "algo.learning_rate": 3e-3, "algo.gae_lambda": 0.9}
 ACTOR_CRITIC = PLAIN | {"algo.learning_rate": 3e-3}
 REINFORCE = PLAIN | {"algo.n_episodes": 32}
 TRPO = PLAIN | {"algo.n_steps": 16, "algo.batch_size": 64, "algo.gae_lambda": 0.9, "algo.target_kl": 0.03}
@@ -49,6 +50,13 @@ SAC = {
     "algo.gamma": 0.9,
     "algo.buffer_size": 20_000,
 }
+KIN = {
+    **{name: SAC | {"algo.policy_delay": 1, "algo.critic_hidden": [32]} for name in SAC_NAMES[1:]},
+    "td3": SAC | {"algo.policy_delay": 2},
+    "ddpg": SAC | {"algo.action_noise": "ornstein_uhlenbeck", "algo.action_noise_std": 0.2},
+}
+KIN["crossq"] |= {"algo.adam_beta1": 0.9}
+KIN["simba_sac"] |= {"algo.normalize_obs": False}
 DQN = {
     "num_envs": 8,
     "algo.learning_starts": 64,
@@ -65,8 +73,12 @@ DQN = {
     "algo.n_quantiles": 20,
 }
 ON_POLICY = {"ppo": PPO, "a2c": A2C, "actor_critic": ACTOR_CRITIC, "reinforce": REINFORCE, "trpo": TRPO, "npg": TRPO}
-BASE = {**ON_POLICY, "sac": SAC, **dict.fromkeys(DQN_NAMES, DQN)}
-STEPS = {**dict.fromkeys(ON_POLICY, 16_000), "sac": 8_000, **dict.fromkeys(DQN_NAMES, 4_000)}
+BASE = {**ON_POLICY, "sac": SAC, "discrete_sac": SAC, **KIN, **dict.fromkeys(DQN_NAMES, DQN)}
+STEPS = {
+    **dict.fromkeys(ON_POLICY, 16_000),
+    **dict.fromkeys(("sac", "discrete_sac", *KIN), 8_000),
+    **dict.fromkeys(DQN_NAMES, 4_000),
+}
 
 
 def train(algorithm: str, probe: str, **overrides: Any) -> Trainer:
@@ -112,8 +124,9 @@ def test_bits_are_flipped_in_hindsight_alone(strategy: str, low: float, high: fl
 
 
 POLICIES = pytest.mark.parametrize("algorithm", [*ON_POLICY, "sac"])
+CRITICS = pytest.mark.parametrize("algorithm", KIN)
 # a fixed, tiny temperature: the soft value is then the value
-COLD: dict[str, dict[str, Any]] = {"sac": {"algo.ent_coef": 1e-4}}
+COLD: dict[str, dict[str, Any]] = {name: {"algo.ent_coef": 1e-4} for name in SAC_NAMES}
 
 
 @POLICIES
@@ -141,6 +154,33 @@ def test_truncation_is_not_termination(algorithm: str) -> None:
         algorithm, "TruncationValueContinuous", **COLD.get(algorithm, {}), total_timesteps=2 * STEPS[algorithm]
     )
     assert value(trainer, 0.0) == pytest.approx([10.0], abs=0.7)
+
+
+@CRITICS
+def test_values_of_actions(algorithm: str) -> None:
+    trainer = train(algorithm, "TwoStepCreditContinuous", **COLD.get(algorithm, {}))
+    assert value(trainer, 0.0, 1.0) == pytest.approx([0.9, 1.0], abs=0.1)
+    trainer = train(
+        algorithm, "TruncationValueContinuous", **COLD.get(algorithm, {}), total_timesteps=2 * STEPS[algorithm]
+    )
+    assert value(trainer, 0.0) == pytest.approx([10.0], abs=1.0)
+
+
+@CRITICS
+def test_actions_that_climb_critics(algorithm: str) -> None:
+    trainer = train(algorithm, "ActionObservationRewardContinuous", **COLD.get(algorithm, {}))
+    assert act(trainer, [[-1.0], [1.0]]).flatten().tolist() == pytest.approx([-0.5, 0.5], abs=0.15)
+
+
+def test_choices_by_critics() -> None:
+    cold = {"algo.ent_coef": 1e-3}
+    assert act(train("discrete_sac", "ActionObservationReward", **cold), [[-1.0], [1.0]]).tolist() == [0, 1]
+    trainer = train("discrete_sac", "Identity", total_timesteps=16_000)
+    assert act(trainer, torch.eye(4).tolist()).tolist() == [0, 1, 2, 3]
+    trainer = train("discrete_sac", "TruncationValue", **cold, total_timesteps=16_000)
+    with torch.no_grad():
+        best = trainer.algorithm.state.critics({"policy": torch.zeros(1, 1)}).amin(0).amax()
+    assert best.item() == pytest.approx(10.0, abs=0.7)
 
 
 def test_truncation_with_n_step_targets() -> None:
