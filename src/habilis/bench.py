@@ -69,7 +69,7 @@ def run_suite(
         name: of the suite.
         seeds: runs of each case, of seeds 0, 1, ...
         jobs: runs side by side.
-        only: a part of a case's name; other cases are left as they are.
+        only: a case's name, or a part of several; other cases are left as they are.
         output: gets `<suite>/<case>.json` and `<suite>.md`.
         runs: gets the runs.
         say: is told what happens.
@@ -79,7 +79,7 @@ def run_suite(
         BenchError: runs failed; their logs are named.
     """
     suite = SUITES[name]
-    cases = [case for case in suite if only is None or only.lower() in case.name.lower()]
+    cases = choose_cases(suite, only)
     require(bool(cases), f"the suite {name!r} has no case {only!r}: it has {', '.join(case.name for case in suite)}")
     require(seeds > 0 and jobs > 0, f"seeds and jobs must be positive, got {seeds} and {jobs}")
     folders = {case: runs / case.folder for case in cases}
@@ -108,6 +108,13 @@ def run_suite(
     if failures:
         raise BenchError(f"{len(failures)} of {len(wanted)} runs failed, the first: {failures[0]}")
     return table
+
+
+def choose_cases(suite: Sequence[Case], only: str | None) -> list[Case]:
+    """Return the case that is called `only`, else those whose names hold it; None is all of them."""
+    wanted = "" if only is None else only.lower()
+    exactly = [case for case in suite if case.name.lower() == wanted]
+    return exactly or [case for case in suite if wanted in case.name.lower()]
 
 
 class _Workers:

@@ -156,6 +156,11 @@ def test_a_failure_is_told_and_the_others_go_on(place, monkeypatch):
 
 
 def test_cases_can_be_chosen():
+    names = [case.name for case in bench.choose_cases(SUITES["value"], "dqn-cartpole-v1")]
+    assert names == ["dqn-CartPole-v1"]  # though it is a part of other names
+    names = [case.name for case in bench.choose_cases(SUITES["value"], "qn-Cart")]
+    assert {"dqn-CartPole-v1", "iqn-CartPole-v1", "double_dqn-CartPole-v1"} < set(names)
+    assert bench.choose_cases(SUITES["value"], None) == list(SUITES["value"])
     with pytest.raises(ConfigError, match="it has ppo-probe-ObservationReward-v0"):
         run_suite("smoke", only="sac")
 

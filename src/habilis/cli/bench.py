@@ -24,7 +24,7 @@ class Options:
     jobs: int = 1
     """Runs side by side, one thread each."""
     only: str | None = None
-    """Part of a case's name, say `ppo-Hopper`: leave the other cases as they are."""
+    """A case's name, or a part of several, say `ppo-` or `Hopper`: leave the other cases as they are."""
     output: Path = Path("benchmarks/results")
     """Gets `<suite>/<case>.json` and `<suite>.md`."""
     runs: Path = Path("runs/bench")
