@@ -16,8 +16,14 @@ _CARTPOLE: Mapping[str, Any] = {
     "algo.learning_rate_schedule": "linear",
 }
 
+_INVERTED_PENDULUM: Mapping[str, Any] = {
+    "total_timesteps": 1_000_000,
+    "num_envs": 8,
+    "algo.learning_rate_schedule": "linear",
+}
+
 A2C_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "a2c": {"CartPole-v1": _CARTPOLE},
+    "a2c": {"CartPole-v1": _CARTPOLE, "InvertedPendulum-v5": _INVERTED_PENDULUM},
     "actor_critic": {"CartPole-v1": _CARTPOLE},
     # a worker for each of two processors, which learn from rollouts of one environment
     "a3c": {"CartPole-v1": {**_CARTPOLE, "num_envs": 2, "algo.n_steps": 20}},

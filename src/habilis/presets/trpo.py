@@ -13,6 +13,9 @@ TRPO_GENERAL: Mapping[str, Any] = {"num_envs": 8, "algo.n_steps": 256}
 _MUJOCO: Mapping[str, Any] = {
     "num_envs": 8,
     "algo.n_steps": 256,
+    "algo.target_kl": 0.04,
+    "algo.cg_max_steps": 25,
+    "algo.n_critic_updates": 20,
 }
 """The native MuJoCo tasks."""
 
