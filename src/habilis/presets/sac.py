@@ -69,7 +69,7 @@ _SAC: Mapping[str, Mapping[str, Any]] = {
     },
     "habilis/PointReachGoal-v0": {
         **_GOAL,
-        "total_timesteps": 60_000,
+        "total_timesteps": 30_000,
         "num_envs": 8,
         "algo.gradient_steps": 4,
         "algo.gamma": 0.98,
