@@ -168,7 +168,9 @@ def test_values_of_actions(algorithm: str) -> None:
 
 @CRITICS
 def test_actions_that_climb_critics(algorithm: str) -> None:
-    trainer = train(algorithm, "ActionObservationRewardContinuous", **COLD.get(algorithm, {}))
+    # the running statistics, by which CrossQ's policy acts, trail those by which it learns
+    steps = 24_000 if algorithm == "crossq" else STEPS[algorithm]
+    trainer = train(algorithm, "ActionObservationRewardContinuous", **COLD.get(algorithm, {}), total_timesteps=steps)
     assert act(trainer, [[-1.0], [1.0]]).flatten().tolist() == pytest.approx([-0.5, 0.5], abs=0.15)
 
 
