@@ -84,7 +84,9 @@ DISCRETE_SAC_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "algo.gradient_steps": 4,
         "algo.learning_rate": 1e-3,
         "algo.learning_rate_schedule": "linear",
-        "algo.target_entropy_ratio": 0.5,
+        "algo.batch_size": 128,
+        "algo.tau": 0.02,
+        "algo.target_entropy_ratio": 0.3,
     },
 }
 """By environment."""
