@@ -24,7 +24,7 @@ from habilis.core.specs import EnvSpec
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_index, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
-from habilis.functional.policy_losses import masked_mean, masked_standardize
+from habilis.functional.policy_losses import masked_standardize
 from habilis.functional.returns import generalized_advantage
 from habilis.nn.distributions import Gaussian
 from habilis.nn.heads import GaussianHead, StdType
@@ -124,7 +124,7 @@ class A2C:
             ),
             reward_norm=RewardNorm(num_envs, config.gamma).to(device),
         )
-        self._gradient = Recorded(self._compute_gradient)
+        self._gradient = Recorded(self._compute_gradient, inference=True)
 
     @property
     def policy(self) -> StochasticPolicy:
@@ -198,18 +198,21 @@ class A2C:
         ends = data["terminated"], data["done"], valid
         advantages = generalized_advantage(data["reward"], values.detach(), next_values, *ends, c.gamma, c.gae_lambda)
         returns = advantages + values.detach()
-        critic_loss = 0.5 * masked_mean((values - returns).square(), valid)
+        weight = valid / valid.sum().clamp_min(1)  # what is not valid has none in any mean
+        critic_loss = 0.5 * (weight * (values - returns).square()).sum()
         if c.normalize_advantage:
             advantages = masked_standardize(advantages, valid)
-        policy_loss = -masked_mean(distribution.log_prob(data["action"]) * advantages, valid)
-        entropy = masked_mean(distribution.entropy(), valid)
-        loss = policy_loss + c.vf_coef * critic_loss - c.ent_coef * entropy
+        policy_loss = -(distribution.log_prob(data["action"]) * (weight * advantages)).sum()
+        entropy = (weight * distribution.entropy()).sum()
+        loss = policy_loss + c.vf_coef * critic_loss
+        if c.ent_coef != 0:  # its gradient is not free
+            loss = loss - c.ent_coef * entropy
         results = {
             **s.optimizer.gradient(loss),
             "policy_loss": policy_loss.detach(),
             "value_loss": critic_loss.detach(),
             "entropy": entropy.detach(),
-            "value": masked_mean(values.detach(), valid),
+            "value": (weight * values.detach()).sum(),
         }
         if isinstance(distribution, Gaussian):
             results["std"] = distribution.log_std.detach().exp().mean()

@@ -14,15 +14,11 @@ def standardize(values: Tensor, eps: float = 1e-8) -> Tensor:
     return (values - mean) / (std + eps)
 
 
-def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
-    """Return the mean of the values where `mask`, of the same shape, is true; 0 where it is nowhere."""
-    return torch.where(mask, values, 0.0).sum() / mask.sum().clamp_min(1)
-
-
 def masked_standardize(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
     """Return values with mean 0 and standard deviation 1 over those where `mask` is true; the rest mean nothing."""
-    centred = values - masked_mean(values, mask)
-    variance = torch.where(mask, centred.square(), 0.0).sum() / (mask.sum() - 1).clamp_min(1)
+    count = mask.sum()
+    centred = values - torch.where(mask, values, 0.0).sum() / count.clamp_min(1)
+    variance = torch.where(mask, centred.square(), 0.0).sum() / (count - 1).clamp_min(1)
     return centred / (variance.sqrt() + eps)
 
 

@@ -90,7 +90,8 @@ def test_two_workers_step_on_the_same_parameters_and_end_with_the_trainer():
     # both count on one counter, and may lose a count to each other
     assert 150 < float(optimizer.steps) <= 300
     assert not torch.equal(optimizer.flat, before)
-    assert trainer.collector.episodes.count == 1200 // 8
+    # of eight steps each; which worker made how many is chance, and the last of each may be under way
+    assert trainer.collector.episodes.count in (149, 150)
     assert all(float(each.count) == 1200 for each in normalizers(trainer.algorithm.state))
     # between rounds nothing moves
     waiting = optimizer.flat.clone()
