@@ -137,8 +137,8 @@ class TRPO:
         self._regression = ValueRegression(
             critic, optimizer, batch_size=config.batch_size, epochs=config.n_critic_updates
         )
-        self._step = Recorded(self._compute_step)
-        self._outcome = Recorded(self._compute_outcome)
+        self._step = Recorded(self._compute_step, inference=True)
+        self._outcome = Recorded(self._compute_outcome, inference=True)
 
     @property
     def policy(self) -> StochasticPolicy:

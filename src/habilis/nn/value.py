@@ -53,7 +53,7 @@ class ValueRegression:
         self.optimizer = optimizer
         self.batch_size = batch_size
         self.epochs = epochs
-        self._gradient = Recorded(self._compute_gradient)
+        self._gradient = Recorded(self._compute_gradient, inference=True)
 
     def fit(self, rows: Tree, generator: torch.Generator) -> tuple[Tensor, int]:
         """Pass over rows, as `evaluate_rollout` makes them, in an order drawn anew each time.
