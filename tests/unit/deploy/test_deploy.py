@@ -13,6 +13,7 @@ import onnx
 import pytest
 import torch
 
+from habilis.algorithms import discrete_sac, sac, td3
 from habilis.algorithms.dqn import DQNConfig
 from habilis.algorithms.dqn import make_policy as make_value_policy
 from habilis.core.errors import ExportError, MissingExtraError
@@ -87,6 +88,28 @@ def test_exported_policy_answers_as_the_original(tmp_path, kind, action):
         np.testing.assert_allclose(answer, expected, atol=2e-5, rtol=0)
         single, _ = exported.predict({name: rows[0] for name, rows in obs.items()})
         np.testing.assert_allclose(single, expected[0], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "action", "config"),
+    [
+        (td3, BOX, td3.TD3Config()),
+        (sac, BOX, sac.SACConfig(layer_norm=True, dropout=0.1)),
+        (sac, BOX, sac.SACConfig(batch_renorm=True, target_networks=False)),
+        (sac, BOX, sac.SACConfig(network="simba", hidden=(16,))),
+        (sac, BOX, sac.SACConfig(network="simba_v2", hidden=(16,))),
+        (discrete_sac, DiscreteAction(5), discrete_sac.DiscreteSACConfig()),
+    ],
+    ids=["deterministic", "dropout", "batch renormalisation", "simba", "simba_v2", "choices"],
+)
+def test_every_actor_is_exported(tmp_path, algorithm, action, config):
+    spec = EnvSpec("Robot-v0", {"policy": ObsGroup((7,))}, action)
+    policy = algorithm.make_policy(spec, config, torch.Generator().manual_seed(0))
+    exported = verify_policy(export_policy(policy, spec, tmp_path / "out"))
+    obs = np.random.default_rng(0).normal(size=(300, 7)).astype(np.float32)
+    expected, _ = policy.predict(obs)
+    assert len(np.unique(expected, axis=0)) > 1
+    np.testing.assert_allclose(exported.predict(obs)[0], expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
