@@ -112,7 +112,7 @@ _IMPLICIT_QUANTILES: Mapping[str, Any] = {"algo.n_acting_fractions": 8, "matmul_
 
 _ONE_NAME: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     # with half the steps that its relatives are given
-    "dqn": {"CartPole-v1": {**_CARTPOLE_MEAN, "algo.gradient_steps": 256}},
+    "dqn": {"CartPole-v1": {**_CARTPOLE_MEAN, "algo.gradient_steps": 256, "algo.batch_size": 128}},
     **{name: {"CartPole-v1": _CARTPOLE_MEAN} for name in ("dueling_dqn", "per_dqn", "n_step_dqn", "noisy_dqn")},
     "double_dqn": {
         "CartPole-v1": _CARTPOLE_MEAN,
