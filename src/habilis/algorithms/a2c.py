@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require
+from habilis.core.config import require, require_fractions
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
-from habilis.core.schedules import Schedule, scheduled
+from habilis.core.schedules import Schedule
 from habilis.core.specs import EnvSpec
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_index, tree_join, tree_part
@@ -84,7 +84,7 @@ class A2CConfig:
     def __post_init__(self) -> None:
         require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
-        require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
+        require_fractions(self, "gamma")
         require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
         require(self.init_std > 0 and self.final_std > 0, "init_std and final_std must be positive")
         owns_trunk = not self.share_trunk or self.critic_hidden is None
@@ -144,7 +144,7 @@ class A2C:
     def set_progress(self, progress: float) -> None:
         """Set what is scheduled, for `progress` in [0, 1] of the run."""
         c, s = self.config, self.state
-        s.optimizer.learning_rate.fill_(scheduled(c.learning_rate, c.learning_rate_schedule, progress))
+        s.optimizer.anneal(c.learning_rate_schedule, progress)
         if isinstance(s.policy.head, GaussianHead):
             s.policy.head.anneal(progress)
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require
+from habilis.core.config import require, require_fractions, require_positive, require_replay
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
-from habilis.core.schedules import Schedule, scheduled
+from habilis.core.schedules import Schedule
 from habilis.core.specs import DiscreteAction, EnvSpec, GoalSelection
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_part
@@ -127,14 +127,11 @@ class DQNConfig:
     def __post_init__(self) -> None:
         positive = ("learning_rate", "batch_size", "train_freq", "n_steps", "target_update_interval")
         parts = ("n_quantiles", "n_fractions", "n_acting_fractions", "exploration_fraction", "n_sampled_goal")
-        for name in (*positive, *parts):
-            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("gamma", "tau", "risk_level", "exploration_decay"):
-            require(0 < getattr(self, name) <= 1, f"{name} must be in (0, 1], got {getattr(self, name)}")
+        require_positive(self, *positive, *parts)
+        require_fractions(self, "gamma", "tau", "risk_level", "exploration_decay")
         for name in ("priority_alpha", "priority_beta"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
-        require(self.buffer_size >= self.batch_size, f"buffer_size must be at least batch_size, got {self.buffer_size}")
-        require(self.gradient_steps > 0 or self.gradient_steps == -1, "gradient_steps must be positive or -1")
+        require_replay(self)
         require(self.n_atoms > 1, f"n_atoms must be at least 2, got {self.n_atoms}")
         require(self.v_min < self.v_max, f"v_min must be less than v_max, got {self.v_min} and {self.v_max}")
         least = min(self.exploration_initial_eps, self.exploration_final_eps)
@@ -238,7 +235,7 @@ class DQN:
         else:
             level = max(last, first * c.exploration_decay**episodes)
         s.policy.exploration_level.fill_(level)
-        s.optimizer.learning_rate.fill_(scheduled(c.learning_rate, c.learning_rate_schedule, progress))
+        s.optimizer.anneal(c.learning_rate_schedule, progress)
 
     def update(self, batch: TransitionBatch) -> Metrics:
         """Take one gradient step and return scalars, and the `td_error` `[B]` of transitions drawn by priority."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require
+from habilis.core.config import require, require_fractions
 from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
@@ -94,7 +94,7 @@ class PPOConfig:
     def __post_init__(self) -> None:
         require(self.n_steps > 0 and self.batch_size > 1, "n_steps must be positive and batch_size at least 2")
         require(self.n_epochs > 0, f"n_epochs must be positive, got {self.n_epochs}")
-        require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
+        require_fractions(self, "gamma")
         require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
         require(self.clip_range > 0, f"clip_range must be positive, got {self.clip_range}")
@@ -159,8 +159,8 @@ class PPO:
     def set_progress(self, progress: float) -> None:
         """Set what is scheduled, for `progress` in [0, 1] of the run."""
         c, s = self.config, self.state
-        if c.learning_rate_schedule == "linear":
-            s.optimizer.learning_rate.fill_(scheduled(c.learning_rate, "linear", progress))
+        if c.learning_rate_schedule != "adaptive":
+            s.optimizer.anneal(c.learning_rate_schedule, progress)
         s.clip_range.fill_(scheduled(c.clip_range, c.clip_range_schedule, progress))
         if isinstance(s.policy.head, GaussianHead):
             s.policy.head.anneal(progress)

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require
+from habilis.core.config import require, require_fractions
 from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
-from habilis.core.schedules import Schedule, scheduled
+from habilis.core.schedules import Schedule
 from habilis.core.specs import EnvSpec
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part
@@ -84,7 +84,7 @@ class ReinforceConfig:
     def __post_init__(self) -> None:
         for name in ("n_episodes", "learning_rate", "critic_learning_rate", "n_critic_updates", "batch_size"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
+        require_fractions(self, "gamma")
         require(self.init_std > 0 and self.final_std > 0, "init_std and final_std must be positive")
 
 
@@ -148,10 +148,9 @@ class Reinforce:
     def set_progress(self, progress: float) -> None:
         """Set what is scheduled, for `progress` in [0, 1] of the run."""
         c, s = self.config, self.state
-        rates = (s.policy_optimizer, c.learning_rate), (s.critic_optimizer, c.critic_learning_rate)
-        for optimizer, rate in rates:
+        for optimizer in (s.policy_optimizer, s.critic_optimizer):
             if optimizer is not None:
-                optimizer.learning_rate.fill_(scheduled(rate, c.learning_rate_schedule, progress))
+                optimizer.anneal(c.learning_rate_schedule, progress)
         if isinstance(s.policy.head, GaussianHead):
             s.policy.head.anneal(progress)
 

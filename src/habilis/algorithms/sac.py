@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require, require_positive
+from habilis.core.config import require, require_fractions, require_positive, require_replay
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
@@ -112,10 +112,8 @@ class SACConfig:
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "critic_learning_rate", "batch_size", "train_freq", "n_steps")
         require_positive(self, "n_critics", "n_quantiles", "n_target_critics", "policy_delay", "init_ent_coef")
-        require(self.buffer_size >= self.batch_size, f"buffer_size must be at least batch_size, got {self.buffer_size}")
-        require(self.gradient_steps > 0 or self.gradient_steps == -1, "gradient_steps must be positive or -1")
-        require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
-        require(0 < self.tau <= 1, f"tau must be in (0, 1], got {self.tau}")
+        require_replay(self)
+        require_fractions(self, "gamma", "tau")
         require(self.ent_coef is None or self.ent_coef >= 0, f"ent_coef must not be negative, got {self.ent_coef}")
         require(0 <= self.adam_beta1 < 1, f"adam_beta1 must be in [0, 1), got {self.adam_beta1}")
         drawn, dropped = self.n_target_critics or 1, self.top_quantiles_to_drop_per_net

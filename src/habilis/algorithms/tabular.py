@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require
+from habilis.core.config import require, require_fractions
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.specs import DiscreteAction, EnvSpec
@@ -65,8 +65,7 @@ class TabularConfig:
     """Steps of each environment in an iteration; every one is learnt from at once."""
 
     def __post_init__(self) -> None:
-        for name in ("learning_rate", "gamma", "exploration_decay"):
-            require(0 < getattr(self, name) <= 1, f"{name} must be in (0, 1], got {getattr(self, name)}")
+        require_fractions(self, "learning_rate", "gamma", "exploration_decay")
         for name in ("exploration_initial_eps", "exploration_final_eps"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
         require(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require, require_positive
+from habilis.core.config import require, require_fractions, require_positive, require_replay
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
@@ -97,14 +97,10 @@ class TD3Config:
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "critic_learning_rate", "batch_size", "train_freq", "n_steps")
         require_positive(self, "n_critics", "policy_delay")
-        require(self.buffer_size >= self.batch_size, f"buffer_size must be at least batch_size, got {self.buffer_size}")
-        require(self.gradient_steps > 0 or self.gradient_steps == -1, "gradient_steps must be positive or -1")
-        require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
-        require(0 < self.tau <= 1, f"tau must be in (0, 1], got {self.tau}")
+        require_replay(self)
+        require_fractions(self, "gamma", "tau", "action_noise_theta")
         for name in ("target_policy_noise", "target_noise_clip", "action_noise_std"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
-        theta = self.action_noise_theta
-        require(0 < theta <= 1, f"action_noise_theta must be in (0, 1], got {theta}")
         critic_network(self)  # says what does not go together
 
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require
+from habilis.core.config import require, require_fractions
 from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
-from habilis.core.schedules import Schedule, scheduled
+from habilis.core.schedules import Schedule
 from habilis.core.specs import EnvSpec
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_index, tree_join, tree_part
@@ -96,7 +96,7 @@ class TRPOConfig:
         require(self.cg_damping >= 0, f"cg_damping must not be negative, got {self.cg_damping}")
         factor = self.line_search_shrinking_factor
         require(0 < factor < 1, f"line_search_shrinking_factor must be in (0, 1), got {factor}")
-        require(0 < self.gamma <= 1, f"gamma must be in (0, 1], got {self.gamma}")
+        require_fractions(self, "gamma")
         require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
 
 
@@ -158,7 +158,7 @@ class TRPO:
     def set_progress(self, progress: float) -> None:
         """Set what is scheduled, for `progress` in [0, 1] of the run."""
         c, s = self.config, self.state
-        s.critic_optimizer.learning_rate.fill_(scheduled(c.learning_rate, c.learning_rate_schedule, progress))
+        s.critic_optimizer.anneal(c.learning_rate_schedule, progress)
         if isinstance(s.policy.head, GaussianHead):
             s.policy.head.anneal(progress)
 

@@ -26,6 +26,20 @@ def require_positive(config: Any, *names: str) -> None:
         require(value is None or value > 0, f"{name} must be positive, got {value}")
 
 
+def require_fractions(config: Any, *names: str) -> None:
+    """Raise `ConfigError` unless each of these fields is above 0 and at most 1."""
+    for name in names:
+        value = getattr(config, name)
+        require(0 < value <= 1, f"{name} must be in (0, 1], got {value}")
+
+
+def require_replay(config: Any) -> None:
+    """Raise `ConfigError` unless the replay buffer holds a batch and a round of gradient steps has a length."""
+    size, steps = config.buffer_size, config.gradient_steps
+    require(size >= config.batch_size, f"buffer_size must be at least batch_size, got {size}")
+    require(steps > 0 or steps == -1, "gradient_steps must be positive or -1")
+
+
 def to_dict(config: Any) -> Any:
     """Return a configuration as nested dictionaries of JSON values."""
     if dataclasses.is_dataclass(config):
