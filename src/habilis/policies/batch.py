@@ -1,8 +1,12 @@
-"""Observations from outside (NumPy, one or many) to the batch of tensors that a policy reads."""
+"""What every policy does alike: it answers observations from outside (NumPy, one or many), and explores by noise.
+
+Noise travels among the observation groups, so that acting is a pure function of named tensors.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -10,6 +14,37 @@ from torch import Tensor
 
 from habilis.core.errors import HabilisError
 from habilis.core.specs import EnvSpec, by_group
+
+NOISE = "/noise"
+"""Name of the noise among observation groups, which none of them can have."""
+
+
+def fresh_generator(device: torch.device | str = "cpu") -> torch.Generator:
+    """Return a generator seeded from the operating system's entropy, another each time."""
+    generator = torch.Generator(device)
+    generator.seed()
+    return generator
+
+
+def predict(
+    policy: Any, obs: np.ndarray | Mapping[str, np.ndarray], memory: Any, deterministic: bool, device: torch.device
+) -> tuple[np.ndarray, Any]:
+    """Ask a policy for the actions of one observation or a batch of them, NumPy in, NumPy out.
+
+    Args:
+        policy: what is asked; it computes on `device`.
+        obs: as of `as_batch`.
+        memory: what the last call returned.
+        deterministic: as of `policy.act`.
+        device: where the policy lies.
+
+    Returns:
+        The action in the environment's units, batched as the observation was, and the memory for the next call.
+    """
+    tensors, single = as_batch(obs, policy.spec, policy.encoder.names, device)
+    step = policy.act(tensors, memory, deterministic=deterministic)
+    action = step.env_action.cpu().numpy()
+    return (action[0] if single else action), step.memory
 
 
 def as_batch(

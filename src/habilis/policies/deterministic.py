@@ -22,12 +22,9 @@ from habilis.nn.encoder import ObsEncoder
 from habilis.nn.init import linear
 from habilis.nn.network import Trunk
 from habilis.policies.action_map import ActionMap
-from habilis.policies.batch import as_batch
+from habilis.policies.batch import NOISE, fresh_generator, predict
 
 ActionNoise = Literal["gaussian", "ornstein_uhlenbeck"]
-
-NOISE = "/noise"
-"""Name of the noise among observation groups, which none of them can have."""
 
 
 class DeterministicPolicy(nn.Module):
@@ -100,8 +97,7 @@ class DeterministicPolicy(nn.Module):
             action = self.action(obs)
             return PolicyStep(action, self.action_map(action), memory=memory)
         if generator is None:
-            generator = torch.Generator(self.head.weight.device)
-            generator.seed()
+            generator = fresh_generator(self.head.weight.device)
         rows = len(obs[self.encoder.names[0]])
         noise = self.std * torch.randn(rows, self.head.out_features, generator=generator, device=generator.device)
         if self.action_noise == "ornstein_uhlenbeck":
@@ -128,7 +124,4 @@ class DeterministicPolicy(nn.Module):
         Returns:
             The action in the environment's units, batched as the observation was, and the memory for the next call.
         """
-        tensors, single = as_batch(obs, self.spec, self.encoder.names, self.head.weight.device)
-        step = self.act(tensors, memory, deterministic=deterministic)
-        action = step.env_action.cpu().numpy()
-        return (action[0] if single else action), step.memory
+        return predict(self, obs, memory, deterministic, self.head.weight.device)

@@ -22,10 +22,7 @@ from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import Head
 from habilis.nn.network import Trunk
 from habilis.policies.action_map import ActionMap
-from habilis.policies.batch import as_batch
-
-NOISE = "/noise"
-"""Name of the noise among observation groups, which none of them can have."""
+from habilis.policies.batch import NOISE, fresh_generator, predict
 
 ActionDistribution = Gaussian | SquashedGaussian | Categorical | MultiCategorical
 
@@ -73,8 +70,7 @@ class StochasticPolicy(nn.Module):
             action = self.distribution(obs).mode()
             return PolicyStep(action, self.action_map(action), None, memory)
         if generator is None:
-            generator = torch.Generator(next(self.parameters()).device)
-            generator.seed()
+            generator = fresh_generator(next(self.parameters()).device)
         rows = len(obs[self.encoder.names[0]])
         drawn = self._draw({NOISE: self.head.noise(rows, generator)} | {k: obs[k] for k in self.encoder.names})
         return PolicyStep(drawn["action"], drawn["env_action"], drawn["log_prob"], memory)
@@ -97,7 +93,4 @@ class StochasticPolicy(nn.Module):
         Returns:
             The action in the environment's units, batched as the observation was, and the memory for the next call.
         """
-        tensors, single = as_batch(obs, self.spec, self.encoder.names, next(self.parameters()).device)
-        step = self.act(tensors, memory, deterministic=deterministic)
-        action = step.env_action.cpu().numpy()
-        return (action[0] if single else action), step.memory
+        return predict(self, obs, memory, deterministic, next(self.parameters()).device)

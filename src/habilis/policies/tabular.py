@@ -17,7 +17,7 @@ from habilis.core.specs import DiscreteAction, EnvSpec
 from habilis.core.types import Obs, PolicyStep
 from habilis.nn.states import ArrayStates, DictionaryStates
 from habilis.policies.action_map import ActionMap
-from habilis.policies.batch import as_batch
+from habilis.policies.batch import fresh_generator, predict
 
 
 class TabularPolicy(nn.Module):
@@ -83,8 +83,7 @@ class TabularPolicy(nn.Module):
             action = scores.argmax(-1)
             return PolicyStep(action, action, memory=memory)
         if generator is None:
-            generator = torch.Generator()
-            generator.seed()
+            generator = fresh_generator()
         explores = torch.rand(len(scores), 1, generator=generator) < self.exploration_level
         allowed = explores | (scores == scores.amax(-1, keepdim=True))
         action = torch.rand(scores.shape, generator=generator).masked_fill_(~allowed, -1.0).argmax(-1)
@@ -103,10 +102,7 @@ class TabularPolicy(nn.Module):
         Returns:
             The action, batched as the observation was, and the memory for the next call.
         """
-        tensors, single = as_batch(obs, self.spec, self.encoder.names, torch.device("cpu"))
-        step = self.act(tensors, memory, deterministic=deterministic)
-        action = step.env_action.numpy()
-        return (action[0] if single else action), step.memory
+        return predict(self, obs, memory, deterministic, torch.device("cpu"))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Restore a state; a dictionary takes the size that it was saved with."""

@@ -22,12 +22,9 @@ from habilis.nn.encoder import ObsEncoder
 from habilis.nn.mlp import MLP
 from habilis.nn.value_heads import ValueHead
 from habilis.policies.action_map import ActionMap
-from habilis.policies.batch import as_batch
+from habilis.policies.batch import NOISE, fresh_generator, predict
 
 Exploration = Literal["epsilon", "boltzmann", "noisy"]
-
-NOISE = "/noise"
-"""Name of the noise among observation groups, which none of them can have."""
 
 
 class ValuePolicy(nn.Module):
@@ -87,8 +84,7 @@ class ValuePolicy(nn.Module):
                 action = self(obs)
             return PolicyStep(action, action, memory=memory)
         if generator is None:
-            generator = torch.Generator(next(self.parameters()).device)
-            generator.seed()
+            generator = fresh_generator(next(self.parameters()).device)
         noise = self.noise(len(obs[self.encoder.names[0]]), generator)
         action = self._explore({NOISE: noise} | {name: obs[name] for name in self.encoder.names})["action"]
         return PolicyStep(action, action, memory=memory)
@@ -128,7 +124,4 @@ class ValuePolicy(nn.Module):
         Returns:
             The action, batched as the observation was, and the memory for the next call.
         """
-        tensors, single = as_batch(obs, self.spec, self.encoder.names, next(self.parameters()).device)
-        step = self.act(tensors, memory, deterministic=deterministic)
-        action = step.env_action.cpu().numpy()
-        return (action[0] if single else action), step.memory
+        return predict(self, obs, memory, deterministic, next(self.parameters()).device)
