@@ -64,7 +64,8 @@ def default_config(algorithm: str, env: str, **overrides: Any) -> TrainConfig:
     """Return the preset for an algorithm on an environment, with keys replaced as `train` takes them."""
     entry = ALGORITHMS[algorithm]
     base = TrainConfig(algorithm=algorithm, env=env, algo=entry.config())
-    return override(override(override(base, entry.defaults), preset(algorithm, env)), overrides)
+    named = {f"algo.{key}": value for key, value in entry.defaults.items()}
+    return override(override(override(base, named), preset(algorithm, env)), overrides)
 
 
 def train(algorithm: str, env: str, **overrides: Any) -> Run:

@@ -62,6 +62,8 @@ OnPolicyConfig = ppo.PPOConfig | a2c.A2CConfig | trpo.TRPOConfig
 """Hyper-parameters of the algorithms that learn from rollouts of a fixed length."""
 OffPolicyConfig = sac.SACConfig | discrete_sac.DiscreteSACConfig | td3.TD3Config | dqn.DQNConfig
 """Hyper-parameters of the algorithms that learn from a replay buffer."""
+ReplayLearner = sac.SAC | discrete_sac.DiscreteSAC | td3.TD3 | dqn.DQN
+"""Those algorithms."""
 
 ALGORITHMS: Registry[AlgorithmEntry] = Registry("algorithm")
 
@@ -116,16 +118,19 @@ def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, device: str, say: Callabl
     )
 
 
-def _replay(
-    c: OffPolicyConfig, env: VecEnv, streams: RandomStreams, device: str, priorities: Priorities | None = None
-) -> ReplayBuffer:
-    """Build the replay buffer of any off-policy algorithm, which learns in hindsight where it is asked to."""
-    replay, hindsight = streams.numpy("replay"), None
+def _off_policy_trainer(
+    config: TrainConfig, collector: Collector, streams: RandomStreams, device: str, algorithm: ReplayLearner
+) -> OffPolicyTrainer:
+    """Build the trainer of any algorithm that learns from replay, by priorities and in hindsight where asked to."""
+    c, env = algorithm.config, collector.env
+    replay, hindsight, priorities = streams.numpy("replay"), None, None
     if c.goal_selection_strategy != "none":
         hindsight = Hindsight(
             env, strategy=c.goal_selection_strategy, n_sampled_goal=c.n_sampled_goal, generator=replay
         )
-    return ReplayBuffer(
+    if isinstance(c, dqn.DQNConfig) and c.prioritized:
+        priorities = Priorities(alpha=c.priority_alpha, beta=c.priority_beta)
+    buffer = ReplayBuffer(
         env.spec,
         c.buffer_size,
         env.num_envs,
@@ -135,6 +140,14 @@ def _replay(
         device=device,
         priorities=priorities,
         hindsight=hindsight,
+    )
+    return OffPolicyTrainer(
+        collector,
+        algorithm,
+        buffer,
+        streams=streams,
+        total_timesteps=config.total_timesteps,
+        anneal=algorithm.anneal,
     )
 
 
@@ -178,38 +191,22 @@ def _make_a2c(config: a2c.A2CConfig, env: VecEnv, streams: RandomStreams) -> a2c
 
 
 def _actor_critic_trainer(
-    make_algorithm: Callable[..., sac.SAC | discrete_sac.DiscreteSAC | td3.TD3],
+    make_algorithm: Callable[..., ReplayLearner],
 ) -> Callable[[TrainConfig, Collector, RandomStreams, str], OffPolicyTrainer]:
     """Return what builds the trainer of an algorithm with critics of actions."""
 
     def build(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OffPolicyTrainer:
         spec = collector.env.spec
         algorithm = make_algorithm(spec, config.algo, streams=streams, device=device, threads=config.threads)
-        return OffPolicyTrainer(
-            collector,
-            algorithm,
-            _replay(algorithm.config, collector.env, streams, device),
-            streams=streams,
-            total_timesteps=config.total_timesteps,
-            anneal=algorithm.anneal,
-        )
+        return _off_policy_trainer(config, collector, streams, device, algorithm)
 
     return build
 
 
 def _dqn_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OffPolicyTrainer:
-    c = config.algo
-    assert isinstance(c, dqn.DQNConfig)
-    algorithm = dqn.DQN(collector.env.spec, c, streams=streams, device=device)
-    priorities = Priorities(alpha=c.priority_alpha, beta=c.priority_beta) if c.prioritized else None
-    return OffPolicyTrainer(
-        collector,
-        algorithm,
-        _replay(c, collector.env, streams, device, priorities),
-        streams=streams,
-        total_timesteps=config.total_timesteps,
-        anneal=algorithm.anneal,
-    )
+    assert isinstance(config.algo, dqn.DQNConfig)
+    algorithm = dqn.DQN(collector.env.spec, config.algo, streams=streams, device=device)
+    return _off_policy_trainer(config, collector, streams, device, algorithm)
 
 
 def _tabular_trainer(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> TabularTrainer:
@@ -246,8 +243,7 @@ ON_POLICY: Mapping[str, tuple[str, type, Callable[..., OnPolicyAlgorithm], Mappi
 """Algorithms that learn from what their policy has just done: title, hyper-parameters, class and defaults."""
 
 for name, (title, hyper, make_algorithm, changes) in ON_POLICY.items():
-    defaults = {f"algo.{key}": value for key, value in changes.items()}
-    ALGORITHMS.add(name, AlgorithmEntry(title, hyper, make_policy, 1, _on_policy_trainer(make_algorithm), defaults))
+    ALGORITHMS.add(name, AlgorithmEntry(title, hyper, make_policy, 1, _on_policy_trainer(make_algorithm), changes))
 
 ALGORITHMS.add(
     "a3c",
@@ -320,8 +316,7 @@ ACTOR_CRITICS: Mapping[str, tuple[str, Any, Mapping[str, Any]]] = {
 """Algorithms with critics of actions that learn from replay: title, what they are made of, and hyper-parameters."""
 
 for name, (title, (hyper, make, make_algorithm), changes) in ACTOR_CRITICS.items():
-    defaults = {f"algo.{key}": value for key, value in changes.items()}
-    ALGORITHMS.add(name, AlgorithmEntry(title, hyper, make, 2, _actor_critic_trainer(make_algorithm), defaults))
+    ALGORITHMS.add(name, AlgorithmEntry(title, hyper, make, 2, _actor_critic_trainer(make_algorithm), changes))
 
 DQN_FAMILY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "dqn": ("Deep Q-learning (Mnih et al. 2015)", {}),
@@ -349,8 +344,7 @@ DQN_FAMILY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """One algorithm by ten names: title and hyper-parameters."""
 
 for name, (title, changes) in DQN_FAMILY.items():
-    defaults = {f"algo.{key}": value for key, value in changes.items()}
-    ALGORITHMS.add(name, AlgorithmEntry(title, dqn.DQNConfig, dqn.make_policy, 1, _dqn_trainer, defaults))
+    ALGORITHMS.add(name, AlgorithmEntry(title, dqn.DQNConfig, dqn.make_policy, 1, _dqn_trainer, changes))
 
 TABULAR_FAMILY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
     "q_learning": ("Q-learning with a table (Watkins 1989)", {}),
@@ -361,6 +355,5 @@ TABULAR_FAMILY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """One algorithm by four names: title and hyper-parameters."""
 
 for name, (title, changes) in TABULAR_FAMILY.items():
-    defaults = {f"algo.{key}": value for key, value in changes.items()}
-    entry = AlgorithmEntry(title, tabular.TabularConfig, tabular.make_policy, 1, _tabular_trainer, defaults)
+    entry = AlgorithmEntry(title, tabular.TabularConfig, tabular.make_policy, 1, _tabular_trainer, changes)
     ALGORITHMS.add(name, entry)
