@@ -9,6 +9,14 @@ from torch import Tensor
 from habilis.core.tree import tree_join
 from habilis.core.types import Obs
 
+VALID, MEMORY = "/valid", "/memory"
+"""What windows of history have among their observation groups, none of which can have such a name: which steps belong
+to the episode of the newest one, `[B, W]` bool, and what the policy remembered before the first, `[B, memory_dim]`."""
+
+VALID, MEMORY = "/valid", "/memory"
+"""Names, among observation groups which none of them can have, of what comes with windows of steps `[B, W, *shape]`:
+which steps belong to the episode of the newest, `[B, W]` bool, and what was remembered before the first, `[B, M]`."""
+
 
 @dataclass(frozen=True, slots=True)
 class RolloutBatch:
@@ -39,7 +47,7 @@ class TransitionBatch:
     """B transitions drawn from a replay buffer; with n-step targets a transition spans up to n steps."""
 
     obs: Obs
-    """`[B, ...]`."""
+    """`[B, ...]`; for a learner with memory windows `[B, W, ...]` with the newest step last, `VALID` and `MEMORY`."""
     action: Tensor
     """`[B, ...]` in the policy's units."""
     reward: Tensor
@@ -47,7 +55,7 @@ class TransitionBatch:
     terminated: Tensor
     """`[B]` bool: nothing follows the last step."""
     next_obs: Obs
-    """`[B, ...]`: the true successor of the last step."""
+    """As `obs`: the true successor of the last step."""
     discount: Tensor
     """`[B]`: what the value of `next_obs` is multiplied by: gamma to the power of the steps taken."""
     weight: Tensor | None = None
