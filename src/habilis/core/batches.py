@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from habilis.core.tree import tree_join
+from habilis.core.tree import tree_join, tree_split
 from habilis.core.types import Obs
 
 VALID, MEMORY = "/valid", "/memory"
 """What windows of history have among their observation groups, none of which can have such a name: which steps belong
 to the episode of the newest one, `[B, W]` bool, and what the policy remembered before the first, `[B, memory_dim]`."""
-
-VALID, MEMORY = "/valid", "/memory"
-"""Names, among observation groups which none of them can have, of what comes with windows of steps `[B, W, *shape]`:
-which steps belong to the episode of the newest, `[B, W]` bool, and what was remembered before the first, `[B, M]`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +61,15 @@ class TransitionBatch:
     """`[B]` int64: where the transitions lie in the buffer, which wants their new priorities; None: it has none."""
     next_action: Tensor | None = None
     """`[B, ...]`: what is done in `next_obs`, for learners of what they do (SARSA); None: not chosen yet."""
+
+    def split(self, size: int) -> Iterator[TransitionBatch]:
+        """Yield consecutive parts of `size` transitions of a uniformly drawn batch."""
+        columns = (self.action, self.reward, self.terminated, self.discount)
+        parts = zip(
+            tree_split(self.obs, size), tree_split(self.next_obs, size), *(x.split(size) for x in columns), strict=True
+        )
+        for obs, next_obs, action, reward, terminated, discount in parts:
+            yield TransitionBatch(obs, action, reward, terminated, next_obs, discount)
 
     def columns(self) -> dict[str, Tensor]:
         """Return what every transition has as one flat tree, from which `tree_part` takes the observations."""

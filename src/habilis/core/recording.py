@@ -73,7 +73,8 @@ class Recorded:
             if self._calls[key] <= self._patience or not all(map(_recordable, tensors.values())):
                 return self._compute(tensors)
             recording = self._recordings[key] = self._record(key, tensors)
-        with torch.inference_mode() if self.inference else torch.no_grad():
+        # TorchScript's optimiser would make one product of a sum of several, which rounds otherwise, and gains nothing
+        with torch.inference_mode() if self.inference else torch.no_grad(), torch.jit.optimized_execution(False):
             return dict(zip(self._names[key], recording(*tensors.values()), strict=True))
 
     def _compute(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

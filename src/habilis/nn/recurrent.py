@@ -37,11 +37,11 @@ class Recurrent(nn.Module):
         self.of_memory = linear(out_dim, gates * out_dim, generator)
         self._cell = _gru_cell if kind == "gru" else _lstm_cell
 
-    def forward(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
         """Take one step: `[B, in]` and `[B, memory_dim]` to features `[B, out_dim]` and the new memory."""
         with hidden_layers(x.device):
             given = self.of_input(x).to(memory.dtype)
-            memory = self._step(given, memory)
+            memory = self._next(given, memory)
         return memory[..., : self.out_dim], memory
 
     def sequence(self, x: Tensor, memory: Tensor, start: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,12 +59,29 @@ class Recurrent(nn.Module):
         memories = []
         with hidden_layers(x.device):
             for given, keep in zip(self.of_input(x).to(memory.dtype), kept, strict=True):
-                memory = self._step(given, memory * keep)
+                memory = self._next(given, memory * keep)
                 memories.append(memory)
         after = torch.stack(memories)
         return after[..., : self.out_dim], after
 
-    def _step(self, given: Tensor, memory: Tensor) -> Tensor:
+    def window(self, x: Tensor, valid: Tensor, memory: Tensor, burn_in: int) -> Tensor:
+        """Return the features `[B, out_dim]` of the newest step of a window.
+
+        Args:
+            x: `[B, W, in]`, the newest step last.
+            valid: `[B, W]` bool: the step belongs to the episode of the newest one, as all after it do.
+            memory: `[B, memory_dim]` before the first step, used where the whole window is valid.
+            burn_in: how many of the first steps make memory without a gradient.
+        """
+        x = torch.where(valid.unsqueeze(-1), x, 0.0).transpose(0, 1)
+        # the step after one that is not valid is the first of its episode
+        start = ~torch.cat([valid[:, :1], valid[:, :-1]], 1).T
+        if burn_in > 0:
+            with torch.no_grad():
+                memory = self.sequence(x[:burn_in], memory, start[:burn_in])[1][-1]
+        return self.sequence(x[burn_in:], memory, start[burn_in:])[0][-1]
+
+    def _next(self, given: Tensor, memory: Tensor) -> Tensor:
         remembered = self.of_memory(memory[..., : self.out_dim])
         return self._cell(given, remembered, memory)
 

@@ -73,3 +73,17 @@ def test_inference_gives_the_same_bits_and_results_that_autograd_knows_nothing_o
         assert agree(function, recorded, data)
     assert all(result.is_inference() for result in recorded(data).values())
     assert not any(result.is_inference() for result in Recorded(function)(data).values())
+
+
+def test_products_that_are_summed_stay_products_of_their_own():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(8, 8, generator=generator, requires_grad=True)
+
+    def function(data) -> dict[str, Tensor]:
+        x = data["x"]
+        for _ in range(6):
+            x = (x @ weight).tanh()
+        return {"gradient": torch.autograd.grad(x.square().sum(), weight)[0]}
+
+    recorded = Recorded(function)
+    assert all(agree(function, recorded, {"x": torch.randn(5, 8, generator=generator)}) for _ in range(80))

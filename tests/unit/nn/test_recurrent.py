@@ -52,7 +52,7 @@ def test_sequence_is_its_steps_with_memory_zeroed_where_episodes_start(generator
     assert memories.shape == (T, B, net.memory_dim)
     for t in range(T):
         memory = torch.where(start[t].unsqueeze(-1), torch.zeros_like(memory), memory)
-        of_step, memory = net(x[t], memory)
+        of_step, memory = net.step(x[t], memory)
         torch.testing.assert_close(of_step, features[t])
         torch.testing.assert_close(memory, memories[t])
 
@@ -97,7 +97,7 @@ def test_memory_stays_in_float32_where_products_are_in_bfloat16(generator, kind,
     full, _ = net.sequence(x, memory, start)
     with acceleration.hidden_precision("bfloat16"):
         features, memories = net.sequence(x, memory, start)
-        of_step, after = net(x[0], memory)
+        of_step, after = net.step(x[0], memory)
     assert {y.dtype for y in (features, memories, of_step, after)} == {torch.float32}
     assert not torch.equal(features, full)
     torch.testing.assert_close(features, full, atol=0.03, rtol=0.03)
