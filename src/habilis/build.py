@@ -21,7 +21,7 @@ from habilis.core.random import RandomStreams, derive_seed
 from habilis.core.registry import Registry
 from habilis.core.specs import EnvSpec
 from habilis.data.hindsight import Hindsight
-from habilis.data.priorities import Priorities
+from habilis.data.priorities import Priorities, SumTree
 from habilis.data.replay import ReplayBuffer
 from habilis.data.rollout import RolloutBuffer
 from habilis.data.whole_episodes import EpisodeBuffer
@@ -106,9 +106,10 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
 
 def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, device: str, say: Callable[[str], None]) -> None:
     """Say how much memory a replay buffer will take, and refuse one that this machine cannot hold."""
-    capacity, prioritized = c.buffer_size, isinstance(c, dqn.DQNConfig) and c.prioritized
-    hindsight = c.goal_selection_strategy != "none"
-    needed = ReplayBuffer.bytes_needed(spec, capacity, prioritized=prioritized, hindsight=hindsight)
+    capacity = c.buffer_size
+    needed = ReplayBuffer.bytes_needed(spec, capacity)
+    needed += SumTree.bytes_needed(capacity) if isinstance(c, dqn.DQNConfig) and c.prioritized else 0
+    needed += Hindsight.bytes_needed(capacity) if c.goal_selection_strategy != "none" else 0
     available = available_memory(device)
     say(f"replay memory: {capacity:,} transitions, {needed / 1e6:,.0f} MB")
     require(

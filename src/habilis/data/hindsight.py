@@ -53,9 +53,6 @@ class Hindsight:
         EnvError: the environment has no goals, or does not say what reaching one pays.
     """
 
-    BYTES_NEEDED = 8
-    """For each place of the buffer."""
-
     def __init__(
         self, env: GoalEnv, *, strategy: GoalSelection, n_sampled_goal: int = 4, generator: np.random.Generator
     ) -> None:
@@ -77,6 +74,11 @@ class Hindsight:
         self._share = n_sampled_goal / (n_sampled_goal + 1)
         self._generator = generator
         self._to_check, self._seen, self._wrong = CHECKED, 0, 0
+
+    @staticmethod
+    def bytes_needed(capacity: int) -> int:
+        """Return how many bytes it takes to know the episodes of `capacity` transitions."""
+        return 8 * capacity
 
     def reserve(self, rows: int, held: int, num_envs: int, device: str) -> None:
         """Make room for a ring of `rows`, of which `held` have transitions: what a buffer does when it is made."""

@@ -12,9 +12,10 @@ from collections.abc import Collection
 import torch
 from torch import Tensor
 
-from habilis.core.specs import EnvSpec
+from habilis.core.specs import DESIRED, EnvSpec
 from habilis.core.tree import tree_index
 from habilis.core.types import Obs, State
+from habilis.data.hindsight import Goals
 
 
 class ObservationRing:
@@ -112,6 +113,11 @@ class ObservationRing:
                     last = torch.cat([shown.narrow(axis, channels, shown.shape[axis] - channels), last], axis)
                 successors[name][at_end] = last
         return successors
+
+    @staticmethod
+    def replace_goals(obs: dict[str, Tensor], goals: Goals) -> None:
+        """Let observations that were read want the goals given in hindsight."""
+        obs[DESIRED] = goals.given
 
     def _stack(self, name: str, index: Tensor) -> Tensor:
         """Rebuild the frames of a group as they were seen at places `[B]`."""

@@ -1,8 +1,8 @@
 """Replay: a time-major ring of transitions of N environments, n-step returns assembled at sampling.
 
-Transitions are drawn uniformly, or by the priorities that the buffer is given, and get other goals where it is given
-hindsight. Observations are stored once (`data/observations.py`), and of stacked frames only the newest. A million
-transitions of HalfCheetah take 103 MB.
+Transitions are drawn uniformly, or by the priorities that the buffer is given; they get other goals where it is given
+hindsight, and show what led to them where it is given windows. Observations are stored once (`data/observations.py`),
+and of stacked frames only the newest. A million transitions of HalfCheetah take 103 MB.
 """
 
 from __future__ import annotations
@@ -16,20 +16,26 @@ from torch import Tensor
 from habilis.core.batches import TransitionBatch
 from habilis.core.errors import ConfigError
 from habilis.core.specs import ACHIEVED, DESIRED, EnvSpec
-from habilis.core.tree import tree_split
 from habilis.core.types import Obs, State, Step
 from habilis.data.hindsight import Goals, Hindsight
 from habilis.data.observations import ObservationRing
-from habilis.data.priorities import Priorities, SumTree
+from habilis.data.priorities import Priorities
 from habilis.data.rollout import empty_actions
+from habilis.data.windows import Windows
 from habilis.functional.returns import n_step_return
 
 COLUMNS = ("actions", "rewards", "terminated", "done", "valid")
 """What a row holds besides its observation."""
 
+PARTS = {
+    "priorities": "has no priorities: resume with uniform sampling, as in the run",
+    "hindsight": "knows no episodes: resume without hindsight, as in the run",
+    "windows": "has no memory: resume without, as in the run",
+}
+"""What a buffer may be given, and what is to be done about a saved one that was not."""
 
 DRAWN_TOGETHER = 1024
-"""Transitions drawn at once for several batches: most of the time of drawing few does not hang on their number."""
+"""Observations drawn at once for several batches: most of the time of drawing few does not hang on their number."""
 
 
 class ReplayBuffer:
@@ -45,6 +51,7 @@ class ReplayBuffer:
         device: where the data lies.
         priorities: what decides how often a transition is drawn; None for all of them alike.
         hindsight: what gives sampled transitions other goals; None leaves them as they were.
+        windows: what shows the steps before each sampled one as well, and what the policy remembered; None: neither.
     """
 
     def __init__(
@@ -59,6 +66,7 @@ class ReplayBuffer:
         device: str = "cpu",
         priorities: Priorities | None = None,
         hindsight: Hindsight | None = None,
+        windows: Windows | None = None,
     ) -> None:
         self.held = -(-capacity // num_envs)
         if self.held < n_steps:
@@ -66,8 +74,10 @@ class ReplayBuffer:
                 f"a replay buffer of {capacity} transitions holds {self.held} of each of {num_envs} environments, "
                 f"fewer than {n_steps}-step targets need: raise buffer_size"
             )
-        # the newest row has its observation already, its action not yet; the oldest show frames before them
-        self.rows = self.held + spec.frame_stack
+        steps = 1 if windows is None else windows.length
+        # the newest row has its observation already, its action not yet; the oldest show frames and steps before them
+        self.rows = self.held + spec.frame_stack + steps - 1
+        self._together = max(1, DRAWN_TOGETHER // steps)
         self.num_envs = num_envs
         self.n_steps = n_steps
         self.gamma = gamma
@@ -87,17 +97,19 @@ class ReplayBuffer:
         self.hindsight = hindsight
         if hindsight is not None:
             hindsight.reserve(self.rows, self.held, num_envs, device)
+        self.windows = windows
+        if windows is not None:
+            windows.reserve(self.observations)
+        self._shown = windows or self.observations
 
     def __len__(self) -> int:
         return min(self._added, self.held) * self.num_envs
 
     @staticmethod
-    def bytes_needed(spec: EnvSpec, capacity: int, *, prioritized: bool = False, hindsight: bool = False) -> int:
-        """Return how many bytes `capacity` transitions take, the side store of episode ends left out."""
+    def bytes_needed(spec: EnvSpec, capacity: int) -> int:
+        """Return how many bytes `capacity` transitions take, without what is kept aside and what other parts keep."""
         action = empty_actions(spec, (1,), "cpu")
-        row = ObservationRing.bytes_needed(spec) + action.numel() * action.element_size() + 4 + 3
-        row += Hindsight.BYTES_NEEDED if hindsight else 0
-        return capacity * row + (SumTree.bytes_needed(capacity) if prioritized else 0)
+        return capacity * (ObservationRing.bytes_needed(spec) + action.numel() * action.element_size() + 4 + 3)
 
     @property
     def _head(self) -> int:
@@ -118,15 +130,25 @@ class ReplayBuffer:
             if self.hindsight is not None:
                 self.hindsight.cut(newest)
         self.observations.write(self._head, obs)
+        if self.windows is not None:
+            self.windows.start(self._head)
 
-    def add(self, action: Tensor, step: Step) -> None:
-        """Store one transition of each environment, `action` in the policy's units."""
+    def add(self, action: Tensor, step: Step, memory: Tensor | None = None) -> None:
+        """Store one transition of each environment.
+
+        Args:
+            action: `[N, ...]` in the policy's units.
+            step: what came of it.
+            memory: `[N, memory_dim]`: what the policy had remembered, for windows; None for nothing.
+        """
         row, following = self._head, (self._head + 1) % self.rows
         leaving = (row - self.held) % self.rows
         if self._added >= self.rows - 1:
             self.observations.release(following)
         if self.hindsight is not None:
             self.hindsight.add(row, step, self.observations.stores[DESIRED][row])
+        if self.windows is not None:
+            self.windows.add(row, step, memory)
         self.actions[row] = action
         self.rewards[row] = step.reward
         self.terminated[row] = step.terminated
@@ -151,26 +173,27 @@ class ReplayBuffer:
             index = self._draw(batch_size)
         else:
             index, weight, number = self._draw_by_priority(batch_size, self.priorities)
-        obs = self.observations.read(index)
+        obs = self._shown.read(index)
         action = self.actions.flatten(0, 1).index_select(0, index)
-        goals = None if self.hindsight is None else self._choose_goals(index, obs[DESIRED], self.hindsight)
+        goals = None if self.hindsight is None else self._choose_goals(index, self.hindsight)
         if self.n_steps == 1:
             (reward,), (terminated,) = self._outcomes(index.unsqueeze(0), goals)
             last, discount = index, torch.full_like(reward, self.gamma)
         else:
             reward, discount, last, terminated = self._n_step(index, goals)
-        next_obs = self.observations.successors(last)
+        next_obs = self._shown.successors(last)
         if goals is not None:
-            obs[DESIRED] = next_obs[DESIRED] = goals.given
+            self._shown.replace_goals(obs, goals)
+            self._shown.replace_goals(next_obs, goals)
         return TransitionBatch(obs, action, reward, terminated, next_obs, discount, weight, number)
 
     def batches(self, batch_size: int, count: int) -> Iterator[TransitionBatch]:
         """Yield `count` batches as `sample` does, drawn together where no priorities change between them."""
-        together = 1 if self.priorities is not None else max(1, DRAWN_TOGETHER // batch_size)
+        together = 1 if self.priorities is not None else max(1, self._together // batch_size)
         while count > 0:
             drawn = min(count, together)
             count -= drawn
-            yield from _split(self.sample(batch_size * drawn), batch_size) if drawn > 1 else [self.sample(batch_size)]
+            yield from self.sample(batch_size * drawn).split(batch_size) if drawn > 1 else [self.sample(batch_size)]
 
     def update_priorities(self, index: Tensor, td_error: Tensor) -> None:
         """Set the priorities of a sampled batch by its temporal differences.
@@ -219,10 +242,11 @@ class ReplayBuffer:
         drawn = (torch.from_numpy(x).to(self.valid.device) for x in (index, weight, number))
         return next(drawn), next(drawn), next(drawn)
 
-    def _choose_goals(self, index: Tensor, wanted: Tensor, hindsight: Hindsight) -> Goals:
-        """Choose goals of what episodes reached, for transitions at flat indices that had `wanted` `[B, *goal]`."""
+    def _choose_goals(self, index: Tensor, hindsight: Hindsight) -> Goals:
+        """Choose goals of what episodes reached, for transitions at flat indices."""
         oldest, newest = (self._added - len(self) // self.num_envs) % self.rows, (self._head - 1) % self.rows
         source = hindsight.draw(index, oldest, newest)
+        wanted = self.observations.read(index, (DESIRED,))[DESIRED]
         return hindsight.replace(wanted, self.observations.successors(source, (ACHIEVED,))[ACHIEVED])
 
     def _outcomes(self, places: Tensor, goals: Goals | None) -> tuple[Tensor, Tensor]:
@@ -257,6 +281,7 @@ class ReplayBuffer:
             **self.observations.state_dict(used),
             "priorities": None if priorities is None else priorities.state_dict(used * self.num_envs),
             "hindsight": None if self.hindsight is None else self.hindsight.state_dict(used),
+            "windows": None if self.windows is None else self.windows.state_dict(used),
             **{name: getattr(self, name)[:used] for name in COLUMNS},
         }
 
@@ -264,34 +289,22 @@ class ReplayBuffer:
         """Restore what `state_dict` returned.
 
         Raises:
-            ConfigError: the sizes differ, or there are no priorities for a buffer that draws by them, or no episodes
-                for one that learns in hindsight.
+            ConfigError: the sizes differ, or this buffer was given priorities, hindsight or windows and that one not.
         """
         if (state["rows"], state["num_envs"]) != (self.rows, self.num_envs):
             raise ConfigError(
                 f"the saved replay buffer has {state['rows']} rows of {state['num_envs']} environments and this one "
                 f"{self.rows} of {self.num_envs}: resume with the buffer_size and num_envs of the run"
             )
-        if self.priorities is not None and state.get("priorities") is None:
-            raise ConfigError("the saved replay buffer has no priorities: resume with uniform sampling, as in the run")
-        if self.hindsight is not None and state.get("hindsight") is None:
-            raise ConfigError("the saved replay buffer knows no episodes: resume without hindsight, as in the run")
+        parts = {name: part for name in PARTS if (part := getattr(self, name)) is not None}
+        for name in parts:
+            if state.get(name) is None:
+                raise ConfigError(f"the saved replay buffer {PARTS[name]}")
         # how often the ring has turned before is of no account: no batch drawn then waits for its priorities
         self._added = state["head"] + (self.rows if state["size"] == self.rows - 1 else 0)
         self._all_valid = state["all_valid"]
         self.observations.load_state_dict(state)
         for name in COLUMNS:
             getattr(self, name).zero_()[: len(state[name])] = state[name]
-        if self.priorities is not None:
-            self.priorities.load_state_dict(state["priorities"])
-        if self.hindsight is not None:
-            self.hindsight.load_state_dict(state["hindsight"])
-
-
-def _split(batch: TransitionBatch, size: int) -> Iterator[TransitionBatch]:
-    """Yield consecutive parts of `size` transitions of a uniformly drawn batch."""
-    columns = (batch.action, batch.reward, batch.terminated, batch.discount)
-    for obs, next_obs, action, reward, terminated, discount in zip(
-        tree_split(batch.obs, size), tree_split(batch.next_obs, size), *(x.split(size) for x in columns), strict=True
-    ):
-        yield TransitionBatch(obs, action, reward, terminated, next_obs, discount)
+        for name, part in parts.items():
+            part.load_state_dict(state[name])

@@ -305,10 +305,9 @@ def test_batches_drawn_together_have_as_many_goals_each():
 
 
 def test_memory():
-    assert ReplayBuffer.bytes_needed(SPEC, 10, hindsight=True) - ReplayBuffer.bytes_needed(SPEC, 10) == 80
     hindsight = make(held=10).hindsight
     per_place = hindsight._since.element_size() + hindsight._left.element_size()
-    assert per_place == Hindsight.BYTES_NEEDED
+    assert Hindsight.bytes_needed(10) == 10 * per_place
 
 
 class TestWhatIsRefused:
