@@ -9,11 +9,26 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from habilis.core.errors import ConfigError, EnvError
+
+
+@dataclass(frozen=True)
+class View:
+    """Where a camera stands that moves with nothing."""
+
+    lookat: tuple[float, float, float]
+    """What is in the middle of the picture, m."""
+    distance: float
+    """From there to the camera, m."""
+    elevation: float = 0.0
+    """Of the direction in which it looks, degrees: -90 is straight down."""
+    azimuth: float = 90.0
+    """Of the same about the vertical, degrees: at 90 the x axis points to the right."""
 
 
 class Renderer:
@@ -28,7 +43,7 @@ class Renderer:
         index: which of its environments.
         width: of a native environment's frames, in pixels.
         height: of the same.
-        camera: name of a camera of the model; native environments only.
+        camera: name of a camera of the model, or where to put one; native environments only.
         quick: leave out shadows, reflections, the sky and smooth edges: for small pictures that a policy sees, about
             two thousand a second; native environments only.
 
@@ -44,7 +59,7 @@ class Renderer:
         *,
         width: int = 640,
         height: int = 480,
-        camera: str | None = None,
+        camera: str | View | None = None,
         quick: bool = False,
     ) -> None:
         _render_without_a_screen()
@@ -112,10 +127,15 @@ def _render_without_a_screen() -> None:
         importlib.reload(sys.modules["mujoco.rendering.classic.gl_context"])
 
 
-def _choose_camera(model: Any, name: str | None) -> Any:
+def _choose_camera(model: Any, name: str | View | None) -> Any:
     """Return what `mujoco.Renderer.update_scene` takes as a camera."""
     import mujoco
 
+    if isinstance(name, View):
+        camera = mujoco.MjvCamera()
+        camera.lookat[:] = name.lookat
+        camera.distance, camera.elevation, camera.azimuth = name.distance, name.elevation, name.azimuth
+        return camera
     names = [model.camera(i).name for i in range(model.ncam)]
     if name is not None and name not in names:
         raise ConfigError(f"the model has no camera {name!r}: it has {', '.join(names) or 'none'}")

@@ -38,6 +38,16 @@ def _catch(id: str, num_envs: int, *, threads: int | None = None, **kwargs: Any)
     return Catch(id, num_envs, **kwargs)
 
 
+def _pixels(id: str, num_envs: int, **kwargs: Any) -> VecEnv:
+    from habilis.envs.mujoco import make_native
+
+    return make_native(id, num_envs, **kwargs)
+
+
+_SEEN = ("Ant", "HalfCheetah", "Hopper", "Humanoid", "InvertedDoublePendulum", "InvertedPendulum", "Pusher")
+_SEEN += ("Reacher", "Swimmer", "Walker2d")
+"""The native twins of Gymnasium's tasks, each of which can be seen by a camera."""
+
 _TASKS: dict[str, NativeBuilder] = {
     "habilis/Catch-v0": _catch,
     "habilis/GridWorld-v0": make_gridworld,
@@ -47,6 +57,7 @@ _TASKS: dict[str, NativeBuilder] = {
     "habilis/PointReachDiscrete-v0": _point_reach,
     "habilis/PointReachGoal-v0": _point_reach,
     "habilis/QuadrupedWalk-v0": _quadruped_walk,
+    **{f"habilis/{name}Pixels-v0": _pixels for name in _SEEN},
 }
 
 for _id, _builder in _TASKS.items():

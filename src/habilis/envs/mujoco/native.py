@@ -7,8 +7,9 @@ dataclass of pure functions on batched arrays.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, TypeVar
 
 import gymnasium
 import mujoco
@@ -20,7 +21,10 @@ from habilis.core.errors import EnvError
 from habilis.core.random import derive_seed, generator_state, set_generator_state
 from habilis.core.specs import BoxAction, EnvSpec, ObsGroup
 from habilis.core.types import Obs, State, Step
+from habilis.envs.render import Renderer, View
 from habilis.envs.simulation import Simulation
+
+T = TypeVar("T")
 
 Rows = slice | np.ndarray
 """Which environments: all of them (`slice(None)`) or sorted indices."""
@@ -64,6 +68,18 @@ class Robot(Protocol):
         ...
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """What a policy sees instead of the state: a picture."""
+
+    size: int
+    """Pixels a side."""
+    camera: str | View | None
+    """Through which camera of the model, or where one stands; None: as of `Renderer`."""
+    critic_state: bool
+    """Whether the state is shown too, as the group `critic`."""
+
+
 class NativeMujocoEnv:
     """N copies of one Gymnasium MuJoCo task on MuJoCo's batched engine; a `VecEnv`.
 
@@ -71,6 +87,8 @@ class NativeMujocoEnv:
     float32. As there, an action beyond its bounds is not clipped: the motors saturate, and its cost is that of the
     action given. A simulation that diverges ends its episode with `truncated` and without `valid`, its last finite
     observation as `next_obs` and no reward, and starts a new one; `info["diverged"]` shows it.
+
+    A policy may be shown pictures `[size, size, 3]` in place of the state: no shadows, no reflections, no smooth edges.
 
     `simulation.qpos` and `simulation.qvel` may be written between steps; an episode goes on from there.
 
@@ -81,10 +99,19 @@ class NativeMujocoEnv:
         max_episode_steps: steps after which an episode is truncated.
         seed: of the stream that episodes are started from.
         threads: CPU threads; None measures.
+        pixels: the pictures that a policy is shown; None for the state.
     """
 
     def __init__(
-        self, id: str, robot: Robot, num_envs: int, *, max_episode_steps: int, seed: int, threads: int | None = None
+        self,
+        id: str,
+        robot: Robot,
+        num_envs: int,
+        *,
+        max_episode_steps: int,
+        seed: int,
+        threads: int | None = None,
+        pixels: Pixels | None = None,
     ) -> None:
         model = _load_model(robot.xml_file)
         self.robot = robot
@@ -99,11 +126,18 @@ class NativeMujocoEnv:
         self._obs = self._observe(slice(None))
         robot.judge(self.simulation, self._position)
         self._dynamics = self.simulation.dynamics.copy()
+        self._pixels = pixels
+        side = 0 if pixels is None else pixels.size
+        self._pictures = np.zeros((num_envs, side, side, 3), dtype=np.uint8)
+        self._renderer: Renderer | None = None
+        if pixels is not None:
+            self._renderer = Renderer(self, width=side, height=side, camera=pixels.camera, quick=True)
         self._begin(np.arange(num_envs))
+        state, picture = ObsGroup((self._obs.shape[1],)), ObsGroup((side, side, 3), "uint8")
         low, high = model.actuator_ctrlrange.astype(np.float32).T
         self.spec = EnvSpec(
             id=id,
-            obs={"policy": ObsGroup((self._obs.shape[1],))},
+            obs=self._groups(state, picture),
             action=BoxAction(low.copy(), high.copy()),
             max_episode_steps=max_episode_steps,
             saves_state=True,
@@ -120,7 +154,7 @@ class NativeMujocoEnv:
         if seed is not None:
             self._generator = np.random.default_rng(derive_seed(seed, "env"))
         self._begin(np.arange(self.num_envs))
-        return {"policy": torch.from_numpy(self._obs.copy())}
+        return self._observed()
 
     def step(self, action: Tensor) -> Step:
         """Apply `[N, dim]` actions for `frame_skip` substeps; environments whose episode ended begin the next."""
@@ -145,14 +179,15 @@ class NativeMujocoEnv:
             next_obs[diverged] = self._obs[diverged]
 
         self._obs[:] = next_obs
+        self._look(np.flatnonzero(~diverged))
+        after = self._observed()
         self._position[:] = position
         ended = np.flatnonzero(terminated | truncated)
         if ended.size:
             self._begin(ended)
         self._dynamics[:] = simulation.dynamics
-        after = {"policy": torch.from_numpy(next_obs)}
         return Step(
-            obs={"policy": torch.from_numpy(self._obs.copy())} if ended.size else after,
+            obs=self._observed() if ended.size else after,
             next_obs=after,
             reward=reward,
             terminated=torch.from_numpy(terminated),
@@ -179,9 +214,13 @@ class NativeMujocoEnv:
         self._obs[:] = np.asarray(state["obs"])
         self._dynamics[:] = self.simulation.dynamics
         set_generator_state(self._generator, state["generator"])
+        self._look(np.arange(self.num_envs))
 
     def close(self) -> None:
-        """Free the threads."""
+        """Free the threads and the renderer."""
+        if self._renderer is not None:
+            self._renderer.close()
+            self._renderer = None
         self.simulation.close()
 
     def _begin(self, rows: np.ndarray) -> None:
@@ -193,7 +232,25 @@ class NativeMujocoEnv:
         self._elapsed[rows] = 0
         self._position[rows] = self.robot.position(simulation)[rows]
         self._obs[rows] = self._observe(rows)
+        self._look(rows)
         self._dynamics[rows] = simulation.dynamics[rows]
+
+    def _look(self, rows: np.ndarray) -> None:
+        """Take pictures of the environments `rows` where a policy is shown pictures."""
+        if self._renderer is not None:
+            for row in rows:
+                self._pictures[row] = self._renderer.frame(row)
+
+    def _observed(self) -> Obs:
+        """Return fresh tensors of what N environments show."""
+        pictures = None if self._pixels is None else torch.from_numpy(self._pictures.copy())
+        return self._groups(torch.from_numpy(self._obs.copy()), pictures)
+
+    def _groups(self, state: T, picture: T | None) -> dict[str, T]:
+        """Return what is shown of a state and its picture, by groups."""
+        if self._pixels is None or picture is None:
+            return {"policy": state}
+        return {"policy": picture, "critic": state} if self._pixels.critic_state else {"policy": picture}
 
     def _notice_writes(self) -> None:
         """Measure anew the position of environments whose state was written from outside, as Gymnasium would."""
