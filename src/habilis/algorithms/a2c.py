@@ -26,8 +26,8 @@ from habilis.core.tree import Tree, tree_index, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.policy_losses import masked_standardize
 from habilis.functional.returns import generalized_advantage
-from habilis.nn.distributions import Gaussian
-from habilis.nn.heads import GaussianHead, StdType
+from habilis.nn.distributions import deviation
+from habilis.nn.heads import DistributionKind, GaussianHead, StdType, require_head
 from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
@@ -74,19 +74,25 @@ class A2CConfig:
     """Activation of the hidden layers."""
     share_trunk: bool = False
     """Whether the value is a second head on the policy's trunk (it then sees what the policy sees)."""
+    distribution: DistributionKind = "gaussian"
+    """What real-valued actions are drawn from: clipped to the bounds, or within them by a tangent or as a Beta."""
     std_type: StdType = "independent"
     """Where the standard deviation of continuous actions comes from."""
     init_std: float = 1.0
     """First standard deviation, in units of half the action range."""
     final_std: float = 0.1
     """Last standard deviation under `std_type="annealed"`."""
+    use_sde: bool = False
+    """Explore by noise that depends on the state and is held over steps (gSDE)."""
+    sde_sample_freq: int = -1
+    """Steps over which that noise is held; -1: to the end of the episode."""
 
     def __post_init__(self) -> None:
         require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
         require_fractions(self, "gamma")
         require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
-        require(self.init_std > 0 and self.final_std > 0, "init_std and final_std must be positive")
+        require_head(self)
         owns_trunk = not self.share_trunk or self.critic_hidden is None
         require(owns_trunk, "critic_hidden has no meaning with share_trunk, where the value is a head on the policy's")
 
@@ -214,9 +220,7 @@ class A2C:
             "entropy": entropy.detach(),
             "value": (weight * values.detach()).sum(),
         }
-        if isinstance(distribution, Gaussian):
-            results["std"] = distribution.log_std.detach().exp().mean()
-        return results
+        return results | deviation(distribution)
 
     def state_dict(self) -> State:
         """Return everything that learning changes."""

@@ -28,8 +28,8 @@ from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.policy_losses import standardize
 from habilis.functional.returns import generalized_advantage, terminating_episodes
-from habilis.nn.distributions import Gaussian
-from habilis.nn.heads import GaussianHead, StdType
+from habilis.nn.distributions import deviation
+from habilis.nn.heads import DistributionKind, GaussianHead, StdType, require_head
 from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
@@ -74,18 +74,24 @@ class ReinforceConfig:
     """Widths of the baseline's hidden layers; None: as the policy's."""
     activation: Activation = "tanh"
     """Activation of the hidden layers."""
+    distribution: DistributionKind = "gaussian"
+    """What real-valued actions are drawn from: clipped to the bounds, or within them by a tangent or as a Beta."""
     std_type: StdType = "independent"
     """Where the standard deviation of continuous actions comes from."""
     init_std: float = 1.0
     """First standard deviation, in units of half the action range."""
     final_std: float = 0.1
     """Last standard deviation under `std_type="annealed"`."""
+    use_sde: bool = False
+    """Explore by noise that depends on the state and is held over steps (gSDE)."""
+    sde_sample_freq: int = -1
+    """Steps over which that noise is held; -1: to the end of the episode."""
 
     def __post_init__(self) -> None:
         for name in ("n_episodes", "learning_rate", "critic_learning_rate", "n_critic_updates", "batch_size"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         require_fractions(self, "gamma")
-        require(self.init_std > 0 and self.final_std > 0, "init_std and final_std must be positive")
+        require_head(self)
 
 
 @dataclass
@@ -228,9 +234,7 @@ class Reinforce:
             "policy_loss": policy_loss.detach(),
             "entropy": entropy.detach(),
         }
-        if isinstance(distribution, Gaussian):
-            results["std"] = distribution.log_std.detach().exp().mean()
-        return results
+        return results | deviation(distribution)
 
     def state_dict(self) -> State:
         """Return everything that learning changes."""

@@ -27,8 +27,8 @@ from habilis.core.tree import Tree, tree_index, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.linear_algebra import conjugate_gradient, flatten, gauss_newton_product
 from habilis.functional.policy_losses import standardize
-from habilis.nn.distributions import Gaussian
-from habilis.nn.heads import GaussianHead, StdType
+from habilis.nn.distributions import deviation
+from habilis.nn.heads import DistributionKind, GaussianHead, StdType, require_head
 from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer, flatten_parameters
@@ -82,21 +82,28 @@ class TRPOConfig:
     """Widths of the value network's hidden layers; None: as the policy's."""
     activation: Activation = "tanh"
     """Activation of the hidden layers."""
+    distribution: DistributionKind = "gaussian"
+    """What real-valued actions are drawn from: clipped to the bounds, or within them by a tangent or as a Beta."""
     std_type: StdType = "independent"
     """Where the standard deviation of continuous actions comes from."""
     init_std: float = 1.0
     """First standard deviation, in units of half the action range."""
     final_std: float = 0.1
     """Last standard deviation under `std_type="annealed"`."""
+    use_sde: bool = False
+    """Explore by noise that depends on the state and is held over steps (gSDE)."""
+    sde_sample_freq: int = -1
+    """Steps over which that noise is held; -1: to the end of the episode."""
 
     def __post_init__(self) -> None:
         positive = ("n_steps", "target_kl", "line_search_max_iter", "cg_max_steps", "sub_sampling_factor")
-        for name in (*positive, "n_critic_updates", "batch_size", "learning_rate", "init_std", "final_std"):
+        for name in (*positive, "n_critic_updates", "batch_size", "learning_rate"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
         require(self.cg_damping >= 0, f"cg_damping must not be negative, got {self.cg_damping}")
         factor = self.line_search_shrinking_factor
         require(0 < factor < 1, f"line_search_shrinking_factor must be in (0, 1), got {factor}")
         require_fractions(self, "gamma")
+        require_head(self)
         require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
 
 
@@ -252,9 +259,7 @@ class TRPO:
             # copies: a deviation that does not depend on the state is the parameter itself, which is about to move
             **{f"old/{k}": x.detach().clone() for k, x in enumerate(distribution.parameters())},
         }
-        if isinstance(distribution, Gaussian):
-            results["std"] = distribution.log_std.detach().exp().mean()
-        return results
+        return results | deviation(distribution)
 
     def _compute_outcome(self, data: Tree) -> dict[str, Tensor]:
         """Return the objective of the present policy and its divergence from the one that acted."""

@@ -58,6 +58,11 @@ class BoxAction:
         """Number of values in an action."""
         return int(self.low.shape[0])
 
+    @property
+    def is_bounded(self) -> bool:
+        """Whether every value has two bounds."""
+        return bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())
+
 
 @dataclass(frozen=True)
 class DiscreteAction:
@@ -73,7 +78,30 @@ class MultiDiscreteAction:
     nvec: tuple[int, ...]
 
 
-ActionSpec = BoxAction | DiscreteAction | MultiDiscreteAction
+@dataclass(frozen=True)
+class HybridAction:
+    """Real values and choices in one action, `[N, dim]` float32: the values first, then the number of each choice."""
+
+    box: BoxAction
+    choices: MultiDiscreteAction
+
+    @property
+    def dim(self) -> int:
+        """Number of values and choices."""
+        return self.box.dim + len(self.choices.nvec)
+
+
+ActionSpec = BoxAction | DiscreteAction | MultiDiscreteAction | HybridAction
+
+
+def action_parts(
+    action: ActionSpec,
+) -> tuple[BoxAction | None, DiscreteAction | MultiDiscreteAction | None]:
+    """Return the real values and the choices of which an action consists, None for what it has not."""
+    if isinstance(action, HybridAction):
+        return action.box, action.choices
+    return (action, None) if isinstance(action, BoxAction) else (None, action)
+
 
 ACHIEVED, DESIRED = "achieved_goal", "desired_goal"
 """Names of the groups that an environment with goals has: what has been reached, and what is to be."""
@@ -139,13 +167,14 @@ def by_group(obs: Any) -> Mapping[str, Any]:
 
 def spec_to_dict(spec: EnvSpec) -> dict[str, Any]:
     """Return a spec as JSON values (infinite bounds as text), which `spec_from_dict` reads back."""
-    action: dict[str, Any]
-    if isinstance(spec.action, BoxAction):
-        action = {"low": list(map(str, spec.action.low.tolist())), "high": list(map(str, spec.action.high.tolist()))}
-    elif isinstance(spec.action, DiscreteAction):
-        action = {"n": spec.action.n}
-    else:
-        action = {"nvec": list(spec.action.nvec)}
+    action: dict[str, Any] = {}
+    box, choices = action_parts(spec.action)
+    if box is not None:
+        action |= {"low": list(map(str, box.low.tolist())), "high": list(map(str, box.high.tolist()))}
+    if isinstance(choices, DiscreteAction):
+        action |= {"n": choices.n}
+    elif choices is not None:
+        action |= {"nvec": list(choices.nvec)}
     return {
         "id": spec.id,
         "obs": {
@@ -173,6 +202,8 @@ def spec_from_dict(tree: Mapping[str, Any]) -> EnvSpec:
     action: ActionSpec
     if "low" in given:
         action = BoxAction(*(np.array([float(x) for x in given[k]], dtype=np.float32) for k in ("low", "high")))
+        if "nvec" in given:
+            action = HybridAction(action, MultiDiscreteAction(tuple(given["nvec"])))
     elif "n" in given:
         action = DiscreteAction(given["n"])
     else:

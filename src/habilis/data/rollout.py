@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.specs import BoxAction, EnvSpec, MultiDiscreteAction
+from habilis.core.specs import BoxAction, EnvSpec, HybridAction, MultiDiscreteAction
 from habilis.core.tree import tree_index
 from habilis.core.types import Obs, PolicyStep, Step
 
@@ -106,7 +106,7 @@ def join_final(
 
 def empty_actions(spec: EnvSpec, shape: tuple[int, ...], device: str) -> Tensor:
     """Make room for actions `[*shape, ...]` of an environment."""
-    if isinstance(spec.action, BoxAction):
+    if isinstance(spec.action, BoxAction | HybridAction):
         return torch.zeros(*shape, spec.action.dim, device=device)
     if isinstance(spec.action, MultiDiscreteAction):
         return torch.zeros(*shape, len(spec.action.nvec), dtype=torch.long, device=device)

@@ -13,12 +13,15 @@ A group is either an image (uint8, three axes, in the environment's own axis ord
 
 In a vector, Box (any shape and dtype) is flattened and not scaled, Discrete and each choice of a MultiDiscrete are
 one-hot, MultiBinary is zeros and ones. A vector of nothing but one-hot codes says so (`ObsGroup.one_hot`).
+
+The leaves of a Dict or Tuple of actions stand side by side in one row: real values, choices (`MultiDiscreteAction`) or,
+where there are both, the real values first (`HybridAction`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import chain
 from typing import Any
 
@@ -28,7 +31,17 @@ from gymnasium import spaces
 from torch import Tensor
 
 from habilis.core.errors import EnvError
-from habilis.core.specs import ACHIEVED, DESIRED, ActionSpec, BoxAction, DiscreteAction, MultiDiscreteAction, ObsGroup
+from habilis.core.specs import (
+    ACHIEVED,
+    DESIRED,
+    ActionSpec,
+    BoxAction,
+    DiscreteAction,
+    HybridAction,
+    MultiDiscreteAction,
+    ObsGroup,
+    action_parts,
+)
 
 Path = tuple[str | int, ...]
 
@@ -37,7 +50,7 @@ class ObsLayout:
     """The groups of an observation space, and the conversion of its batches to them."""
 
     def __init__(self, space: spaces.Space) -> None:
-        leaves = list(_leaves(space))
+        leaves = list(_leaves(space, "observations"))
         keys = set(space.spaces) if isinstance(space, spaces.Dict) else set()
         kept = keys if "policy" in keys else {ACHIEVED, DESIRED} if {ACHIEVED, DESIRED} <= keys else set()
         self._parts: dict[str, list[tuple[Path, spaces.Space]]] = {}
@@ -80,6 +93,22 @@ class ActionLayout:
     """The `ActionSpec` of an action space, and the conversion of our actions to what the environment takes."""
 
     def __init__(self, space: spaces.Space) -> None:
+        self._space = space
+        self._leaves = [(path, LeafLayout(leaf)) for path, leaf in _leaves(space, "actions")]
+        self.spec, self._columns = _join([leaf.spec for _, leaf in self._leaves])
+
+    def __call__(self, action: Tensor) -> Any:
+        """Convert `[N, dim]`, `[N]` or `[N, k]` to what the space holds, N times: an array for each leaf."""
+        if not isinstance(self._space, spaces.Dict | spaces.Tuple):
+            return self._leaves[0][1](action)
+        leaves = {path: leaf(action[..., at]) for (path, leaf), at in zip(self._leaves, self._columns, strict=True)}
+        return _nest(self._space, leaves)
+
+
+class LeafLayout:
+    """The same of a plain space."""
+
+    def __init__(self, space: spaces.Space) -> None:
         self._shape, self._dtype = space.shape, space.dtype
         self._start: Any = 0
         self.spec: ActionSpec
@@ -95,13 +124,8 @@ class ActionLayout:
         elif isinstance(space, spaces.MultiDiscrete):
             self._start = space.start
             self.spec = MultiDiscreteAction(tuple(space.nvec.ravel().tolist()))
-        elif isinstance(space, spaces.MultiBinary):
-            self.spec = MultiDiscreteAction((2,) * int(np.prod(space.shape)))
         else:
-            raise EnvError(
-                f"actions of a {type(space).__name__} space are not supported: "
-                "wrap the environment so that it takes Box, Discrete, MultiDiscrete or MultiBinary actions"
-            )
+            self.spec = MultiDiscreteAction((2,) * int(np.prod(space.shape)))
         self._shifted = bool(np.any(self._start))
 
     def __call__(self, action: Tensor) -> np.ndarray:
@@ -110,20 +134,51 @@ class ActionLayout:
         return (rows + self._start if self._shifted else rows).astype(self._dtype)
 
 
-def _leaves(space: spaces.Space, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
+def _join(parts: list[ActionSpec]) -> tuple[ActionSpec, list[slice]]:
+    """Return one spec for several side by side, and the columns of each; one alone stays as it is."""
+    if len(parts) == 1:
+        return parts[0], [slice(None)]
+    boxes: list[BoxAction] = []
+    nvec: list[int] = []
+    for box, choices in map(action_parts, parts):
+        boxes += [] if box is None else [box]
+        nvec += [] if choices is None else [choices.n] if isinstance(choices, DiscreteAction) else choices.nvec
+    value, choice, columns = 0, sum(box.dim for box in boxes), []
+    for part in parts:
+        if isinstance(part, BoxAction):
+            columns.append(slice(value, value := value + part.dim))
+        else:
+            count = 1 if isinstance(part, DiscreteAction) else len(part.nvec)
+            columns.append(slice(choice, choice := choice + count))
+    if not boxes:
+        return MultiDiscreteAction(tuple(nvec)), columns
+    joined = BoxAction(*(np.concatenate([getattr(box, bound) for box in boxes]) for bound in ("low", "high")))
+    return (HybridAction(joined, MultiDiscreteAction(tuple(nvec))) if nvec else joined), columns
+
+
+def _nest(space: spaces.Space, leaves: Mapping[Path, np.ndarray], path: Path = ()) -> Any:
+    """Return leaves as the nested space has them."""
+    if isinstance(space, spaces.Dict):
+        return {key: _nest(child, leaves, (*path, key)) for key, child in space.spaces.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_nest(child, leaves, (*path, index)) for index, child in enumerate(space.spaces))
+    return leaves[path]
+
+
+def _leaves(space: spaces.Space, what: str, path: Path = ()) -> Iterator[tuple[Path, spaces.Space]]:
     """Yield the plain spaces of a nested space with where they lie in it."""
     if isinstance(space, spaces.Dict):
         for key, child in space.spaces.items():
-            yield from _leaves(child, (*path, key))
+            yield from _leaves(child, what, (*path, key))
     elif isinstance(space, spaces.Tuple):
         for index, child in enumerate(space.spaces):
-            yield from _leaves(child, (*path, index))
+            yield from _leaves(child, what, (*path, index))
     elif isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)):
         yield path, space
     else:
         raise EnvError(
-            f"observations of a {type(space).__name__} space are not supported: wrap the environment so that it "
-            "gives Box, Discrete, MultiDiscrete or MultiBinary observations, or Dict and Tuple of those"
+            f"{what} of a {type(space).__name__} space are not supported: wrap the environment so that it "
+            f"has Box, Discrete, MultiDiscrete or MultiBinary {what}, or Dict and Tuple of those"
         )
 
 

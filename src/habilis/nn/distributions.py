@@ -11,11 +11,20 @@ import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 LOG_SQRT_2PI = 0.5 * math.log(2 * math.pi)
+
+NODES, WEIGHTS = np.polynomial.hermite_e.hermegauss(16)
+"""Gauss-Hermite quadrature: a smooth function of a normal number is on average a weighted sum of 16 values."""
+
+GAMMA_TRIES = 4
+"""Proposals for each gamma variate: of a concentration above 1 one in twenty at most is rejected, all in 170,000."""
+EDGE = 1e-6
+"""How near a Beta's action comes to a bound, as a share of the range: what is behind it is below float32's rounding."""
 
 
 class Distribution(Protocol):
@@ -39,15 +48,23 @@ class Distribution(Protocol):
 
 
 class Gaussian:
-    """Independent normal distributions: `mean` is `[..., dim]`, `log_std` the same or `[dim]`."""
+    """Independent normal distributions: `mean` is `[..., dim]`, `log_std` the same or `[dim]`.
 
-    def __init__(self, mean: Tensor, log_std: Tensor) -> None:
+    Where `squashed`, an action counts by its hyperbolic tangent, which whoever takes it applies: densities and entropy
+    are those of the tangent, in (-1, 1). Actions themselves stay what they were before it, so that their densities are
+    exact however saturated the tangent is, and divergences are those of the normal distributions, which it leaves
+    alone.
+    """
+
+    def __init__(self, mean: Tensor, log_std: Tensor, *, squashed: bool = False) -> None:
         self.mean = mean
         self.log_std = log_std
+        self.squashed = squashed
 
     def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Turn standard normal `noise` `[..., dim]` into actions, gradients passing, and their log-densities."""
-        return self.mean + self.log_std.exp() * noise, self._log_density(noise)
+        action = self.mean + self.log_std.exp() * noise
+        return action, self._log_density(noise, action)
 
     def mode(self) -> Tensor:
         """Return the mean."""
@@ -55,15 +72,25 @@ class Gaussian:
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Return the log-density."""
-        return self._log_density((action - self.mean) * torch.exp(-self.log_std))
+        return self._log_density((action - self.mean) * torch.exp(-self.log_std), action)
 
-    def _log_density(self, z: Tensor) -> Tensor:
+    def _log_density(self, z: Tensor, action: Tensor) -> Tensor:
         # summed before it is broadcast: a state-independent deviation costs one row, not a batch of them
-        return -0.5 * z.square().sum(-1) - (self.log_std + LOG_SQRT_2PI).sum(-1)
+        density = -0.5 * z.square().sum(-1) - (self.log_std + LOG_SQRT_2PI).sum(-1)
+        return density - log_tanh_derivative(action).sum(-1) if self.squashed else density
 
     def entropy(self) -> Tensor:
-        """Return the differential entropy."""
-        return (self.log_std + 0.5 + LOG_SQRT_2PI).sum(-1).expand(self.mean.shape[:-1])
+        """Return the differential entropy; the logarithm of the tangent's slope is averaged by quadrature."""
+        entropy = (self.log_std + 0.5 + LOG_SQRT_2PI).sum(-1).expand(self.mean.shape[:-1])
+        if not self.squashed:
+            return entropy
+        nodes, weights = (self.mean.new_tensor(x) for x in (NODES, WEIGHTS / math.sqrt(2 * math.pi)))
+        slopes = log_tanh_derivative(self.mean.unsqueeze(-1) + self.log_std.exp().unsqueeze(-1) * nodes)
+        return entropy + (slopes * weights).sum((-2, -1))
+
+    def std(self) -> Tensor:
+        """Return the deviation, `[..., dim]` or `[dim]`, of what is not squashed yet."""
+        return self.log_std.exp()
 
     def parameters(self) -> tuple[Tensor, ...]:
         """Return the mean and the logarithm of the deviation."""
@@ -115,6 +142,87 @@ class SquashedGaussian:
 def log_tanh_derivative(x: Tensor) -> Tensor:
     """Return `log(1 - tanh(x)^2)` without cancellation: `2 (log 2 - x - softplus(-2x))`."""
     return 2 * (math.log(2) - x - F.softplus(-2 * x))
+
+
+class Beta:
+    """Independent Beta distributions stretched to [-1, 1], with one peak each (Chou et al. 2017).
+
+    `alpha` and `beta` are `[..., dim]` and above 1. There is neither a closed form of the inverse of the distribution
+    function nor a gradient through samples: they are ratios of gamma variates, of which each is the first accepted of a
+    few proposals (Marsaglia and Tsang 2000), so that sampling is straight-line code.
+    """
+
+    NOISE = (2, GAMMA_TRIES, 2)
+    """Shape of the noise for each value: two gamma variates, proposals, and a normal and a uniform number for each."""
+
+    def __init__(self, alpha: Tensor, beta: Tensor) -> None:
+        self.alpha = alpha
+        self.beta = beta
+
+    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn `noise` `[..., dim, *NOISE]` into actions and their log-densities."""
+        first, second = noise.unbind(-3)
+        one, other = _gamma(self.alpha, first), _gamma(self.beta, second)
+        action = ((one - other) / (one + other)).clamp(2 * EDGE - 1, 1 - 2 * EDGE)
+        return action, self.log_prob(action)
+
+    def mode(self) -> Tensor:
+        """Return the peaks."""
+        up, down = self.alpha - 1, self.beta - 1
+        return (up - down) / (up + down)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the log-density of actions in [-1, 1], taken a share of `EDGE` inside for those nearer to a bound."""
+        share = ((action + 1) / 2).clamp_min(EDGE)
+        rest = ((1 - action) / 2).clamp_min(EDGE)
+        density = (self.alpha - 1) * share.log() + (self.beta - 1) * rest.log()
+        return (density - log_beta(self.alpha, self.beta) - math.log(2)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Return the differential entropy."""
+        a, b = self.alpha, self.beta
+        slopes = (a + b - 2) * (a + b).digamma() - (a - 1) * a.digamma() - (b - 1) * b.digamma()
+        return (log_beta(a, b) + slopes + math.log(2)).sum(-1)
+
+    def std(self) -> Tensor:
+        """Return the deviation, `[..., dim]`."""
+        total = self.alpha + self.beta
+        return 2 * (self.alpha * self.beta / (total + 1)).sqrt() / total
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Return alpha and beta."""
+        return self.alpha, self.beta
+
+    def kl_from(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Return KL(p, this), where p is the distribution of the same kind that has `parameters`."""
+        a, b = parameters
+        up, down = a - self.alpha, b - self.beta
+        distance = up * a.digamma() + down * b.digamma() - (up + down) * (a + b).digamma()
+        return (log_beta(self.alpha, self.beta) - log_beta(a, b) + distance).sum(-1)
+
+    def fisher(self, tangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Multiply tensors of the shapes of `parameters` by the Fisher information of those."""
+        up, down = tangents
+        both = torch.polygamma(1, self.alpha + self.beta) * (up + down)
+        return torch.polygamma(1, self.alpha) * up - both, torch.polygamma(1, self.beta) * down - both
+
+
+def log_beta(a: Tensor, b: Tensor) -> Tensor:
+    """Return the logarithm of the Beta function."""
+    return a.lgamma() + b.lgamma() - (a + b).lgamma()
+
+
+def _gamma(concentration: Tensor, noise: Tensor) -> Tensor:
+    """Turn `[..., tries, 2]` normal and uniform numbers into gamma variates `[...]` of concentrations above 1."""
+    normal, uniform = noise.unbind(-1)
+    d = (concentration - 1 / 3).unsqueeze(-1)
+    cube = (1 + normal / (9 * d).sqrt()).pow(3)
+    tiny = torch.finfo(cube.dtype).tiny
+    bound = 0.5 * normal.square() + d * (1 - cube + cube.clamp_min(tiny).log())
+    accepted = (cube > 0) & (uniform.clamp_min(tiny).log() < bound)
+    # the first of the accepted; where there is none, the first of all, which is no disaster
+    which = accepted.to(torch.uint8).argmax(-1, keepdim=True)
+    return (d * cube.clamp_min(tiny)).gather(-1, which).squeeze(-1)
 
 
 class Categorical:
@@ -190,3 +298,65 @@ class MultiCategorical:
     def fisher(self, tangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """Multiply tensors of the shapes of `parameters` by the Fisher information of those."""
         return tuple(p.fisher([x])[0] for p, x in zip(self.parts, tangents, strict=True))
+
+
+class Hybrid:
+    """Real values and choices side by side, independent of each other given the state.
+
+    An action is `[..., dim + choices]` float: the real values first, then the number of each choice.
+    """
+
+    def __init__(self, real: Gaussian | Beta, choices: MultiCategorical) -> None:
+        self.real = real
+        self.choices = choices
+
+    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Turn noise, that of both parts flat and side by side, into actions and their log-densities."""
+        of_choices = sum(self.choices.nvec)
+        of_real = noise[..., :-of_choices]
+        if isinstance(self.real, Beta):
+            of_real = of_real.unflatten(-1, (-1, *Beta.NOISE))
+        values, density = self.real.sample(of_real)
+        chosen, log_prob = self.choices.sample(noise[..., -of_choices:])
+        return torch.cat([values, chosen.to(values.dtype)], -1), density + log_prob
+
+    def mode(self) -> Tensor:
+        """Return the mode of each part."""
+        values = self.real.mode()
+        return torch.cat([values, self.choices.mode().to(values.dtype)], -1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return the logarithm of density times probability."""
+        count = len(self.choices.nvec)
+        return self.real.log_prob(action[..., :-count]) + self.choices.log_prob(action[..., -count:].long())
+
+    def entropy(self) -> Tensor:
+        """Return the entropy of both parts together."""
+        return self.real.entropy() + self.choices.entropy()
+
+    def std(self) -> Tensor:
+        """Return the deviation of the real values."""
+        return self.real.std()
+
+    def parameters(self) -> tuple[Tensor, ...]:
+        """Return the two of the real part, then those of the choices."""
+        return (*self.real.parameters(), *self.choices.parameters())
+
+    def kl_from(self, parameters: Sequence[Tensor]) -> Tensor:
+        """Return KL(p, this), where p is the distribution of the same kind that has `parameters`."""
+        return self.real.kl_from(parameters[:2]) + self.choices.kl_from(parameters[2:])
+
+    def fisher(self, tangents: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """Multiply tensors of the shapes of `parameters` by the Fisher information of those."""
+        return (*self.real.fisher(tangents[:2]), *self.choices.fisher(tangents[2:]))
+
+
+PolicyDistribution = Gaussian | Beta | Categorical | MultiCategorical | Hybrid
+"""What on-policy algorithms learn: distributions with divergences and Fisher information."""
+
+
+def deviation(distribution: PolicyDistribution) -> dict[str, Tensor]:
+    """Return the mean deviation of the real values as the scalar "std", or nothing where there are only choices."""
+    if isinstance(distribution, Categorical | MultiCategorical):
+        return {}
+    return {"std": distribution.std().detach().mean()}

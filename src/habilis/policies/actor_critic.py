@@ -8,18 +8,18 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.specs import BoxAction, EnvSpec
+from habilis.core.specs import EnvSpec
 from habilis.core.tree import tree_index, tree_join, tree_map
 from habilis.functional.returns import explained_variance, generalized_advantage
 from habilis.nn.encoder import ObsEncoder
-from habilis.nn.heads import CategoricalHead, GaussianHead, Head, StdType
+from habilis.nn.heads import HeadConfig, make_head
 from habilis.nn.mlp import MLP, Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.value import ValueNetwork
 from habilis.policies.stochastic import StochasticPolicy
 
 
-class NetworkConfig(Protocol):
+class NetworkConfig(HeadConfig, Protocol):
     """What the networks need of a configuration, by the names that every on-policy algorithm gives it."""
 
     @property
@@ -38,31 +38,12 @@ class NetworkConfig(Protocol):
     def activation(self) -> Activation:
         """Activation of the hidden layers."""
 
-    @property
-    def std_type(self) -> StdType:
-        """Where the standard deviation of continuous actions comes from."""
-
-    @property
-    def init_std(self) -> float:
-        """First standard deviation, in units of half the action range."""
-
-    @property
-    def final_std(self) -> float:
-        """Last standard deviation under `std_type="annealed"`."""
-
 
 def make_policy(spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> StochasticPolicy:
-    """Build the policy for an environment: Gaussian for real-valued actions, else categorical."""
+    """Build the policy for an environment: its head by the actions and the distribution that is asked for."""
     encoder = ObsEncoder(spec.obs, spec.policy_groups, config.normalize_obs, generator)
     trunk = MLP(encoder.out_dim, config.hidden, None, config.activation, generator, orthogonal=True)
-    head: Head
-    if isinstance(spec.action, BoxAction):
-        head = GaussianHead(
-            trunk.out_dim, spec.action.dim, config.std_type, config.init_std, config.final_std, generator
-        )
-    else:
-        head = CategoricalHead(trunk.out_dim, spec.action, generator)
-    return StochasticPolicy(spec, encoder, trunk, head)
+    return StochasticPolicy(spec, encoder, trunk, make_head(spec.action, trunk.out_dim, config, generator))
 
 
 def make_critic(

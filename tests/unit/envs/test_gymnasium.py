@@ -8,9 +8,10 @@ import pytest
 import torch
 from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
+from gymnasium.vector.utils import batch_space, iterate
 
 from habilis.core.errors import EnvError
-from habilis.core.specs import BoxAction, DiscreteAction, MultiDiscreteAction, ObsGroup
+from habilis.core.specs import BoxAction, DiscreteAction, HybridAction, MultiDiscreteAction, ObsGroup
 from habilis.envs.gymnasium import GymnasiumVecEnv, make_gymnasium
 from habilis.envs.infos import InfoTable
 from habilis.envs.spaces import ActionLayout, ObsLayout
@@ -304,8 +305,69 @@ def test_actions_of_spaces():
     integers = ActionLayout(spaces.Box(np.array([-1, 0]), np.array([1, 4]), dtype=np.int32))
     assert integers.spec == MultiDiscreteAction((3, 5))
     assert integers(torch.tensor([[2, 4]])).tolist() == [[1, 4]]
-    with pytest.raises(EnvError, match="Tuple"):
-        ActionLayout(spaces.Tuple([spaces.Discrete(2)]))
+    with pytest.raises(EnvError, match="actions of a Text space"):
+        ActionLayout(spaces.Tuple([spaces.Discrete(2), spaces.Text(3)]))
+
+
+def test_actions_of_nested_spaces_stand_side_by_side():
+    """Real values first, in the order of the leaves, then choices; Gymnasium sorts the keys of a Dict."""
+    space = spaces.Dict(
+        {
+            "turn": spaces.Box(-2, 3, (2,)),
+            "kind": spaces.Discrete(3, start=1),
+            "more": spaces.Tuple([spaces.MultiDiscrete([2, 4]), spaces.Box(0, 1, (1, 1), dtype=np.float64)]),
+        }
+    )
+    layout = ActionLayout(space)
+    assert isinstance(layout.spec, HybridAction)
+    assert layout.spec.dim == 6
+    assert layout.spec.box.low.tolist() == [0, -2, -2]
+    assert layout.spec.box.high.tolist() == [1, 3, 3]
+    assert layout.spec.choices == MultiDiscreteAction((3, 2, 4))
+    action = layout(torch.tensor([[0.25, 0.5, -1.0, 2, 1, 3], [1.0, 2.0, 3.0, 0, 0, 1]]))
+    first, second = iterate(batch_space(space, 2), action)
+    assert first in space
+    assert second in space
+    assert first["kind"] == 3
+    assert first["turn"].tolist() == [0.5, -1.0]
+    assert first["more"][0].tolist() == [1, 3]
+    assert first["more"][1].tolist() == [[0.25]]
+    assert second["kind"] == 1
+    assert second["turn"].tolist() == [2.0, 3.0]
+    # of one kind throughout they are nothing new
+    boxes = ActionLayout(spaces.Tuple([spaces.Box(-1, 1, (1,)), spaces.Box(0, 4, (2,))]))
+    assert isinstance(boxes.spec, BoxAction)
+    assert boxes.spec.high.tolist() == [1, 4, 4]
+    one, two = boxes(torch.tensor([[0.5, 1.0, 2.0]]))
+    assert (one.tolist(), two.tolist()) == ([[0.5]], [[1.0, 2.0]])
+    choices = ActionLayout(spaces.Dict(a=spaces.Discrete(2), b=spaces.MultiBinary(1)))
+    assert choices.spec == MultiDiscreteAction((2, 2))
+    assert {k: v.tolist() for k, v in choices(torch.tensor([[1, 0]])).items()} == {"a": [1], "b": [[0]]}
+    alone = ActionLayout(spaces.Dict(a=spaces.Discrete(3, start=1)))
+    assert alone.spec == DiscreteAction(3)
+    assert alone(torch.tensor([0, 2]))["a"].tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_nested_actions_reach_the_environment(asynchronous):
+    env = make_gymnasium(Gearbox, 2, asynchronous=asynchronous)
+    env.reset(0)
+    reward = env.step(torch.tensor([[0.5, -0.25, 2.0], [0.0, 1.0, 0.0]])).reward
+    env.close()
+    assert reward.tolist() == [2 + 0.5 - 0.25, 0 + 0.0 + 1.0]
+
+
+class Gearbox(gym.Env):
+    observation_space = spaces.Box(-1, 1, (1,))
+    action_space = spaces.Dict(steer=spaces.Box(-1, 1, (2,)), gear=spaces.Discrete(3))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        assert action in self.action_space
+        return np.zeros(1, np.float32), float(action["gear"] + action["steer"].sum()), False, False, {}
 
 
 @pytest.mark.parametrize("action_space", [spaces.MultiDiscrete([3, 2], start=[0, 1]), spaces.MultiBinary(2)])
