@@ -32,7 +32,7 @@ def after_episodes(count: int, algorithm: str, seed: int, **overrides: Any) -> T
 
 
 def greedy_actions(trainer: TabularTrainer) -> torch.Tensor:
-    return trainer.algorithm.policy({"policy": torch.eye(16)})
+    return trainer.algorithm.policy({"policy": torch.eye(16)})[0]
 
 
 def greedy_return(trainer: TabularTrainer) -> float:

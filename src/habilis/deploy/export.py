@@ -1,9 +1,10 @@
 """From a policy in PyTorch to `policy.onnx`: traced, checked against the original, and only then published.
 
 The exported function is the policy's `forward`: raw observation groups to the deterministic action in the environment's
-units, normaliser and action map inside, any batch size. "Agrees" means that for 1,000 observations each value of the
-action differs by at most 1e-5 of half its range (of 1 where it has no bounds); a choice among several must be the same
-wherever float32 and float64 choose alike.
+units, normaliser and action map inside, any batch size; with memory in and out where the policy has one. "Agrees" means
+that for 1,000 observations each value of the action differs by at most 1e-5 of half its range (of 1 where it has no
+bounds); a choice among several must be the same wherever float32 and float64 choose alike. To a policy with memory the
+observations are shown as 25 episodes of 40 steps, each side remembering for itself.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from habilis.core.errors import ExportError
 from habilis.core.random import derive_seed
 from habilis.core.specs import BoxAction, EnvSpec
 from habilis.core.types import Obs
-from habilis.deploy.contract import ACTION, GOLDEN_FILE, POLICY_FILE, require, to_metadata
+from habilis.deploy.contract import ACTION, GOLDEN_FILE, MEMORY, NEXT_MEMORY, POLICY_FILE, require, to_metadata
 from habilis.deploy.runtime import OnnxPolicy
 from habilis.deploy.verify import check_answers, write_golden, write_manifest
 from habilis.policies import NeuralPolicy
@@ -35,8 +36,10 @@ TOLERANCE = 1e-5
 """Largest difference of a value, in units of half its range."""
 CHECKED = 1000
 """Observations that are drawn for the check."""
+EPISODE = 40
+"""Steps of an episode in the check of a policy with memory."""
 GOLDEN = 16
-"""Observations whose actions are kept as golden vectors."""
+"""Observations whose actions are kept as golden vectors; with memory, two episodes' first eight steps."""
 OPSET = 18
 
 
@@ -85,10 +88,11 @@ def export_policy(
     staging.mkdir(parents=True)
     try:
         write_onnx(policy, spec, staging / POLICY_FILE)
-        raw, actions, allowed = answers_of(policy, obs, tolerance)
-        check_answers(OnnxPolicy(staging), raw, actions, allowed)
-        golden = {name: rows[-GOLDEN:] for name, rows in raw.items()}
-        write_golden(staging / GOLDEN_FILE, golden, actions[-GOLDEN:], allowed)
+        raw, actions, allowed, steps = answers_of(policy, obs, tolerance)
+        check_answers(OnnxPolicy(staging), raw, actions, allowed, steps)
+        kept = min(steps, GOLDEN // 2)
+        golden = {name: _last_episodes(rows, steps, kept) for name, rows in raw.items()}
+        write_golden(staging / GOLDEN_FILE, golden, _last_episodes(actions, steps, kept), allowed, kept)
         write_manifest(staging)
         staging.rename(output)
     finally:
@@ -115,15 +119,18 @@ def write_onnx(policy: NeuralPolicy, spec: EnvSpec, file: Path) -> None:
     Raises:
         ExportError: the policy cannot be traced.
     """
-    example = draw_observations(spec, 2, torch.Generator().manual_seed(0))
+    inputs: dict[str, dict[str, Tensor]] = {"obs": draw_observations(spec, 2, torch.Generator().manual_seed(0))}
+    memory = policy.fresh_memory(2)
+    if memory:
+        inputs["memory"] = memory
     try:
         with _quiet():
             program = torch.onnx.export(
                 policy,
-                kwargs={"obs": example},
-                input_names=list(example),
-                output_names=[ACTION],
-                dynamic_shapes={"obs": {name: {0: "batch"} for name in example}},
+                kwargs=inputs,
+                input_names=[*inputs["obs"], *(MEMORY + key for key in memory)],
+                output_names=[ACTION, *(NEXT_MEMORY + key for key in memory)],
+                dynamic_shapes={part: {name: {0: "batch"} for name in tree} for part, tree in inputs.items()},
                 opset_version=OPSET,
                 verbose=False,
             )
@@ -133,40 +140,59 @@ def write_onnx(policy: NeuralPolicy, spec: EnvSpec, file: Path) -> None:
             f"the policy cannot be traced to ONNX ({reason}): its forward must be plain tensor code"
         ) from error
     assert program is not None
-    program.model.metadata_props.update(to_metadata(spec, importlib.metadata.version("habilis")))
+    shapes = {key: tuple(value.shape[1:]) for key, value in memory.items()}
+    program.model.metadata_props.update(to_metadata(spec, importlib.metadata.version("habilis"), shapes))
     program.save(file, external_data=False)
 
 
 def answers_of(
     policy: NeuralPolicy, obs: Mapping[str, Tensor], tolerance: float = TOLERANCE
-) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray, int]:
     """Return what the export is held to: observations, the policy's actions for them, the largest error of each.
 
     Args:
         policy: the original, on the CPU.
-        obs: observations `[n, *shape]` of every group that it reads.
+        obs: observations `[n, *shape]` of every group that it reads; of them as many as make whole episodes, if it has
+            a memory.
         tolerance: in units of half a value's range (of 1 where it has no bounds).
 
     Returns:
-        The observations, without those in which float32 and float64 choose differently; the actions, `[n, dim]`,
-        `[n, k]` or `[n]`; the largest error, `[dim]`, and 0 for choices, which must be the same.
+        The observations, step after step, without the episodes in which float32 and float64 choose differently; the
+        actions, `[n, dim]`, `[n, k]` or `[n]`; the largest error, `[dim]`, and 0 for choices, which must be the same;
+        and the steps of an episode, which is 1 without memory.
 
     Raises:
         ExportError: an action is not finite.
     """
-    with torch.no_grad():
-        actions = policy(obs).numpy()
+    steps = EPISODE if policy.fresh_memory(1) else 1
+    obs = {name: rows[: len(rows) // steps * steps] for name, rows in obs.items()}
+    actions = _act_out(policy, obs, steps)
     raw = {name: rows.numpy() for name, rows in obs.items()}
     if not np.isfinite(actions).all():
         raise ExportError("the policy's actions are not finite: export an earlier checkpoint")
     if isinstance(policy.spec.action, BoxAction):
         half_range = (policy.spec.action.high.astype(np.float64) - policy.spec.action.low) / 2
-        return raw, actions, tolerance * np.where(np.isfinite(half_range), half_range, 1.0)
+        return raw, actions, tolerance * np.where(np.isfinite(half_range), half_range, 1.0), steps
     precise = {name: rows.double() if rows.is_floating_point() else rows for name, rows in obs.items()}
-    with torch.no_grad():
-        exact = copy.deepcopy(policy).double()(precise).numpy()
-    firm = (actions == exact).reshape(len(actions), -1).all(1)
-    return {name: rows[firm] for name, rows in raw.items()}, actions[firm], np.array(0)
+    exact = _act_out(copy.deepcopy(policy).double(), precise, steps)
+    firm = np.tile((actions == exact).reshape(steps, len(actions) // steps, -1).all((0, 2)), steps)
+    return {name: rows[firm] for name, rows in raw.items()}, actions[firm], np.array(0), steps
+
+
+@torch.no_grad()
+def _act_out(policy: NeuralPolicy, obs: Obs, steps: int) -> np.ndarray:
+    """Return the actions `[steps * n, ...]` for observations `[steps * n, *shape]`, the policy remembering."""
+    actions, memory = [], None
+    for t in range(steps):
+        action, memory = policy({name: rows.tensor_split(steps)[t] for name, rows in obs.items()}, memory)
+        actions.append(action)
+    return torch.cat(actions).numpy()
+
+
+def _last_episodes(rows: np.ndarray, steps: int, kept: int) -> np.ndarray:
+    """Return the first `kept` steps of the last episodes of `[steps * n, ...]`, of `GOLDEN` steps in all."""
+    episodes = rows.reshape(steps, -1, *rows.shape[1:])
+    return episodes[:kept, -(GOLDEN // kept) :].reshape(-1, *rows.shape[1:])
 
 
 @contextmanager

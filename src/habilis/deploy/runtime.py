@@ -9,7 +9,7 @@ import numpy as np
 
 from habilis.core.errors import ExportError
 from habilis.core.specs import by_group
-from habilis.deploy.contract import ACTION, POLICY_FILE, from_metadata, require
+from habilis.deploy.contract import ACTION, MEMORY, NEXT_MEMORY, POLICY_FILE, from_metadata, require
 
 
 class OnnxPolicy:
@@ -22,6 +22,7 @@ class OnnxPolicy:
     Attributes:
         spec: the environment it was made for: groups that it reads, action with bounds and names, `control_dt`.
         version: the version of Habilis that exported it.
+        memory: the shape of what it remembers, for one environment, by key; empty for a policy without memory.
 
     Raises:
         ExportError: the file does not exist, or is no policy that Habilis exported.
@@ -39,21 +40,35 @@ class OnnxPolicy:
             self._session = runtime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # ONNX Runtime's errors have no common base
             raise ExportError(f"{file} is not a whole ONNX model ({error}): export the policy again") from error
-        self.spec, self.version = from_metadata(self._session.get_modelmeta().custom_metadata_map)
+        self.spec, self.version, self.memory = from_metadata(self._session.get_modelmeta().custom_metadata_map)
 
-    def predict(self, obs: np.ndarray | Mapping[str, np.ndarray], memory: None = None) -> tuple[np.ndarray, None]:
+    def predict(
+        self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Mapping[str, np.ndarray] | None = None
+    ) -> tuple[np.ndarray, dict[str, np.ndarray] | None]:
         """Answer one raw observation or a batch of them, as `predict` of the policy in PyTorch does.
 
         Args:
             obs: one observation or a batch, for the group "policy"; or a mapping of groups.
-            memory: what the last call returned; None, since an exported policy has no memory.
+            memory: what the last call returned; None when episodes begin. Where one of a batch begins, its row is zero.
 
         Returns:
-            The action in the environment's units, batched as the observation was, and the memory for the next call.
+            The action in the environment's units, batched as the observation was, and the memory for the next call:
+            `[N, *shape]` by key, or None from a policy without memory.
 
         Raises:
             ExportError: a group is missing or has another shape.
         """
+        inputs, single = self._batch(obs)
+        if memory is None:
+            rows = len(next(iter(inputs.values())))
+            memory = {key: np.zeros((rows, *shape), np.float32) for key, shape in self.memory.items()}
+        inputs |= {MEMORY + key: np.asarray(memory[key], np.float32) for key in self.memory}
+        action, *after = self._session.run([ACTION, *(NEXT_MEMORY + key for key in self.memory)], inputs)
+        remembered = dict(zip(self.memory, after, strict=True)) if self.memory else None
+        return (action[0] if single else action), remembered
+
+    def _batch(self, obs: np.ndarray | Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
+        """Return the groups that the policy reads as batches, and whether it was one observation without a batch."""
         groups = by_group(obs)
         inputs: dict[str, np.ndarray] = {}
         single = False
@@ -67,5 +82,4 @@ class OnnxPolicy:
                 raise ExportError(
                     f"the observation group {name!r} has shape {array.shape}: expected {group.shape} or a batch of them"
                 )
-        action = self._session.run([ACTION], inputs)[0]
-        return (action[0] if single else action), memory
+        return inputs, single

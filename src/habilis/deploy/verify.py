@@ -36,43 +36,54 @@ def verify_policy(path: str | Path) -> OnnxPolicy:
     policy = OnnxPolicy(folder)
     golden = _read_json(folder / GOLDEN_FILE)
     obs = {name: np.array(golden["observations"][name], group.dtype) for name, group in policy.spec.obs.items()}
-    check_answers(policy, obs, np.array(golden["actions"]), np.array(golden["tolerance"]))
+    answers = np.array(golden["actions"]), np.array(golden["tolerance"])
+    check_answers(policy, obs, *answers, golden.get("steps", 1))  # of which older folders say nothing
     return policy
 
 
 def check_answers(
-    policy: OnnxPolicy, obs: Mapping[str, np.ndarray], actions: np.ndarray, tolerance: np.ndarray
+    policy: OnnxPolicy, obs: Mapping[str, np.ndarray], actions: np.ndarray, tolerance: np.ndarray, steps: int = 1
 ) -> None:
     """Check that the policy answers observations with `actions`, asked for the first alone and for all others at once.
 
     Args:
         policy: the exported policy.
-        obs: at least two observations `[n, *shape]` of every group that it reads.
-        actions: the original's answers, `[n, dim]`, `[n, k]` or `[n]`.
+        obs: observations `[steps * n, *shape]` of every group that it reads, step after step, of at least two episodes.
+        actions: the original's answers, `[steps * n, dim]`, `[steps * n, k]` or `[steps * n]`.
         tolerance: largest difference, `[dim]` in the units of the action, or 0-d.
+        steps: how many follow each other from the beginning of an episode on, the memory of the exported policy too.
 
     Raises:
         ExportError: an answer differs by more than the tolerance; the first one is named.
     """
-    first, others = ({k: rows[part] for k, rows in obs.items()} for part in (slice(0, 1), slice(1, None)))
-    answers = np.concatenate([policy.predict(first)[0], policy.predict(others)[0]])
-    if answers.shape != actions.shape:
-        raise ExportError(f"the exported policy answers {answers.shape} where the original answers {actions.shape}")
-    wrong = ~(np.abs(answers.astype(np.float64) - actions) <= tolerance)
+    answers = []
+    memories: list[dict[str, np.ndarray] | None] = [None, None]
+    for t in range(steps):
+        now = {name: np.split(rows, steps)[t] for name, rows in obs.items()}
+        for k, part in enumerate((slice(0, 1), slice(1, None))):
+            answer, memories[k] = policy.predict({name: rows[part] for name, rows in now.items()}, memories[k])
+            answers.append(answer)
+    answered = np.concatenate(answers)
+    if answered.shape != actions.shape:
+        raise ExportError(f"the exported policy answers {answered.shape} where the original answers {actions.shape}")
+    wrong = ~(np.abs(answered.astype(np.float64) - actions) <= tolerance)
     if wrong.any():
         at = tuple(np.argwhere(wrong)[0])
         raise ExportError(
             f"the exported policy disagrees with the original on {wrong.sum()} of {wrong.size} values, first in "
-            f"observation {at[0]}: {answers[at]} instead of {actions[at]}; do not use it, export again"
+            f"observation {at[0]}: {answered[at]} instead of {actions[at]}; do not use it, export again"
         )
 
 
-def write_golden(path: Path, obs: Mapping[str, np.ndarray], actions: np.ndarray, tolerance: np.ndarray) -> None:
-    """Write golden vectors: observations `[n, *shape]` by group, the actions that belong to them, and the tolerance."""
+def write_golden(
+    path: Path, obs: Mapping[str, np.ndarray], actions: np.ndarray, tolerance: np.ndarray, steps: int
+) -> None:
+    """Write golden vectors: what `check_answers` takes."""
     golden = {
         "observations": {name: rows.tolist() for name, rows in obs.items()},
         "actions": actions.tolist(),
         "tolerance": tolerance.tolist(),
+        "steps": steps,
     }
     path.write_text(json.dumps(golden, allow_nan=False))
 

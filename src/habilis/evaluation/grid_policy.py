@@ -42,7 +42,7 @@ def policy_on_grid(policy: Policy, env: VecEnv) -> GridPolicy | None:
         env: the environment; nothing is done in it.
 
     Returns:
-        The policy in every cell, or None where `env` is no grid world.
+        The policy in every cell, or None where `env` is no grid world or the policy has a memory.
     """
     drawing = getattr(env, "drawing", None)
     if not isinstance(drawing, GridDrawing):
@@ -51,7 +51,10 @@ def policy_on_grid(policy: Policy, env: VecEnv) -> GridPolicy | None:
     states = env.spec.obs["policy"].size
     obs = {"policy": torch.eye(states, device=device)}
     with torch.no_grad():
-        actions = policy.act(obs, deterministic=True).env_action
+        acted = policy.act(obs, deterministic=True)
+        if acted.memory is not None:  # what it does depends on the way that led there
+            return None
+        actions = acted.env_action
         if not hasattr(policy, "scores"):
             return GridPolicy(drawing.grid, actions.tolist(), None)
         scores = policy.scores(obs)

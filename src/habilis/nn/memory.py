@@ -58,6 +58,11 @@ class MemoryConfig:
         """Whether there is any memory."""
         return self.kind != "none"
 
+    @property
+    def stored_dim(self) -> int:
+        """Width of what a replay buffer keeps of each step: a recurrent memory; a transformer's is in the window."""
+        return {"gru": self.size, "lstm": 2 * self.size}.get(self.kind, 0)
+
 
 class TransformerMemory(nn.Module):
     """A transformer over the last `window` inputs; its memory is all of them but the newest, with a flag each.
@@ -150,7 +155,7 @@ class MemoryEncoder(nn.Module):
 
     def fresh(self, rows: int) -> Tensor:
         """Return the memory `[rows, memory_dim]` with which an episode begins."""
-        return torch.zeros(rows, self.memory_dim, device=next(self.parameters()).device)
+        return next(self.parameters()).new_zeros(rows, self.memory_dim)
 
     def normalize(self, obs: Obs) -> dict[str, Tensor]:
         """Return the groups this encoder reads, vectors normalised."""
@@ -188,7 +193,7 @@ def make_encoder(
         memory: what is remembered.
         generator: source of the initial weights.
         image_encoder: of image groups.
-        stored: as of `MemoryEncoder`; for what acts.
+        stored: as of `MemoryEncoder`; for what acts, unless its memory is the window itself.
     """
     encoder = ObsEncoder(groups, names, normalize, generator, image_encoder)
     if memory.kind == "none":
@@ -198,4 +203,4 @@ def make_encoder(
         core = TransformerMemory(encoder.out_dim, memory, generator)
     else:
         core = Recurrent(memory.kind, encoder.out_dim, memory.size, generator)
-    return MemoryEncoder(encoder, core, burn_in=memory.burn_in, stored=stored)
+    return MemoryEncoder(encoder, core, burn_in=memory.burn_in, stored=stored and memory.stored_dim > 0)

@@ -1,6 +1,7 @@
-"""What every policy does alike: it answers observations from outside (NumPy, one or many), and explores by noise.
+"""What every policy does alike: it answers observations from outside (NumPy, one or many), explores and remembers.
 
-Noise travels among the observation groups, so that acting is a pure function of named tensors.
+Noise and what a network remembers travel among the observation groups, so that acting is a pure function of named
+tensors.
 """
 
 from __future__ import annotations
@@ -12,11 +13,45 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from habilis.core.batches import MEMORY
 from habilis.core.errors import HabilisError
 from habilis.core.specs import EnvSpec, by_group
+from habilis.core.tree import Tree
+from habilis.core.types import Obs
+from habilis.nn.memory import Encoder, MemoryEncoder
 
 NOISE = "/noise"
 """Name of the noise among observation groups, which none of them can have."""
+
+NETWORK = "network"
+"""Key of what a network remembers in the memory of a policy."""
+
+
+def fresh_memory(encoder: Encoder, rows: int) -> dict[str, Tensor]:
+    """Return what a policy with this encoder remembers when an episode begins: nothing where it has no memory."""
+    return {NETWORK: encoder.fresh(rows)} if isinstance(encoder, MemoryEncoder) else {}
+
+
+def with_memory(encoder: Encoder, obs: Obs, memory: Tree | None) -> dict[str, Tensor]:
+    """Return the groups that an encoder reads, and what its network remembers, fresh where `memory` lacks it."""
+    data = {name: obs[name] for name in encoder.names}
+    if isinstance(encoder, MemoryEncoder):
+        known = memory is not None and NETWORK in memory
+        data[MEMORY] = memory[NETWORK] if known else encoder.fresh(len(data[encoder.names[0]]))
+    return data
+
+
+def encode(encoder: Encoder, data: Tree) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the features of what `with_memory` returned, and what is remembered now, under `MEMORY`."""
+    if isinstance(encoder, MemoryEncoder):
+        features, after = encoder.step(data, data[MEMORY])
+        return features, {MEMORY: after}
+    return encoder(data), {}
+
+
+def remember(memory: Tree | None, results: Tree) -> Tree | None:
+    """Return a policy's memory with what `encode` said is remembered now; as it is where nothing is."""
+    return {**(memory or {}), NETWORK: results[MEMORY]} if MEMORY in results else memory
 
 
 def fresh_generator(device: torch.device | str = "cpu") -> torch.Generator:

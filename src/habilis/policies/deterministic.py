@@ -1,8 +1,8 @@
 """The deterministic policy of TD3 and DDPG: encoder (with the normaliser), trunk, tanh head and action map.
 
 Exploring, it adds noise to its action, independent from step to step or of an Ornstein-Uhlenbeck process, whose state
-is the policy's memory. `forward` is the policy without noise, from raw observation to environment action, which is what
-gets exported.
+is part of the policy's memory. `forward` is the policy without noise, from raw observation and memory to environment
+action and memory, which is what gets exported.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from habilis.core.recording import Recorded
 from habilis.core.specs import BoxAction, EnvSpec
 from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep
-from habilis.nn.encoder import ObsEncoder
 from habilis.nn.init import linear
+from habilis.nn.memory import Encoder
 from habilis.nn.network import Trunk
 from habilis.policies.action_map import ActionMap
-from habilis.policies.batch import NOISE, fresh_generator, predict
+from habilis.policies.batch import NOISE, encode, fresh_generator, fresh_memory, predict, remember, with_memory
 
 ActionNoise = Literal["gaussian", "ornstein_uhlenbeck"]
 
@@ -32,7 +32,7 @@ class DeterministicPolicy(nn.Module):
 
     Args:
         spec: what the environment gives and takes: real values.
-        encoder: from observation groups to one vector; owns the normaliser.
+        encoder: from observation groups to one vector; owns the normaliser and the memory.
         trunk: from that vector to features.
         generator: source of the initial weights of the head.
         action_noise: how it explores.
@@ -43,7 +43,7 @@ class DeterministicPolicy(nn.Module):
     def __init__(
         self,
         spec: EnvSpec,
-        encoder: ObsEncoder,
+        encoder: Encoder,
         trunk: Trunk,
         generator: torch.Generator,
         *,
@@ -72,9 +72,14 @@ class DeterministicPolicy(nn.Module):
         features, statistics = self.trunk.learn(self.encoder(obs))
         return torch.tanh(self.head(features)), statistics
 
-    def forward(self, obs: Obs) -> Tensor:
-        """Return the action in the environment's units."""
-        return self.action_map(self.action(obs))  # type: ignore[no-any-return]
+    def fresh_memory(self, rows: int) -> dict[str, Tensor]:
+        """Return what `forward` takes when `rows` episodes begin."""
+        return fresh_memory(self.encoder, rows)
+
+    def forward(self, obs: Obs, memory: Tree | None = None) -> tuple[Tensor, Tree | None]:
+        """Return the action in the environment's units, and the memory for the next step."""
+        features, after = encode(self.encoder, with_memory(self.encoder, obs, memory))
+        return self.action_map(torch.tanh(self.head(self.trunk(features)))), remember(memory, after)
 
     @torch.no_grad()
     def act(
@@ -89,27 +94,32 @@ class DeterministicPolicy(nn.Module):
 
         Args:
             obs: raw observation groups `[N, *shape]`.
-            memory: the last Ornstein-Uhlenbeck noise; None for zeros, at which it starts.
-            deterministic: leave the noise out; the memory then stays as it is.
+            memory: what was remembered of the steps before, the last Ornstein-Uhlenbeck noise (which starts at zero)
+                included; None for fresh episodes.
+            deterministic: leave the noise out, and its memory as it is.
             generator: source of the noise; None draws from the operating system's entropy, each time anew.
         """
+        data = with_memory(self.encoder, obs, memory)
         if deterministic:
-            action = self.action(obs)
-            return PolicyStep(action, self.action_map(action), memory=memory)
+            features, after = encode(self.encoder, data)
+            action = torch.tanh(self.head(self.trunk(features)))
+            return PolicyStep(action, self.action_map(action), memory=remember(memory, after))
         if generator is None:
             generator = fresh_generator(self.head.weight.device)
         rows = len(obs[self.encoder.names[0]])
         noise = self.std * torch.randn(rows, self.head.out_features, generator=generator, device=generator.device)
         if self.action_noise == "ornstein_uhlenbeck":
-            noise = noise if memory is None else (1 - self.theta) * memory["noise"] + noise
-            memory = {"noise": noise}
-        step = self._explore({NOISE: noise} | {name: obs[name] for name in self.encoder.names})
-        return PolicyStep(step["action"], step["env_action"], memory=memory)
+            memory = memory or {}
+            noise = (1 - self.theta) * memory["noise"] + noise if "noise" in memory else noise
+            memory = {**memory, "noise": noise}
+        step = self._explore({NOISE: noise} | data)
+        return PolicyStep(step["action"], step["env_action"], memory=remember(memory, step))
 
     def _compute_explore(self, data: Tree) -> dict[str, Tensor]:
         """Add noise to the actions for observations, within their bounds."""
-        action = (self.action(data) + data[NOISE]).clamp(-1.0, 1.0)
-        return {"action": action, "env_action": self.action_map(action)}
+        features, after = encode(self.encoder, data)
+        action = (torch.tanh(self.head(self.trunk(features))) + data[NOISE]).clamp(-1.0, 1.0)
+        return {"action": action, "env_action": self.action_map(action), **after}
 
     def predict(
         self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Tree | None = None, *, deterministic: bool = True

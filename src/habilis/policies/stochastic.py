@@ -1,13 +1,12 @@
-"""The feed-forward stochastic policy: encoder (with the normaliser), trunk, head and action map.
+"""The stochastic policy: encoder (with the normaliser), trunk, head and action map.
 
 The head makes it Gaussian (PPO), squashed Gaussian (SAC) or categorical; all else is the same. `forward` is the
-deterministic policy from raw observation to environment action, which is what gets exported.
+deterministic policy from raw observation and memory to environment action and memory, which is what gets exported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,11 +17,11 @@ from habilis.core.specs import EnvSpec
 from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep
 from habilis.nn.distributions import Categorical, Gaussian, MultiCategorical, SquashedGaussian
-from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import Head
+from habilis.nn.memory import Encoder
 from habilis.nn.network import Trunk
 from habilis.policies.action_map import ActionMap
-from habilis.policies.batch import NOISE, fresh_generator, predict
+from habilis.policies.batch import NOISE, encode, fresh_generator, fresh_memory, predict, remember, with_memory
 
 ActionDistribution = Gaussian | SquashedGaussian | Categorical | MultiCategorical
 
@@ -32,12 +31,12 @@ class StochasticPolicy(nn.Module):
 
     Args:
         spec: what the environment gives and takes.
-        encoder: from observation groups to one vector; owns the normaliser.
+        encoder: from observation groups to one vector; owns the normaliser and the memory.
         trunk: from that vector to features.
         head: from features to an action distribution.
     """
 
-    def __init__(self, spec: EnvSpec, encoder: ObsEncoder, trunk: Trunk, head: Head) -> None:
+    def __init__(self, spec: EnvSpec, encoder: Encoder, trunk: Trunk, head: Head) -> None:
         super().__init__()
         self.spec = spec
         self.encoder = encoder
@@ -50,39 +49,52 @@ class StochasticPolicy(nn.Module):
         """Return the distribution over actions, in the policy's units, for raw observations `[..., *shape]`."""
         return self.head(self.trunk(self.encoder(obs)))  # type: ignore[no-any-return]
 
-    def forward(self, obs: Obs) -> Tensor:
-        """Return the deterministic action in the environment's units."""
-        return self.action_map(self.distribution(obs).mode())  # type: ignore[no-any-return]
+    def fresh_memory(self, rows: int) -> dict[str, Tensor]:
+        """Return what `forward` takes when `rows` episodes begin."""
+        return fresh_memory(self.encoder, rows)
+
+    def forward(self, obs: Obs, memory: Tree | None = None) -> tuple[Tensor, Tree | None]:
+        """Return the deterministic action in the environment's units, and the memory for the next step."""
+        features, after = encode(self.encoder, with_memory(self.encoder, obs, memory))
+        return self.action_map(self.head(self.trunk(features)).mode()), remember(memory, after)
 
     @torch.no_grad()
     def act(
-        self, obs: Obs, memory: Any = None, *, deterministic: bool = False, generator: torch.Generator | None = None
+        self,
+        obs: Obs,
+        memory: Tree | None = None,
+        *,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
     ) -> PolicyStep:
         """Choose actions for a batch of observations; the normaliser's statistics stay as they are.
 
         Args:
             obs: raw observation groups `[N, *shape]`.
-            memory: handed back as it is.
+            memory: what was remembered of the steps before; None for fresh episodes.
             deterministic: take the mode instead of drawing.
             generator: source of the draw; None draws from the operating system's entropy, each time anew.
         """
+        data = with_memory(self.encoder, obs, memory)
         if deterministic:
-            action = self.distribution(obs).mode()
-            return PolicyStep(action, self.action_map(action), None, memory)
+            features, after = encode(self.encoder, data)
+            action = self.head(self.trunk(features)).mode()
+            return PolicyStep(action, self.action_map(action), None, remember(memory, after))
         if generator is None:
             generator = fresh_generator(next(self.parameters()).device)
         rows = len(obs[self.encoder.names[0]])
-        drawn = self._draw({NOISE: self.head.noise(rows, generator)} | {k: obs[k] for k in self.encoder.names})
-        return PolicyStep(drawn["action"], drawn["env_action"], drawn["log_prob"], memory)
+        drawn = self._draw({NOISE: self.head.noise(rows, generator)} | data)
+        return PolicyStep(drawn["action"], drawn["env_action"], drawn["log_prob"], remember(memory, drawn))
 
     def _compute_draw(self, data: Tree) -> dict[str, Tensor]:
-        """Turn observations and noise into actions."""
-        action, log_prob = self.distribution(data).sample(data[NOISE])
-        return {"action": action, "env_action": self.action_map(action), "log_prob": log_prob}
+        """Turn observations, noise and what is remembered into actions."""
+        features, after = encode(self.encoder, data)
+        action, log_prob = self.head(self.trunk(features)).sample(data[NOISE])
+        return {"action": action, "env_action": self.action_map(action), "log_prob": log_prob, **after}
 
     def predict(
-        self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Any = None, *, deterministic: bool = True
-    ) -> tuple[np.ndarray, Any]:
+        self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Tree | None = None, *, deterministic: bool = True
+    ) -> tuple[np.ndarray, Tree | None]:
         """NumPy in, NumPy out, for one observation or a batch of them.
 
         Args:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from habilis.core.specs import DiscreteAction, EnvSpec
+from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep
 from habilis.nn.states import ArrayStates, DictionaryStates
 from habilis.policies.action_map import ActionMap
@@ -62,9 +63,13 @@ class TabularPolicy(nn.Module):
         """Return the value of every action, `[N, A]`: the mean over the tables."""
         return self._mean(self.encoder.rows(obs))
 
-    def forward(self, obs: Obs) -> Tensor:
-        """Return the best action `[N]`, the first of equals."""
-        return self._mean(self.encoder(obs)).argmax(-1)
+    def fresh_memory(self, rows: int) -> dict[str, Tensor]:
+        """Return what `forward` takes when `rows` episodes begin: a table remembers nothing."""
+        return {}
+
+    def forward(self, obs: Obs, memory: Tree | None = None) -> tuple[Tensor, Tree | None]:
+        """Return the best action `[N]`, the first of equals, and the memory as it is."""
+        return self._mean(self.encoder(obs)).argmax(-1), memory
 
     @torch.no_grad()
     def act(

@@ -1,13 +1,14 @@
 """The value-based policy: encoder (with the normaliser), trunk and a value head, of which the best action is taken.
 
 Exploring, it takes a random action with probability epsilon, or draws in proportion to `exp(score / temperature)`, or
-acts by noisy weights. `forward` is the greedy policy from raw observation to action, which is what gets exported.
+acts by noisy weights. `forward` is the greedy policy from raw observation and memory to action and memory, which is
+what gets exported.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,11 +19,11 @@ from habilis.core.specs import DiscreteAction, EnvSpec
 from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep
 from habilis.nn.distributions import Categorical
-from habilis.nn.encoder import ObsEncoder
+from habilis.nn.memory import Encoder
 from habilis.nn.mlp import MLP
 from habilis.nn.value_heads import ValueHead
 from habilis.policies.action_map import ActionMap
-from habilis.policies.batch import NOISE, fresh_generator, predict
+from habilis.policies.batch import NOISE, encode, fresh_generator, fresh_memory, predict, remember, with_memory
 
 Exploration = Literal["epsilon", "boltzmann", "noisy"]
 
@@ -32,7 +33,7 @@ class ValuePolicy(nn.Module):
 
     Args:
         spec: what the environment gives and takes: one choice among several.
-        encoder: from observation groups to one vector; owns the normaliser.
+        encoder: from observation groups to one vector; owns the normaliser and the memory.
         trunk: from that vector to features.
         head: from features to returns.
         exploration: how it acts where it is not to be deterministic.
@@ -41,9 +42,7 @@ class ValuePolicy(nn.Module):
     exploration_level: Tensor
     """Probability of a random action, or temperature of the draw, 0-d."""
 
-    def __init__(
-        self, spec: EnvSpec, encoder: ObsEncoder, trunk: MLP, head: ValueHead, exploration: Exploration
-    ) -> None:
+    def __init__(self, spec: EnvSpec, encoder: Encoder, trunk: MLP, head: ValueHead, exploration: Exploration) -> None:
         super().__init__()
         assert isinstance(spec.action, DiscreteAction)
         self.spec = spec
@@ -62,32 +61,45 @@ class ValuePolicy(nn.Module):
 
     def scores(self, obs: Obs, noise: Tensor | None = None) -> Tensor:
         """Return by what actions are ranked, `[B, A]`."""
-        return self.head.scores(self.values(obs, noise))
+        return self._rank(self.encoder(obs), noise)
 
-    def forward(self, obs: Obs) -> Tensor:
-        """Return the best action `[B]`."""
-        return self.scores(obs).argmax(-1)
+    def fresh_memory(self, rows: int) -> dict[str, Tensor]:
+        """Return what `forward` takes when `rows` episodes begin."""
+        return fresh_memory(self.encoder, rows)
+
+    def forward(self, obs: Obs, memory: Tree | None = None) -> tuple[Tensor, Tree | None]:
+        """Return the best action `[B]`, and the memory for the next step."""
+        features, after = encode(self.encoder, with_memory(self.encoder, obs, memory))
+        return self._rank(features).argmax(-1), remember(memory, after)
+
+    def _rank(self, features: Tensor, noise: Tensor | None = None) -> Tensor:
+        return self.head.scores(self.head(self.trunk(features), noise))
 
     def act(
-        self, obs: Obs, memory: Any = None, *, deterministic: bool = False, generator: torch.Generator | None = None
+        self,
+        obs: Obs,
+        memory: Tree | None = None,
+        *,
+        deterministic: bool = False,
+        generator: torch.Generator | None = None,
     ) -> PolicyStep:
         """Choose actions for a batch of observations; the normaliser's statistics stay as they are.
 
         Args:
             obs: raw observation groups `[N, *shape]`.
-            memory: handed back as it is.
+            memory: what was remembered of the steps before; None for fresh episodes.
             deterministic: take the best action instead of exploring.
             generator: source of the draw; None draws from the operating system's entropy, each time anew.
         """
         if deterministic:
             with torch.no_grad():
-                action = self(obs)
+                action, memory = self(obs, memory)
             return PolicyStep(action, action, memory=memory)
         if generator is None:
             generator = fresh_generator(next(self.parameters()).device)
         noise = self.noise(len(obs[self.encoder.names[0]]), generator)
-        action = self._explore({NOISE: noise} | {name: obs[name] for name in self.encoder.names})["action"]
-        return PolicyStep(action, action, memory=memory)
+        step = self._explore({NOISE: noise} | with_memory(self.encoder, obs, memory))
+        return PolicyStep(step["action"], step["action"], memory=remember(memory, step))
 
     def noise(self, rows: int, generator: torch.Generator) -> Tensor:
         """Draw what exploration turns into `rows` actions."""
@@ -101,19 +113,19 @@ class ValuePolicy(nn.Module):
     def _compute_explore(self, data: Tree) -> dict[str, Tensor]:
         """Turn observations and noise into actions."""
         noise = data[NOISE]
+        features, after = encode(self.encoder, data)
         if self.exploration == "noisy":
-            return {"action": self.scores(data, noise).argmax(-1)}
-        scores = self.scores(data)
+            return {"action": self._rank(features, noise).argmax(-1), **after}
+        scores = self._rank(features)
         if self.exploration == "boltzmann":
-            return {"action": Categorical(scores / self.exploration_level).sample(noise)[0]}
+            return {"action": Categorical(scores / self.exploration_level).sample(noise)[0], **after}
         chance, which = noise.unbind(-1)
-        return {
-            "action": torch.where(chance < self.exploration_level, (which * self.actions).long(), scores.argmax(-1))
-        }
+        action = torch.where(chance < self.exploration_level, (which * self.actions).long(), scores.argmax(-1))
+        return {"action": action, **after}
 
     def predict(
-        self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Any = None, *, deterministic: bool = True
-    ) -> tuple[np.ndarray, Any]:
+        self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Tree | None = None, *, deterministic: bool = True
+    ) -> tuple[np.ndarray, Tree | None]:
         """NumPy in, NumPy out, for one observation or a batch of them.
 
         Args:

@@ -208,7 +208,7 @@ def actions_of(dqn, obs, count=4000, seed=0):
 def test_epsilon_greedy_acts_at_random_that_often(lab, epsilon):
     dqn, batch = make(lab)
     dqn.policy.exploration_level.fill_(epsilon)
-    best = int(dqn.policy({"policy": batch.obs["policy"][:1]}))
+    best = int(dqn.policy({"policy": batch.obs["policy"][:1]})[0])
     share = torch.bincount(actions_of(dqn, batch.obs), minlength=3) / 4000
     for action in range(3):
         expected = epsilon / 3 + (1 - epsilon) * (action == best)

@@ -22,8 +22,8 @@ from habilis.deploy.contract import from_metadata, require, to_metadata
 from habilis.deploy.export import answers_of, draw_observations, export_policy
 from habilis.deploy.runtime import OnnxPolicy
 from habilis.deploy.verify import check_answers, checksum, verify_policy
-from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import CategoricalHead, GaussianHead, SquashedGaussianHead
+from habilis.nn.memory import MemoryConfig, make_encoder
 from habilis.nn.mlp import MLP
 from habilis.policies.stochastic import StochasticPolicy
 
@@ -31,10 +31,10 @@ VECTORS = {"policy": ObsGroup((7,)), "goal": ObsGroup((7,)), "critic": ObsGroup(
 BOX = BoxAction(np.array([-1.0, -3.0, -np.inf], np.float32), np.array([1.0, 5.0, np.inf], np.float32))
 
 
-def make_policy(kind="gaussian", action=BOX, groups=VECTORS, names=("policy", "goal"), normalize=True):
+def make_policy(kind="gaussian", action=BOX, groups=VECTORS, names=("policy", "goal"), normalize=True, memory="none"):
     generator = torch.Generator().manual_seed(3)
     spec = EnvSpec("Robot-v0", groups, action, control_dt=0.02, action_names=("hip", "knee", "wheel"))
-    encoder = ObsEncoder(groups, names, normalize, generator)
+    encoder = make_encoder(groups, names, normalize, MemoryConfig(kind=memory, size=16, window=5), generator)
     obs = draw_observations(spec, 200, generator)
     encoder.update_normalizers({name: rows * 0.1 + 3 for name, rows in obs.items()})
     trunk = MLP(encoder.out_dim, (32, 32), None, "tanh", generator)
@@ -88,6 +88,45 @@ def test_exported_policy_answers_as_the_original(tmp_path, kind, action):
         np.testing.assert_allclose(answer, expected, atol=2e-5, rtol=0)
         single, _ = exported.predict({name: rows[0] for name, rows in obs.items()})
         np.testing.assert_allclose(single, expected[0], atol=2e-5, rtol=0)
+
+
+def answers_in_turn(policy, obs, memory=None):
+    """Return the actions for observations step by step, episode 1 beginning anew in step 20."""
+    actions = []
+    for t in range(len(obs["policy"])):
+        if t == 20:
+            memory["network"][1] = 0
+        action, memory = policy.predict({name: rows[t] for name, rows in obs.items()}, memory)
+        actions.append(action)
+    return np.stack(actions), memory
+
+
+@pytest.mark.parametrize("memory", ["gru", "lstm", "transformer"])
+@pytest.mark.parametrize(("kind", "action"), [("gaussian", BOX), ("categorical", DiscreteAction(5))])
+def test_an_exported_policy_remembers_what_the_original_remembers(tmp_path, kind, action, memory):
+    policy = make_policy(kind, action, memory=memory)
+    exported = verify_policy(export_policy(policy, policy.spec, tmp_path / "out"))
+    assert list(exported.memory) == ["network"]
+    obs = {name: rows.reshape(60, 3, -1) for name, rows in make_obs(policy, 180).items()}
+    expected, remembered = answers_in_turn(policy, obs)
+    answers, memories = answers_in_turn(exported, obs)
+    np.testing.assert_allclose(answers, expected, atol=5e-5, rtol=0)
+    np.testing.assert_allclose(memories["network"], remembered["network"], atol=5e-5, rtol=0)
+    alike = {name: np.repeat(rows[:23, :1], 2, 1) for name, rows in obs.items()}
+    first, second = answers_in_turn(exported, alike)[1]["network"]
+    assert not np.array_equal(first, second)
+    single, kept = exported.predict({name: rows[0, 0] for name, rows in obs.items()})
+    np.testing.assert_allclose(single, expected[0, 0], atol=5e-5, rtol=0)
+    assert kept["network"].shape[0] == 1
+
+
+def test_a_memory_that_goes_astray_is_refused(tmp_path):
+    policy = make_policy(memory="gru")
+    exported = verify_policy(export_policy(policy, policy.spec, tmp_path / "out"))
+    policy.encoder.core.of_memory.weight.data += 1e-3  # which the first step, whose memory is fresh, does not show
+    obs = {name: torch.from_numpy(rows) for name, rows in make_obs(policy, 80).items() if name != "critic"}
+    with pytest.raises(ExportError, match=r"first in observation [2-9]"):
+        check_answers(exported, *answers_of(policy, obs))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +197,7 @@ def test_the_model_says_what_it_reads_and_does(folder):
 def test_metadata_survives_for_every_kind_of_action():
     for action in (DiscreteAction(3), MultiDiscreteAction((2, 5))):
         spec = EnvSpec("E", VECTORS, action)
-        assert from_metadata(to_metadata(spec, "1.0")) == (spec, "1.0")
+        assert from_metadata(to_metadata(spec, "1.0", {"network": (3,)})) == (spec, "1.0", {"network": (3,)})
 
 
 def test_exporting_leaves_the_policy_as_it_is(tmp_path):
@@ -183,8 +222,8 @@ def test_observations_handed_in_are_checked_too(tmp_path):
 class Inconstant(StochasticPolicy):
     """Does something else while it is traced, as a forgotten `if self.training` would."""
 
-    def forward(self, obs):
-        return super().forward(obs) + (1e-3 if torch.compiler.is_compiling() else 0)
+    def forward(self, obs, memory=None):
+        return super().forward(obs)[0] + (1e-3 if torch.compiler.is_compiling() else 0), None
 
 
 class Restless(StochasticPolicy):
@@ -192,14 +231,14 @@ class Restless(StochasticPolicy):
 
     calls = 0
 
-    def forward(self, obs):
+    def forward(self, obs, memory=None):
         self.calls += 1
-        return super().forward(obs) + 1e-2 * self.calls
+        return super().forward(obs)[0] + 1e-2 * self.calls, None
 
 
 class Untraceable(StochasticPolicy):
-    def forward(self, obs):
-        return super().forward(obs) if obs["policy"].mean().item() > 0 else obs["policy"]
+    def forward(self, obs, memory=None):
+        return super().forward(obs) if obs["policy"].mean().item() > 0 else (obs["policy"], None)
 
 
 @pytest.mark.parametrize(

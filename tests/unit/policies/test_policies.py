@@ -71,7 +71,7 @@ def test_act(kind):
     assert torch.equal(step.env_action, policy.action_map(step.action))
     mode = policy.act(obs, deterministic=True)
     assert mode.log_prob is None
-    assert torch.equal(mode.env_action, policy(obs))
+    assert torch.equal(mode.env_action, policy(obs)[0])
     assert not torch.equal(mode.action, step.action)
     if kind == "box":
         low, high = torch.tensor([0.0, -1.0]), torch.tensor([4.0, 1.0])
@@ -141,7 +141,7 @@ def test_a_deterministic_policy_explores_by_noise_within_the_bounds():
     assert float((step.action[:, 1] == 1).float().mean()) == pytest.approx(0.5, abs=0.05)  # clipped
     assert bool((step.action.abs() <= 1).all())
     still = policy.act(obs, {"kept": step.action}, deterministic=True)
-    assert torch.equal(still.env_action, policy(obs))
+    assert torch.equal(still.env_action, policy(obs)[0])
     assert torch.equal(still.memory["kept"], step.action)
 
 

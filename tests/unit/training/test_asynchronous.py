@@ -75,7 +75,7 @@ def test_one_worker_is_a2c_bit_for_bit():
         torch.testing.assert_close(ours.state_dict(), theirs.state_dict())
     # the policy of the trainer's process is what the worker has learnt, without being told
     obs = {"policy": torch.eye(4)}
-    assert torch.equal(trainer.algorithm.policy(obs), algorithm.policy(obs))
+    assert torch.equal(trainer.algorithm.policy(obs)[0], algorithm.policy(obs)[0])
     assert trainer.collector.episodes.count == collector.episodes.count == 4 * ROLLOUTS // 8
     assert list(trainer.collector.episodes.recent) == list(collector.episodes.recent)
     trainer.close()
