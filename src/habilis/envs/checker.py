@@ -15,7 +15,7 @@ from torch import Tensor
 
 from habilis.core.errors import EnvError
 from habilis.core.protocols import VecEnv
-from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec
+from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, action_parts
 from habilis.core.types import Obs, Step
 
 HUGE_OBSERVATION = 1e3
@@ -83,17 +83,25 @@ def check_env(env: VecEnv, steps: int = 200, seed: int = 0) -> list[Finding]:
 def _actions(env: VecEnv, steps: int, seed: int) -> list[Tensor]:
     """Draw random actions: uniform within bounds, normal where there are none."""
     generator = torch.Generator().manual_seed(seed)
-    spec, n = env.spec.action, env.num_envs
+    n = env.num_envs
+    box, choices = action_parts(env.spec.action)
 
-    def draw() -> Tensor:
-        if isinstance(spec, DiscreteAction):
-            return torch.randint(spec.n, (n,), generator=generator)
-        if not isinstance(spec, BoxAction):
-            return torch.stack([torch.randint(k, (n,), generator=generator) for k in spec.nvec], 1)
+    def draw_values(spec: BoxAction) -> Tensor:
         bounded = torch.from_numpy(np.isfinite(spec.low) & np.isfinite(spec.high))
         low, high = (torch.from_numpy(np.nan_to_num(bound, posinf=0, neginf=0)) for bound in (spec.low, spec.high))
         uniform = low + (high - low) * torch.rand(n, spec.dim, generator=generator)
         return torch.where(bounded, uniform, torch.randn(n, spec.dim, generator=generator))
+
+    def draw_choices(spec: DiscreteAction | MultiDiscreteAction) -> Tensor:
+        if isinstance(spec, DiscreteAction):
+            return torch.randint(spec.n, (n,), generator=generator)
+        return torch.stack([torch.randint(k, (n,), generator=generator) for k in spec.nvec], 1)
+
+    def draw() -> Tensor:
+        if box is None:
+            assert choices is not None
+            return draw_choices(choices)
+        return draw_values(box) if choices is None else torch.cat([draw_values(box), draw_choices(choices)], 1)
 
     return [draw() for _ in range(steps)]
 
@@ -120,10 +128,12 @@ def _step_digest(step: Step) -> bytes:
 def _check_spec(spec: EnvSpec) -> Iterator[Finding]:
     if "policy" not in spec.obs:
         yield Finding("error", "there is no observation group 'policy'", "it is what acts", "name a group 'policy'")
-    if not isinstance(spec.action, BoxAction):
-        yield Finding("ok", f"actions are {spec.action}")
+    box, choices = action_parts(spec.action)
+    if choices is not None:
+        yield Finding("ok", f"actions are {spec.action}" if box is None else f"beside values, actions are {choices}")
+    if box is None:
         return
-    low, high = spec.action.low, spec.action.high
+    low, high = box.low, box.high
     unbounded = ~(np.isfinite(low) & np.isfinite(high))
     bounded = ~unbounded
     width, largest = (high - low)[bounded], np.maximum(np.abs(low), np.abs(high))[bounded]
@@ -159,7 +169,7 @@ def _check_spec(spec: EnvSpec) -> Iterator[Finding]:
                 "let the environment take actions in [-1, 1] and scale them itself",
             )
         )
-    yield from found or [Finding("ok", f"{spec.action.dim} actions with sane bounds")]
+    yield from found or [Finding("ok", f"{box.dim} actions with sane bounds")]
 
 
 def _check_shapes(env: VecEnv, trace: _Trace) -> Iterator[Finding]:

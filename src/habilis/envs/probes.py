@@ -9,14 +9,15 @@
 | ActionObservationReward | 1 step, observation +-1, reward +-1 | action 1 where it is +1, else 0 |
 | Identity | 8 steps, each with a new one-hot observation of 4 | the action it shows; reward 1, else 0 |
 | IdentityMultiDiscrete | the same with two choices (3 and 2) | both; reward is the share that is right |
+| IdentityHybrid | the same with a choice (of 3) and a value | both; reward 1 if right, less the squared error |
 | TruncationValue | reward 1, truncated after 5 steps, never terminated | V = 1 / (1 - gamma) |
 | Memory | 4 steps; a cue +-1 is seen in the first only | the cue at the last step; reward +-1 |
 
-Each but the MultiDiscrete one has a twin with actions in [-1, 1], named `...Continuous-v0`: the reward of the right or
-wrong answer becomes minus the mean squared distance to a target (0.5; half the observation or cue; for Identity two
-values in [-1, 1] observed anew each step). Rewards that do not depend on the action stay. Source: the probes follow the
-idea of Andy Jones, "Debugging RL, without the agonizing pain" (2021), and the identity environments of
-Stable-Baselines3.
+Each but the MultiDiscrete and the hybrid one has a twin with actions in [-1, 1], named `...Continuous-v0`: the reward
+of the right or wrong answer becomes minus the mean squared distance to a target (0.5; half the observation or cue; for
+Identity two values in [-1, 1] observed anew each step). Rewards that do not depend on the action stay. Source: the
+probes follow the idea of Andy Jones, "Debugging RL, without the agonizing pain" (2021), and the identity environments
+of Stable-Baselines3.
 """
 
 from __future__ import annotations
@@ -32,7 +33,15 @@ from torch.nn.functional import one_hot
 
 from habilis.core.errors import ConfigError, did_you_mean
 from habilis.core.random import derive_seed
-from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, ObsGroup
+from habilis.core.specs import (
+    ActionSpec,
+    BoxAction,
+    DiscreteAction,
+    EnvSpec,
+    HybridAction,
+    MultiDiscreteAction,
+    ObsGroup,
+)
 from habilis.core.types import Obs, State, Step
 
 Reward = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -150,6 +159,10 @@ def _choices(*nvec: int) -> Callable[[int, torch.Generator], Tensor]:
     return draw
 
 
+def _choice_and_point(n: int, generator: torch.Generator) -> Tensor:
+    return torch.cat([_choices(3)(n, generator), _point(n, generator)[:, :1]], 1)
+
+
 def _see_cue(cue: Tensor, time: Tensor) -> Tensor:
     return cue.clone()
 
@@ -169,6 +182,10 @@ def _see_one_hot(*nvec: int) -> Callable[[Tensor, Tensor], Tensor]:
     return observe
 
 
+def _see_one_hot_and_point(cue: Tensor, time: Tensor) -> Tensor:
+    return torch.cat([one_hot(cue[:, 0].long(), 3).float(), cue[:, 1:]], 1)
+
+
 def _pay_one(cue: Tensor, time: Tensor, action: Tensor) -> Tensor:
     return torch.ones(len(cue))
 
@@ -180,6 +197,11 @@ def _pay_cue(cue: Tensor, time: Tensor, action: Tensor) -> Tensor:
 def _pay_right(cue: Tensor, time: Tensor, action: Tensor) -> Tensor:
     """Pay the share of the choices that are the cue's."""
     return (action.view(len(cue), -1) == cue).float().mean(1)
+
+
+def _pay_right_and_near(cue: Tensor, time: Tensor, action: Tensor) -> Tensor:
+    """Pay 1 for the cue's choice, which is the last column of the action, less the squared error of its value."""
+    return (action[:, 1] == cue[:, 0]).float() - (action[:, 0] - cue[:, 1]).square()
 
 
 def _pay_sign(right: Callable[[Tensor], Tensor]) -> Reward:
@@ -236,6 +258,13 @@ PROBES: dict[str, Probe] = {
         observe=_see_one_hot(3, 2),
         reward=_pay_right,
         action=MultiDiscreteAction((3, 2)),
+        **_IDENTITY,
+    ),
+    "probe/IdentityHybrid-v0": Probe(
+        draw=_choice_and_point,
+        observe=_see_one_hot_and_point,
+        reward=_pay_right_and_near,
+        action=HybridAction(_box(1), MultiDiscreteAction((3,))),
         **_IDENTITY,
     ),
     "probe/IdentityContinuous-v0": Probe(

@@ -10,8 +10,9 @@ import torch
 
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, ObsGroup
 from habilis.core.types import Step
-from habilis.envs.checker import check_env
+from habilis.envs.checker import _actions, check_env
 from habilis.envs.make import make_vec_env
+from habilis.envs.probes import ProbeEnv
 
 
 class Walk:
@@ -224,3 +225,15 @@ def test_images_that_are_already_scaled():
 
     env.step, env.reset = step, lambda seed=None: image(plain_reset(seed))
     assert any("has no value above 1" in f.what for f in check_env(env, 60))
+
+
+def test_hybrid_actions_are_drawn_within_bounds_and_choices():
+    env = ProbeEnv("probe/IdentityHybrid-v0", 50)
+    actions = torch.stack(_actions(env, 40, 0))
+    assert actions.shape == (40, 50, 2)
+    assert actions[..., 1].unique().tolist() == [0, 1, 2]
+    assert float(actions[..., 0].abs().max()) <= 1
+    assert float(actions[..., 0].std()) > 0.5
+    found = [finding.what for finding in check_env(env, 40)]
+    assert "1 actions with sane bounds" in found
+    assert "beside values, actions are MultiDiscreteAction(nvec=(3,))" in found

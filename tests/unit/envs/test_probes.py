@@ -96,6 +96,15 @@ def test_rewards_of_discrete_actions():
     assert all((s.reward == 0.5).all() for s in episode("probe/IdentityMultiDiscrete-v0", half)[1])
 
 
+def test_rewards_of_hybrid_actions():
+    """The value comes first in the action, the choice last; the observation shows the choice first."""
+    right = lambda env, obs: torch.stack([obs[:, 3], obs[:, :3].argmax(1).float()], 1)  # noqa: E731
+    assert all((s.reward == 1).all() for s in episode("probe/IdentityHybrid-v0", right)[1])
+    wrong = lambda env, obs: torch.stack([obs[:, 3] + 0.5, obs[:, :3].argmin(1).float()], 1)  # noqa: E731
+    rewards = torch.stack([s.reward for s in episode("probe/IdentityHybrid-v0", wrong)[1]])
+    assert torch.allclose(rewards, torch.full_like(rewards, -0.25))
+
+
 def test_rewards_of_continuous_actions():
     best = {
         "ActionReward": lambda env, obs: act(env, 0.5),
