@@ -29,7 +29,7 @@ from habilis.core.types import Metrics, Obs, State
 from habilis.functional.policy_losses import standardize
 from habilis.functional.returns import generalized_advantage, terminating_episodes
 from habilis.nn.distributions import deviation
-from habilis.nn.heads import DistributionKind, GaussianHead, StdType, require_head
+from habilis.nn.heads import DistributionKind, StdType, require_head
 from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
@@ -157,8 +157,7 @@ class Reinforce:
         for optimizer in (s.policy_optimizer, s.critic_optimizer):
             if optimizer is not None:
                 optimizer.anneal(c.learning_rate_schedule, progress)
-        if isinstance(s.policy.head, GaussianHead):
-            s.policy.head.anneal(progress)
+        s.policy.anneal(progress)
 
     def value(self, obs: Obs) -> Tensor:
         """Return what the baseline expects `[...]` of raw observations, in units of the scaled reward."""

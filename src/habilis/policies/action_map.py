@@ -12,8 +12,8 @@ from habilis.core.config import require
 from habilis.core.specs import ActionSpec, action_parts
 from habilis.core.tree import Tree
 
-LAST = "last_action"
-"""Key in a policy's memory of the last action `[N, dim]`, in units of half the range; zeros are the middle of it."""
+LAST = "/last_action"
+"""Name, among observation groups, of the last action `[N, dim]` in units of half the range; 0 is the middle of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,10 @@ class ActionConfig:
     def remembers(self) -> bool:
         """Whether an action depends on the last one."""
         return self.smoothing > 0 or self.rate_limit is not None
+
+
+PLAIN = ActionConfig()
+"""Bounds and nothing else."""
 
 
 class ActionMap(nn.Module):
@@ -60,10 +64,11 @@ class ActionMap(nn.Module):
     keep: Tensor
     limit: Tensor
 
-    def __init__(self, spec: ActionSpec, config: ActionConfig = ActionConfig(), *, squash: bool = False) -> None:
+    def __init__(self, spec: ActionSpec, config: ActionConfig = PLAIN, *, squash: bool = False) -> None:
         super().__init__()
         box, choices = action_parts(spec)
         self.is_box = box is not None
+        self.values = 0 if box is None else box.dim
         self.squash = squash
         self.remembers = config.remembers
         if box is None:
@@ -97,23 +102,23 @@ class ActionMap(nn.Module):
         """Map `[..., dim]` in the policy's units to the environment's, neither smoothed nor limited."""
         return self.bound(action) * self.scale + self.offset if self.is_box else action
 
-    def step(self, action: Tensor, memory: Tree) -> tuple[Tensor, dict[str, Tensor]]:
+    def step(self, action: Tensor, data: Tree) -> tuple[Tensor, dict[str, Tensor]]:
         """Map the actions `[N, dim]` of a step.
 
         Args:
             action: in the policy's units.
-            memory: holds under `LAST` what was done last, where that is remembered.
+            data: holds under `LAST` what was done last, where that is remembered.
 
         Returns:
-            The actions in the environment's units, and what is to be remembered.
+            The actions in the environment's units, and under `LAST` what is to be remembered, if anything is.
         """
         if not self.remembers:
             return self(action), {}
-        last, new = memory[LAST], self.bound(action)
+        last, new = data[LAST], self.bound(action)
         new = new + self.keep * (last - new)
         new = torch.maximum(torch.minimum(new, last + self.limit), last - self.limit)
         return new * self.scale + self.offset, {LAST: new}
 
-    def fresh_memory(self, rows: int) -> dict[str, Tensor]:
-        """Return what is remembered of the last action when `rows` episodes begin."""
-        return {LAST: torch.zeros(rows, len(self.scale), device=self.scale.device)} if self.remembers else {}
+    def fresh(self, rows: int) -> Tensor:
+        """Return the last action `[rows, dim]` when episodes begin."""
+        return torch.zeros(rows, len(self.scale), dtype=self.scale.dtype, device=self.scale.device)

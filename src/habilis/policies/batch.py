@@ -1,7 +1,6 @@
 """What every policy does alike: it answers observations from outside (NumPy, one or many), explores and remembers.
 
-Noise and what a network remembers travel among the observation groups, so that acting is a pure function of named
-tensors.
+Noise and what is remembered travel among the observation groups, so that acting is a pure function of named tensors.
 """
 
 from __future__ import annotations
@@ -19,25 +18,35 @@ from habilis.core.specs import EnvSpec, by_group
 from habilis.core.tree import Tree
 from habilis.core.types import Obs
 from habilis.nn.memory import Encoder, MemoryEncoder
+from habilis.policies.action_map import LAST, ActionMap
 
 NOISE = "/noise"
 """Name of the noise among observation groups, which none of them can have."""
 
-NETWORK = "network"
-"""Key of what a network remembers in the memory of a policy."""
+NETWORK, ACTION = "network", "last_action"
+"""Keys of what a network remembers, and of what an action map does, in the memory of a policy."""
 
 
-def fresh_memory(encoder: Encoder, rows: int) -> dict[str, Tensor]:
-    """Return what a policy with this encoder remembers when an episode begins: nothing where it has no memory."""
-    return {NETWORK: encoder.fresh(rows)} if isinstance(encoder, MemoryEncoder) else {}
+def fresh_memory(encoder: Encoder, rows: int, action_map: ActionMap | None = None) -> dict[str, Tensor]:
+    """Return what a policy of these parts remembers when an episode begins: nothing where none has a memory."""
+    memory = {NETWORK: encoder.fresh(rows)} if isinstance(encoder, MemoryEncoder) else {}
+    return memory | ({ACTION: action_map.fresh(rows)} if action_map is not None and action_map.remembers else {})
 
 
-def with_memory(encoder: Encoder, obs: Obs, memory: Tree | None) -> dict[str, Tensor]:
-    """Return the groups that an encoder reads, and what its network remembers, fresh where `memory` lacks it."""
+def with_memory(
+    encoder: Encoder, obs: Obs, memory: Tree | None, action_map: ActionMap | None = None
+) -> dict[str, Tensor]:
+    """Return the groups that an encoder reads, and what it and the action map remember, fresh where `memory` lacks it.
+
+    The two are called `MEMORY` and `LAST`.
+    """
     data = {name: obs[name] for name in encoder.names}
+    known = {} if memory is None else memory
+    first = data[encoder.names[0]]  # whose length is asked for where it is needed alone: an exported graph has any
     if isinstance(encoder, MemoryEncoder):
-        known = memory is not None and NETWORK in memory
-        data[MEMORY] = memory[NETWORK] if known else encoder.fresh(len(data[encoder.names[0]]))
+        data[MEMORY] = known[NETWORK] if NETWORK in known else encoder.fresh(len(first))
+    if action_map is not None and action_map.remembers:
+        data[LAST] = known[ACTION] if ACTION in known else action_map.fresh(len(first))
     return data
 
 
@@ -50,8 +59,9 @@ def encode(encoder: Encoder, data: Tree) -> tuple[Tensor, dict[str, Tensor]]:
 
 
 def remember(memory: Tree | None, results: Tree) -> Tree | None:
-    """Return a policy's memory with what `encode` said is remembered now; as it is where nothing is."""
-    return {**(memory or {}), NETWORK: results[MEMORY]} if MEMORY in results else memory
+    """Return a policy's memory with what is among the results of a step; as it is where there is nothing."""
+    after = {key: results[name] for key, name in ((NETWORK, MEMORY), (ACTION, LAST)) if name in results}
+    return {**(memory or {}), **after} if after else memory
 
 
 def fresh_generator(device: torch.device | str = "cpu") -> torch.Generator:

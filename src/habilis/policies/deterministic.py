@@ -18,10 +18,11 @@ from habilis.core.recording import Recorded
 from habilis.core.specs import BoxAction, EnvSpec
 from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep
+from habilis.nn.encoder import ObsEncoder
 from habilis.nn.init import linear
 from habilis.nn.memory import Encoder
 from habilis.nn.network import Trunk
-from habilis.policies.action_map import ActionMap
+from habilis.policies.action_map import PLAIN, ActionConfig, ActionMap
 from habilis.policies.batch import NOISE, encode, fresh_generator, fresh_memory, predict, remember, with_memory
 
 ActionNoise = Literal["gaussian", "ornstein_uhlenbeck"]
@@ -38,6 +39,7 @@ class DeterministicPolicy(nn.Module):
         action_noise: how it explores.
         std: standard deviation of the noise, or of its change in a step, in units of half the action range.
         theta: share of an Ornstein-Uhlenbeck noise that is lost in a step.
+        action: what becomes of an action before the environment takes it.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class DeterministicPolicy(nn.Module):
         action_noise: ActionNoise,
         std: float,
         theta: float,
+        action: ActionConfig = PLAIN,
     ) -> None:
         super().__init__()
         assert isinstance(spec.action, BoxAction)
@@ -57,11 +60,11 @@ class DeterministicPolicy(nn.Module):
         self.encoder = encoder
         self.trunk = trunk
         self.head = linear(trunk.out_dim, spec.action.dim, generator)
-        self.action_map = ActionMap(spec.action)
+        self.action_map = ActionMap(spec.action, action)
         self.action_noise: ActionNoise = action_noise
         self.std = std
         self.theta = theta
-        self._explore = Recorded(self._compute_explore)
+        self._explore = Recorded(self._compute)
 
     def action(self, obs: Obs) -> Tensor:
         """Return the action in the policy's units, `[..., dim]` in [-1, 1], for raw observations `[..., *shape]`."""
@@ -74,12 +77,17 @@ class DeterministicPolicy(nn.Module):
 
     def fresh_memory(self, rows: int) -> dict[str, Tensor]:
         """Return what `forward` takes when `rows` episodes begin."""
-        return fresh_memory(self.encoder, rows)
+        return fresh_memory(self.encoder, rows, self.action_map)
 
     def forward(self, obs: Obs, memory: Tree | None = None) -> tuple[Tensor, Tree | None]:
         """Return the action in the environment's units, and the memory for the next step."""
-        features, after = encode(self.encoder, with_memory(self.encoder, obs, memory))
-        return self.action_map(torch.tanh(self.head(self.trunk(features)))), remember(memory, after)
+        step = self._compute(with_memory(self.encoder, obs, memory, self.action_map))
+        return step["env_action"], remember(memory, step)
+
+    def bounded(self, normalized: Obs) -> Tensor:
+        """Return the action in the policy's units for normalised observations."""
+        assert isinstance(self.encoder, ObsEncoder)
+        return torch.tanh(self.head(self.trunk(self.encoder.features(normalized))))
 
     @torch.no_grad()
     def act(
@@ -99,11 +107,10 @@ class DeterministicPolicy(nn.Module):
             deterministic: leave the noise out, and its memory as it is.
             generator: source of the noise; None draws from the operating system's entropy, each time anew.
         """
-        data = with_memory(self.encoder, obs, memory)
+        data = with_memory(self.encoder, obs, memory, self.action_map)
         if deterministic:
-            features, after = encode(self.encoder, data)
-            action = torch.tanh(self.head(self.trunk(features)))
-            return PolicyStep(action, self.action_map(action), memory=remember(memory, after))
+            step = self._compute(data)
+            return PolicyStep(step["action"], step["env_action"], memory=remember(memory, step))
         if generator is None:
             generator = fresh_generator(self.head.weight.device)
         rows = len(obs[self.encoder.names[0]])
@@ -115,11 +122,14 @@ class DeterministicPolicy(nn.Module):
         step = self._explore({NOISE: noise} | data)
         return PolicyStep(step["action"], step["env_action"], memory=remember(memory, step))
 
-    def _compute_explore(self, data: Tree) -> dict[str, Tensor]:
-        """Add noise to the actions for observations, within their bounds."""
+    def _compute(self, data: Tree) -> dict[str, Tensor]:
+        """Turn observations, what is remembered and, where there is any, noise into actions within their bounds."""
         features, after = encode(self.encoder, data)
-        action = (torch.tanh(self.head(self.trunk(features))) + data[NOISE]).clamp(-1.0, 1.0)
-        return {"action": action, "env_action": self.action_map(action), **after}
+        action = torch.tanh(self.head(self.trunk(features)))
+        if NOISE in data:
+            action = (action + data[NOISE]).clamp(-1.0, 1.0)
+        env_action, done = self.action_map.step(action, data)
+        return {"action": action, "env_action": env_action, **after, **done}
 
     def predict(
         self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Tree | None = None, *, deterministic: bool = True

@@ -1,6 +1,6 @@
 """The stochastic policy: encoder (with the normaliser), trunk, head and action map.
 
-The head makes it Gaussian (PPO), squashed Gaussian (SAC) or categorical; all else is the same. `forward` is the
+The head makes it Gaussian or bounded, categorical or hybrid; all else is the same. `forward` is the
 deterministic policy from raw observation and memory to environment action and memory, which is what gets exported.
 """
 
@@ -16,14 +16,15 @@ from habilis.core.recording import Recorded
 from habilis.core.specs import EnvSpec
 from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep
-from habilis.nn.distributions import Categorical, Gaussian, MultiCategorical, SquashedGaussian
-from habilis.nn.heads import Head
+from habilis.nn.distributions import PolicyDistribution, SquashedGaussian
+from habilis.nn.encoder import ObsEncoder
+from habilis.nn.heads import GaussianHead, Head
 from habilis.nn.memory import Encoder
 from habilis.nn.network import Trunk
-from habilis.policies.action_map import ActionMap
+from habilis.policies.action_map import PLAIN, ActionConfig, ActionMap
 from habilis.policies.batch import NOISE, encode, fresh_generator, fresh_memory, predict, remember, with_memory
 
-ActionDistribution = Gaussian | SquashedGaussian | Categorical | MultiCategorical
+ActionDistribution = PolicyDistribution | SquashedGaussian
 
 
 class StochasticPolicy(nn.Module):
@@ -34,15 +35,16 @@ class StochasticPolicy(nn.Module):
         encoder: from observation groups to one vector; owns the normaliser and the memory.
         trunk: from that vector to features.
         head: from features to an action distribution.
+        action: what becomes of an action before the environment takes it.
     """
 
-    def __init__(self, spec: EnvSpec, encoder: Encoder, trunk: Trunk, head: Head) -> None:
+    def __init__(self, spec: EnvSpec, encoder: Encoder, trunk: Trunk, head: Head, action: ActionConfig = PLAIN) -> None:
         super().__init__()
         self.spec = spec
         self.encoder = encoder
         self.trunk = trunk
         self.head: Head = head
-        self.action_map = ActionMap(spec.action)
+        self.action_map = ActionMap(spec.action, action, squash=head.squashed)
         self._draw = Recorded(self._compute_draw)
 
     def distribution(self, obs: Obs) -> ActionDistribution:
@@ -51,12 +53,24 @@ class StochasticPolicy(nn.Module):
 
     def fresh_memory(self, rows: int) -> dict[str, Tensor]:
         """Return what `forward` takes when `rows` episodes begin."""
-        return fresh_memory(self.encoder, rows)
+        return fresh_memory(self.encoder, rows, self.action_map)
 
     def forward(self, obs: Obs, memory: Tree | None = None) -> tuple[Tensor, Tree | None]:
         """Return the deterministic action in the environment's units, and the memory for the next step."""
-        features, after = encode(self.encoder, with_memory(self.encoder, obs, memory))
-        return self.action_map(self.head(self.trunk(features)).mode()), remember(memory, after)
+        step = self._compute_mode(with_memory(self.encoder, obs, memory, self.action_map))
+        return step["env_action"], remember(memory, step)
+
+    def bounded(self, normalized: Obs) -> Tensor:
+        """Return the deterministic real values `[..., dim]` within their bounds for normalised observations."""
+        assert isinstance(self.encoder, ObsEncoder)
+        mode = self.head(self.trunk(self.encoder.features(normalized))).mode()
+        return self.action_map.bound(mode)[..., : self.action_map.values]
+
+    def anneal(self, progress: float) -> None:
+        """Set what the head anneals for `progress` in [0, 1] of the run."""
+        for part in self.head.modules():
+            if isinstance(part, GaussianHead):
+                part.anneal(progress)
 
     @torch.no_grad()
     def act(
@@ -75,22 +89,37 @@ class StochasticPolicy(nn.Module):
             deterministic: take the mode instead of drawing.
             generator: source of the draw; None draws from the operating system's entropy, each time anew.
         """
-        data = with_memory(self.encoder, obs, memory)
+        data = with_memory(self.encoder, obs, memory, self.action_map)
         if deterministic:
-            features, after = encode(self.encoder, data)
-            action = self.head(self.trunk(features)).mode()
-            return PolicyStep(action, self.action_map(action), None, remember(memory, after))
+            step = self._compute_mode(data)
+            return PolicyStep(step["action"], step["env_action"], None, remember(memory, step))
         if generator is None:
             generator = fresh_generator(next(self.parameters()).device)
         rows = len(obs[self.encoder.names[0]])
-        drawn = self._draw({NOISE: self.head.noise(rows, generator)} | data)
+        if self.head.sde is None:
+            noise = self.head.noise(rows, generator)
+        else:
+            held = self.head.sde.hold(memory or {}, rows, generator)
+            noise, memory = held[self.head.sde.MATRIX], {**(memory or {}), **held}
+        drawn = self._draw({NOISE: noise} | data)
         return PolicyStep(drawn["action"], drawn["env_action"], drawn["log_prob"], remember(memory, drawn))
+
+    def _compute_mode(self, data: Tree) -> dict[str, Tensor]:
+        """Turn observations and what is remembered into deterministic actions."""
+        features, after = encode(self.encoder, data)
+        action = self.head(self.trunk(features)).mode()
+        env_action, done = self.action_map.step(action, data)
+        return {"action": action, "env_action": env_action, **after, **done}
 
     def _compute_draw(self, data: Tree) -> dict[str, Tensor]:
         """Turn observations, noise and what is remembered into actions."""
         features, after = encode(self.encoder, data)
-        action, log_prob = self.head(self.trunk(features)).sample(data[NOISE])
-        return {"action": action, "env_action": self.action_map(action), "log_prob": log_prob, **after}
+        features, noise = self.trunk(features), data[NOISE]
+        if self.head.sde is not None:
+            noise = self.head.sde.standard(features, noise)
+        action, log_prob = self.head(features).sample(noise)
+        env_action, done = self.action_map.step(action, data)
+        return {"action": action, "env_action": env_action, "log_prob": log_prob, **after, **done}
 
     def predict(
         self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Tree | None = None, *, deterministic: bool = True
