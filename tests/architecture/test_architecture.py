@@ -53,7 +53,7 @@ READING = {
 }
 """What a person reads to understand an algorithm end to end: algorithm, losses, policy, buffer and loop."""
 
-HEADLESS = ["core", "functional", "nn", "data", "checkpoint", "tracking", "policies", "algorithms", "deploy"]
+HEADLESS = ["core", "functional", "nn", "data", "checkpoint", "tracking", "policies", "plugins", "algorithms", "deploy"]
 HEADLESS += ["evaluation", "training"]
 """Packages that work where there is no simulator, from the ground up."""
 

@@ -28,7 +28,7 @@ COMMANDS = {
     "report": Command("report", "RUN [RUN ...]", "one HTML page: curves, losses, evaluation, video"),
     "export": Command("export", "RUN --output DIR", "write policy.onnx, checked against the original"),
     "verify": Command("verify", "DIR", "does an exported policy answer here as it did there?"),
-    "list": Command("listing", "algorithms|envs|presets|backends|suites", "what there is"),
+    "list": Command("listing", "algorithms|envs|plugins|presets|backends|suites", "what there is"),
     "doctor": Command("doctor", "[--env ID]", "this machine in one screen, or what is wrong with an environment"),
     "bench": Command("bench", "SUITE", "algorithms x environments x seeds, beside what others reached"),
     "demo": Command("demo", "", "a quadruped learns to walk; report, video and policy.onnx"),

@@ -12,6 +12,7 @@ import tyro
 from habilis.build import ALGORITHMS
 from habilis.cli.parse import parse
 from habilis.envs.make import BACKENDS, list_env_ids
+from habilis.plugins import PLUGINS
 from habilis.presets import preset, tuned_environments
 from habilis.suites import SUITES
 
@@ -20,7 +21,7 @@ from habilis.suites import SUITES
 class Options:
     """List what there is."""
 
-    what: tyro.conf.Positional[Literal["algorithms", "envs", "presets", "backends", "suites"]]
+    what: tyro.conf.Positional[Literal["algorithms", "envs", "plugins", "presets", "backends", "suites"]]
     """The kind of thing."""
     contains: tyro.conf.Positional[str] = ""
     """Only lines that contain this, in capitals or not."""
@@ -34,6 +35,7 @@ def run(argv: Sequence[str]) -> int:
     lines = {
         "algorithms": _algorithms,
         "envs": lambda: _envs(options.backend),
+        "plugins": _plugins,
         "presets": _presets,
         "backends": _backends,
         "suites": _suites,
@@ -55,6 +57,12 @@ def _envs(backend: str | None) -> Iterator[str]:
     width = max(map(len, ids))
     for id in ids:
         yield f"{id:<{width}}  {backend or ('native' if id in native else 'gymnasium')}"
+
+
+def _plugins() -> Iterator[str]:
+    for name in PLUGINS:
+        options = ", ".join(f"{key} {value}" for key, value in vars(PLUGINS[name].config()).items())
+        yield f"{name}  {PLUGINS[name].title}: {options}"
 
 
 def _presets() -> Iterator[str]:

@@ -6,12 +6,14 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Any
 
 import tyro
 
 from habilis.api import Run, default_config, resume, train_config
 from habilis.build import ALGORITHMS
 from habilis.cli.parse import KeyValues, parse, read_values, write_values
+from habilis.core.config import override
 from habilis.core.errors import ConfigError
 from habilis.training.config import TrainConfig
 
@@ -24,11 +26,15 @@ Algorithms: {algorithms}. `habilis list envs` lists environments."""
 
 @dataclass(frozen=True, kw_only=True)
 class Options(TrainConfig):
-    """Train a policy. Defaults are those of the preset of this algorithm on this environment."""
+    """Train a policy. Defaults are those of the preset of this algorithm on this environment.
+
+    Plugins are named by `--plugins NAME ...` (`habilis list plugins`), and have options of their own from there on.
+    """
 
     algorithm: tyro.conf.Suppress[tyro.conf.Fixed[str]]
     env_kwargs: KeyValues = field(default_factory=dict)
     """Arguments of the environment, in pairs."""
+    plugins: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +68,9 @@ def read_config(algorithm: str, argv: Sequence[str]) -> TrainConfig:
     """Return the preset of an algorithm and the environment named in `argv`, with the flags in `argv` applied."""
     env = _find_env(argv)
     base = default_config(algorithm, env or "")
+    names, argv = _take_plugins(argv)
+    if names is not None:
+        base = override(base, {"plugins": {name: base.plugins.get(name, {}) for name in names}})
     values = {f.name: getattr(base, f.name) for f in fields(base)}
     values |= {"env": env or tyro.MISSING, "env_kwargs": write_values(base.env_kwargs)}
     options = parse(Options, argv, f"train {algorithm}", default=Options(**values))
@@ -76,6 +85,16 @@ def _find_env(argv: Sequence[str]) -> str | None:
         if word.startswith("--env="):
             return word.partition("=")[2]
     return None
+
+
+def _take_plugins(argv: Sequence[str]) -> tuple[list[str] | None, list[str]]:
+    """Return the words after `--plugins`, None where it is not given, and `argv` without them and it."""
+    words = list(argv)
+    if "--plugins" not in words:
+        return None, words
+    start = words.index("--plugins")
+    end = next((i for i in range(start + 1, len(words)) if words[i].startswith("-")), len(words))
+    return [name.replace("-", "_") for name in words[start + 1 : end]], words[:start] + words[end:]
 
 
 def _conclude(run: Run) -> int:

@@ -154,8 +154,17 @@ class ObsEncoder(nn.Module):
 
     def features(self, normalized: Obs) -> Tensor:
         """Join the features of normalised groups."""
-        parts = [self.images[name](x) if name in self.images else x for name, x in normalized.items()]
+        parts = list(self.see(normalized).values())
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def see(self, obs: Obs) -> dict[str, Tensor]:
+        """Return the groups with the features of those images in place that this encoder reads.
+
+        A group that is no longer uint8 has been seen already and passes: so that several networks can read the features
+        of one, whether these have a gradient or not.
+        """
+        images = self.images
+        return {name: images[name](x) if name in images and x.dtype == torch.uint8 else x for name, x in obs.items()}
 
     def update_normalizers(self, obs: Obs, valid: Tensor | None = None) -> None:
         """Take a batch of observations `[..., *shape]` into the statistics, leaving out rows where `valid` is false."""

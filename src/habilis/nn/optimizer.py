@@ -23,14 +23,32 @@ RMSPROP_DECAY = 0.99
 
 
 def flatten_parameters(parameters: Iterable[nn.Parameter]) -> Tensor:
-    """Move parameters into one new vector, of which each becomes a view, and return it."""
+    """Return one vector of which each parameter is a view.
+
+    Parameters that already lie in one, side by side and in this order, stay there, so that a second optimiser can learn
+    a part of what another does; others are moved into a new one.
+    """
     parameters = list(parameters)
+    first = parameters[0]
+    place = first.storage_offset()
+    for p in parameters:
+        if p.untyped_storage().data_ptr() != first.untyped_storage().data_ptr() or p.storage_offset() != place:
+            break
+        place += p.numel()
+    else:
+        return first.detach().as_strided((place - first.storage_offset(),), (1,))
     flat = torch.cat([p.detach().reshape(-1) for p in parameters])
     offset = 0
     for p in parameters:
         p.data = flat[offset : offset + p.numel()].view_as(p)
         offset += p.numel()
     return flat
+
+
+def parameters_besides(module: nn.Module, other: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a module but for those that it shares with another, which learns them."""
+    shared = set(other.parameters())
+    return [p for p in module.parameters() if p not in shared]
 
 
 class Optimizer:

@@ -17,6 +17,7 @@ from habilis.algorithms.td3 import TD3Config
 from habilis.algorithms.trpo import TRPOConfig
 from habilis.core.acceleration import Precision
 from habilis.core.config import require
+from habilis.plugins import resolve_plugins
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class TrainConfig:
         | TD3Config
     )
     """Hyper-parameters of the algorithm."""
+    plugins: Mapping[str, Any] = field(default_factory=dict)
+    """Modifiers of learning by name, each with its hyper-parameters, in the order in which they transform batches."""
     env_backend: Literal["native", "gymnasium", "envpool"] | None = None
     """Engine of the environment; None: the native one where there is one, else Gymnasium."""
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
@@ -85,6 +88,7 @@ class TrainConfig:
     """Name of the run within its default directory."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "plugins", resolve_plugins(self.plugins))
         require(self.num_envs > 0, f"num_envs must be positive, got {self.num_envs}")
         require(self.frame_stack > 0, f"frame_stack must be positive, got {self.frame_stack}")
         require(self.total_timesteps > 0, f"total_timesteps must be positive, got {self.total_timesteps}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from habilis.core.errors import CheckpointError
 from habilis.core.types import State
 from habilis.training.asynchronous import AsynchronousTrainer
 from habilis.training.off_policy import OffPolicyTrainer
@@ -49,7 +50,13 @@ def restore(trainer: Trainer, states: Mapping[str, State]) -> None:
     """Put a trainer where `components` found it; environments that cannot be restored start fresh episodes."""
     trainer.algorithm.load_state_dict({"policy": states["policy"], **states["algorithm"]})
     trainer.streams.load_state_dict(states["streams"])
-    for plugin, state in zip(trainer.plugins, states["plugins"]["states"], strict=True):
+    kept = states["plugins"]["states"]
+    if len(kept) != len(trainer.plugins):
+        raise CheckpointError(
+            f"the checkpoint holds the state of {len(kept)} plugins and the run has {len(trainer.plugins)}: go on with "
+            "those of its config.json"
+        )
+    for plugin, state in zip(trainer.plugins, kept, strict=True):
         plugin.load_state_dict(state)
     trainer.counters = Counters(**states["counters"])
     trainer.collector.load_state_dict(states["collector"], seed=trainer.streams.seed + trainer.counters.iteration)
