@@ -25,6 +25,7 @@ from habilis.data.priorities import Priorities, SumTree
 from habilis.data.replay import ReplayBuffer
 from habilis.data.rollout import RolloutBuffer
 from habilis.data.whole_episodes import EpisodeBuffer
+from habilis.data.windows import Windows
 from habilis.envs.frame_stack import stack_frames
 from habilis.envs.make import describe_env, make_vec_env
 from habilis.policies import NeuralPolicy
@@ -110,6 +111,7 @@ def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, device: str, say: Callabl
     needed = ReplayBuffer.bytes_needed(spec, capacity)
     needed += SumTree.bytes_needed(capacity) if isinstance(c, dqn.DQNConfig) and c.prioritized else 0
     needed += Hindsight.bytes_needed(capacity) if c.goal_selection_strategy != "none" else 0
+    needed += windows.bytes_needed(capacity) if (windows := _make_windows(c)) else 0
     available = available_memory(device)
     say(f"replay memory: {capacity:,} transitions, {needed / 1e6:,.0f} MB")
     require(
@@ -117,6 +119,11 @@ def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, device: str, say: Callabl
         f"a replay buffer of {capacity:,} transitions of {spec.id} takes {needed / 1e9:,.1f} GB and there are "
         f"{(available or 0) / 1e9:,.1f} GB left on {device}: lower it by --algo.buffer-size",
     )
+
+
+def _make_windows(c: OffPolicyConfig) -> Windows | None:
+    """Return what shows a learner with memory the steps before each that it learns from."""
+    return Windows(c.memory.window, c.memory.stored_dim) if c.memory.used else None
 
 
 def _off_policy_trainer(
@@ -141,6 +148,7 @@ def _off_policy_trainer(
         device=device,
         priorities=priorities,
         hindsight=hindsight,
+        windows=_make_windows(c),
     )
     return OffPolicyTrainer(
         collector,

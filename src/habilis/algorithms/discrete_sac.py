@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -29,8 +29,8 @@ from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional import losses
 from habilis.nn.critics import ChoiceCritics
-from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import CategoricalHead
+from habilis.nn.memory import MemoryConfig, make_encoder
 from habilis.nn.mlp import Activation
 from habilis.nn.network import NetworkKind, critic_network, make_trunk, policy_network
 from habilis.nn.optimizer import Optimizer, flatten_parameters
@@ -77,6 +77,8 @@ class DiscreteSACConfig:
     """Transitions with a goal in hindsight for each one that keeps its own."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """What policy and critics remember, each with a memory of its own."""
     network: NetworkKind = "mlp"
     """Layers one after the other, or the residual blocks of SimBa or SimBaV2."""
     hidden: tuple[int, ...] = (256, 256)
@@ -109,7 +111,7 @@ def make_policy(spec: EnvSpec, config: DiscreteSACConfig, generator: torch.Gener
     """
     if not isinstance(spec.action, DiscreteAction):
         raise ConfigError(f"discrete_sac needs one choice among several, which {spec.id} has not: use sac or ppo")
-    encoder = ObsEncoder(spec.obs, spec.policy_groups, config.normalize_obs, generator)
+    encoder = make_encoder(spec.obs, spec.policy_groups, config.normalize_obs, config.memory, generator, stored=True)
     trunk = make_trunk(policy_network(config), encoder.out_dim, generator)
     return StochasticPolicy(spec, encoder, trunk, CategoricalHead(trunk.out_dim, spec.action, generator))
 
@@ -144,7 +146,7 @@ class DiscreteSAC:
         init = streams.torch("init")
         policy = make_policy(spec, c, init).to(device)
         assert isinstance(spec.action, DiscreteAction)
-        critics = ChoiceCritics(spec, c.n_critics, critic_network(c), c.normalize_obs, init).to(device)
+        critics = ChoiceCritics(spec, c.n_critics, critic_network(c), c.normalize_obs, c.memory, init).to(device)
         learns_alpha = c.ent_coef is None
         initial_alpha = c.init_ent_coef if c.ent_coef is None else c.ent_coef
         log_alpha = nn.Parameter(torch.tensor(initial_alpha, device=device).log(), requires_grad=learns_alpha)

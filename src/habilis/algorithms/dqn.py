@@ -9,7 +9,7 @@ categorical head they are together Rainbow (Hessel et al. 2018). Losses are in `
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -26,18 +26,11 @@ from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.value_losses import td_target
-from habilis.nn.encoder import ImageEncoderKind, ObsEncoder
+from habilis.nn.encoder import ImageEncoderKind
+from habilis.nn.memory import MemoryConfig, make_encoder
 from habilis.nn.mlp import MLP, Activation
 from habilis.nn.optimizer import Optimizer, flatten_parameters
-from habilis.nn.value_heads import (
-    CategoricalHead,
-    ImplicitQuantileHead,
-    MeanHead,
-    QuantileHead,
-    Streams,
-    ValueHead,
-    of_action,
-)
+from habilis.nn.value_heads import make_value_head, of_action
 from habilis.policies.value import Exploration, ValuePolicy
 
 
@@ -119,6 +112,8 @@ class DQNConfig:
     """Normalise vector observations by running mean and variance."""
     image_encoder: ImageEncoderKind = "nature"
     """Convolutional network for images."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """What the network remembers."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the hidden layers; the last is each stream's own, and noisy where weights are."""
     activation: Activation = "relu"
@@ -152,35 +147,13 @@ def make_policy(spec: EnvSpec, config: DQNConfig, generator: torch.Generator) ->
     """
     if not isinstance(spec.action, DiscreteAction):
         raise ConfigError(f"value-based learning needs one choice among actions, {spec.id} has {spec.action}: use ppo")
-    encoder = ObsEncoder(spec.obs, spec.policy_groups, config.normalize_obs, generator, config.image_encoder)
-    trunk = MLP(encoder.out_dim, config.hidden[:-1], None, config.activation, generator)
-    head = make_head(trunk.out_dim, spec.action.n, config, generator)
-    return ValuePolicy(spec, encoder, trunk, head, config.exploration)
-
-
-def make_head(in_dim: int, actions: int, config: DQNConfig, generator: torch.Generator) -> ValueHead:
-    """Build the head that a configuration asks for."""
     c = config
-    streams = Streams(
-        in_dim,
-        c.hidden[-1] if c.hidden else None,
-        actions,
-        {"mean": 1, "categorical": c.n_atoms, "quantile": c.n_quantiles, "implicit_quantile": 1}[c.head],
-        dueling=c.dueling,
-        activation=c.activation,
-        noisy=c.exploration == "noisy",
-        generator=generator,
+    encoder = make_encoder(
+        spec.obs, spec.policy_groups, c.normalize_obs, c.memory, generator, c.image_encoder, stored=True
     )
-    if c.head == "mean":
-        return MeanHead(streams, c.huber_threshold)
-    if c.head == "categorical":
-        return CategoricalHead(streams, c.v_min, c.v_max, c.risk_level)
-    assert c.huber_threshold is not None
-    if c.head == "quantile":
-        return QuantileHead(streams, c.huber_threshold, c.risk_level)
-    return ImplicitQuantileHead(
-        streams, c.huber_threshold, c.risk_level, c.n_fractions, c.n_acting_fractions, generator
-    )
+    trunk = MLP(encoder.out_dim, c.hidden[:-1], None, c.activation, generator)
+    head = make_value_head(trunk.out_dim, spec.action.n, c, generator)
+    return ValuePolicy(spec, encoder, trunk, head, c.exploration)
 
 
 @dataclass

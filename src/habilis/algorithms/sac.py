@@ -11,7 +11,7 @@ n-step targets if asked for; policy and critic may read different observation gr
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -30,8 +30,8 @@ from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional import losses
 from habilis.nn.critics import Critics
-from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import SquashedGaussianHead
+from habilis.nn.memory import MemoryConfig, make_encoder
 from habilis.nn.mlp import Activation
 from habilis.nn.network import NetworkKind, critic_network, make_trunk, policy_network
 from habilis.nn.optimizer import Optimizer, flatten_parameters
@@ -90,6 +90,8 @@ class SACConfig:
     """Transitions with a goal in hindsight for each one that keeps its own."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """What policy and critics remember, each with a memory of its own."""
     network: NetworkKind = "mlp"
     """Layers one after the other, or the residual blocks of SimBa or SimBaV2."""
     hidden: tuple[int, ...] = (256, 256)
@@ -132,7 +134,7 @@ def make_policy(spec: EnvSpec, config: SACConfig, generator: torch.Generator) ->
     """
     if not isinstance(spec.action, BoxAction):
         raise ConfigError(f"SAC needs real-valued actions and {spec.id} has discrete ones: use discrete_sac")
-    encoder = ObsEncoder(spec.obs, spec.policy_groups, config.normalize_obs, generator)
+    encoder = make_encoder(spec.obs, spec.policy_groups, config.normalize_obs, config.memory, generator, stored=True)
     trunk = make_trunk(policy_network(config), encoder.out_dim, generator)
     return StochasticPolicy(spec, encoder, trunk, SquashedGaussianHead(trunk.out_dim, spec.action.dim, generator))
 
@@ -162,7 +164,7 @@ class SAC:
         init = streams.torch("init")
         policy = make_policy(spec, c, init).to(device)
         assert isinstance(spec.action, BoxAction)
-        critics = Critics(spec, c.n_critics, c.n_quantiles, critic_network(c), c.normalize_obs, init).to(device)
+        critics = Critics(spec, c.n_critics, c.n_quantiles, critic_network(c), c.normalize_obs, c.memory, init)
         learns_alpha = c.ent_coef is None
         # a fixed temperature of 0 is allowed: its logarithm is minus infinity and its exponential exactly 0
         initial_alpha = c.init_ent_coef if c.ent_coef is None else c.ent_coef
@@ -171,7 +173,7 @@ class SAC:
         critic_rate = c.critic_learning_rate or c.learning_rate
         self.state = SACState(
             policy=policy,
-            critics=critics,
+            critics=critics.to(device),
             target_critics=copy.deepcopy(critics).requires_grad_(False) if c.target_networks else None,
             log_alpha=log_alpha,
             policy_optimizer=Optimizer(policy.parameters(), c.learning_rate, beta1=c.adam_beta1),

@@ -10,7 +10,7 @@ critics; n-step targets if asked for; policy and critic may read different obser
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -28,7 +28,7 @@ from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional import losses
 from habilis.nn.critics import Critics
-from habilis.nn.encoder import ObsEncoder
+from habilis.nn.memory import MemoryConfig, make_encoder
 from habilis.nn.mlp import Activation
 from habilis.nn.network import NetworkKind, critic_network, make_trunk, policy_network
 from habilis.nn.optimizer import Optimizer, flatten_parameters
@@ -81,6 +81,8 @@ class TD3Config:
     """Transitions with a goal in hindsight for each one that keeps its own."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """What policy and critics remember, each with a memory of its own."""
     network: NetworkKind = "mlp"
     """Layers one after the other, or the residual blocks of SimBa or SimBaV2."""
     hidden: tuple[int, ...] = (256, 256)
@@ -112,7 +114,7 @@ def make_policy(spec: EnvSpec, config: TD3Config, generator: torch.Generator) ->
     """
     if not isinstance(spec.action, BoxAction):
         raise ConfigError(f"TD3 needs real-valued actions and {spec.id} has discrete ones: use dqn")
-    encoder = ObsEncoder(spec.obs, spec.policy_groups, config.normalize_obs, generator)
+    encoder = make_encoder(spec.obs, spec.policy_groups, config.normalize_obs, config.memory, generator, stored=True)
     trunk = make_trunk(policy_network(config), encoder.out_dim, generator)
     return DeterministicPolicy(
         spec,
@@ -148,7 +150,7 @@ class TD3:
         self.config = c = config
         init = streams.torch("init")
         policy = make_policy(spec, c, init).to(device)
-        critics = Critics(spec, c.n_critics, 1, critic_network(c), c.normalize_obs, init).to(device)
+        critics = Critics(spec, c.n_critics, 1, critic_network(c), c.normalize_obs, c.memory, init).to(device)
         self.state = TD3State(
             policy=policy,
             critics=critics,

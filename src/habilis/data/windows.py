@@ -64,7 +64,8 @@ class Windows:
         """
         # a step that is not valid leads nowhere: what comes after it is remembered by itself
         self.fresh[(row + 1) % len(self.fresh)] = step.done | ~step.valid
-        self.memories[row] = 0.0 if memory is None else memory
+        if self.memory_dim:
+            self.memories[row] = 0.0 if memory is None else memory
 
     def read(self, index: Tensor) -> dict[str, Tensor]:
         """Return the windows whose newest observations are at places `[B]`."""

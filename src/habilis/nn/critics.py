@@ -11,7 +11,7 @@ from torch.func import functional_call
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec
 from habilis.core.tree import tree_map
 from habilis.core.types import Obs
-from habilis.nn.encoder import ObsEncoder
+from habilis.nn.memory import MemoryConfig, make_encoder
 from habilis.nn.network import NetworkConfig, make_ensemble
 
 
@@ -24,6 +24,7 @@ class Critics(nn.Module):
         outputs: K, the numbers by which each describes a return: 1 for its mean, or quantiles.
         network: the hidden layers of each.
         normalize_obs: normalise vector observations by running statistics.
+        memory: what they remember, all of them together, from the first step of a window on.
         generator: source of the initial weights.
     """
 
@@ -34,11 +35,12 @@ class Critics(nn.Module):
         outputs: int,
         network: NetworkConfig,
         normalize_obs: bool,
+        memory: MemoryConfig,
         generator: torch.Generator,
     ) -> None:
         super().__init__()
         assert isinstance(spec.action, BoxAction)
-        self.encoder = ObsEncoder(spec.obs, spec.critic_groups, normalize_obs, generator)
+        self.encoder = make_encoder(spec.obs, spec.critic_groups, normalize_obs, memory, generator)
         self.q = make_ensemble(network, copies, self.encoder.out_dim + spec.action.dim, outputs, generator)
 
     def forward(self, obs: Obs, action: Tensor, noise: Tensor | None = None, which: Tensor | None = None) -> Tensor:
@@ -79,11 +81,17 @@ class ChoiceCritics(nn.Module):
     """What every critic says at once of each choice: `[B, *shape] -> [critics, B, choices]`; see `Critics`."""
 
     def __init__(
-        self, spec: EnvSpec, copies: int, network: NetworkConfig, normalize_obs: bool, generator: torch.Generator
+        self,
+        spec: EnvSpec,
+        copies: int,
+        network: NetworkConfig,
+        normalize_obs: bool,
+        memory: MemoryConfig,
+        generator: torch.Generator,
     ) -> None:
         super().__init__()
         assert isinstance(spec.action, DiscreteAction)
-        self.encoder = ObsEncoder(spec.obs, spec.critic_groups, normalize_obs, generator)
+        self.encoder = make_encoder(spec.obs, spec.critic_groups, normalize_obs, memory, generator)
         self.q = make_ensemble(network, copies, self.encoder.out_dim, spec.action.n, generator)
 
     def forward(self, obs: Obs) -> Tensor:

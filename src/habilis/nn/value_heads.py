@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -307,6 +307,36 @@ class ImplicitQuantileHead(nn.Module):
         target = backup(next_values)
         error = (target.mean(1) - values.detach().mean(1)).abs()
         return quantile_loss(values, fractions, target, self.threshold), error
+
+
+def make_value_head(in_dim: int, actions: int, c: Any, generator: torch.Generator) -> ValueHead:
+    """Build the head that DQN's configuration asks for, by those fields that are named as here.
+
+    Args:
+        in_dim: width of the features.
+        actions: how many there are.
+        c: `head`, what it needs, and of the streams `dueling`, `activation`, `exploration` and the last of `hidden`.
+        generator: source of the initial weights.
+    """
+    streams = Streams(
+        in_dim,
+        c.hidden[-1] if c.hidden else None,
+        actions,
+        {"mean": 1, "categorical": c.n_atoms, "quantile": c.n_quantiles, "implicit_quantile": 1}[c.head],
+        dueling=c.dueling,
+        activation=c.activation,
+        noisy=c.exploration == "noisy",
+        generator=generator,
+    )
+    if c.head == "mean":
+        return MeanHead(streams, c.huber_threshold)
+    if c.head == "categorical":
+        return CategoricalHead(streams, c.v_min, c.v_max, c.risk_level)
+    if c.head == "quantile":
+        return QuantileHead(streams, c.huber_threshold, c.risk_level)
+    return ImplicitQuantileHead(
+        streams, c.huber_threshold, c.risk_level, c.n_fractions, c.n_acting_fractions, generator
+    )
 
 
 def midpoints(count: int) -> Tensor:

@@ -13,6 +13,7 @@ from habilis.core.random import RandomStreams
 from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction
 from habilis.core.types import Metrics, Obs, PolicyStep
 from habilis.data.replay import ReplayBuffer
+from habilis.policies.batch import NETWORK
 from habilis.training.collector import Collector
 from habilis.training.report import Counters, Report
 
@@ -90,9 +91,10 @@ class OffPolicyTrainer:
         if self._anneal is not None:
             self._anneal(progress, self.collector.episodes.count)
         for _ in range(c.train_freq):
+            remembered = (self.collector.memory or {}).get(NETWORK)
             policy_step = self._act()
             step = self.collector.step(policy_step.env_action, policy_step.memory)
-            self.buffer.add(policy_step.action, step)
+            self.buffer.add(policy_step.action, step, remembered)
             if c.normalize_obs:
                 self.algorithm.update_normalizers(step.next_obs, step.valid)
         counters.iteration += 1

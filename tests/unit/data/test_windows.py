@@ -225,7 +225,7 @@ def test_batches_drawn_together_are_whole_windows():
 def test_without_memory_to_store_there_is_the_window_alone():
     buffer = make(2, 10, 4, memory_dim=0)
     feed = Feed(buffer)
-    buffer.windows.add = lambda row, step, memory, add=buffer.windows.add: add(row, step, None)
+    pass
     feed.run(30)
     batch = buffer.sample(200)
     assert set(batch.obs) == {"policy", "camera", VALID}
