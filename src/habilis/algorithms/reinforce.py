@@ -12,7 +12,7 @@ standardised, unless switched off; Adam, gradient clipping, running normalisatio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -34,6 +34,7 @@ from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
 from habilis.nn.value import ValueNetwork, ValueRegression
+from habilis.policies.action_filter import ActionConfig
 from habilis.policies.actor_critic import evaluate_rollout, make_critic, make_policy
 from habilis.policies.stochastic import StochasticPolicy
 
@@ -86,6 +87,8 @@ class ReinforceConfig:
     """Explore by noise that depends on the state and is held over steps (gSDE)."""
     sde_sample_freq: int = -1
     """Steps over which that noise is held; -1: to the end of the episode."""
+    action: ActionConfig = field(default_factory=ActionConfig)
+    """What becomes of an action before the environment takes it."""
 
     def __post_init__(self) -> None:
         for name in ("n_episodes", "learning_rate", "critic_learning_rate", "n_critic_updates", "batch_size"):

@@ -32,6 +32,7 @@ from habilis.nn.memory import MemoryConfig, make_encoder
 from habilis.nn.mlp import Activation
 from habilis.nn.network import NetworkKind, critic_network, make_trunk, policy_network
 from habilis.nn.optimizer import Optimizer, flatten_parameters
+from habilis.policies.action_filter import ActionConfig
 from habilis.policies.deterministic import ActionNoise, DeterministicPolicy
 
 
@@ -75,6 +76,8 @@ class TD3Config:
     """Its standard deviation, or that of its change in a step, in units of half the action range."""
     action_noise_theta: float = 0.15
     """Share of an Ornstein-Uhlenbeck noise that is lost in a step."""
+    action: ActionConfig = field(default_factory=ActionConfig)
+    """What becomes of an action before the environment takes it."""
     goal_selection_strategy: GoalSelection = "none"
     """Where goals are wanted: learn in hindsight of goals that the episode reached, and of which."""
     n_sampled_goal: int = 4
@@ -124,6 +127,7 @@ def make_policy(spec: EnvSpec, config: TD3Config, generator: torch.Generator) ->
         action_noise=config.action_noise,
         std=config.action_noise_std,
         theta=config.action_noise_theta,
+        action=config.action,
     )
 
 

@@ -10,7 +10,7 @@ bootstraps from the true successor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -33,6 +33,7 @@ from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer, flatten_parameters
 from habilis.nn.value import ValueNetwork, ValueRegression
+from habilis.policies.action_filter import ActionConfig
 from habilis.policies.actor_critic import evaluate_rollout, make_critic, make_policy
 from habilis.policies.stochastic import StochasticPolicy
 
@@ -94,6 +95,8 @@ class TRPOConfig:
     """Explore by noise that depends on the state and is held over steps (gSDE)."""
     sde_sample_freq: int = -1
     """Steps over which that noise is held; -1: to the end of the episode."""
+    action: ActionConfig = field(default_factory=ActionConfig)
+    """What becomes of an action before the environment takes it."""
 
     def __post_init__(self) -> None:
         positive = ("n_steps", "target_kl", "line_search_max_iter", "cg_max_steps", "sub_sampling_factor")

@@ -16,37 +16,37 @@ from habilis.core.batches import MEMORY
 from habilis.core.errors import HabilisError
 from habilis.core.specs import EnvSpec, by_group
 from habilis.core.tree import Tree
-from habilis.core.types import Obs
+from habilis.core.types import Obs, PolicyStep
 from habilis.nn.memory import Encoder, MemoryEncoder
-from habilis.policies.action_map import LAST, ActionMap
+from habilis.policies.action_filter import LAST, ActionFilter
 
 NOISE = "/noise"
 """Name of the noise among observation groups, which none of them can have."""
 
 NETWORK, ACTION = "network", "last_action"
-"""Keys of what a network remembers, and of what an action map does, in the memory of a policy."""
+"""Keys of what a network remembers, and of what a filter of actions does, in the memory of a policy."""
 
 
-def fresh_memory(encoder: Encoder, rows: int, action_map: ActionMap | None = None) -> dict[str, Tensor]:
+def fresh_memory(encoder: Encoder, rows: int, action_filter: ActionFilter | None = None) -> dict[str, Tensor]:
     """Return what a policy of these parts remembers when an episode begins: nothing where none has a memory."""
     memory = {NETWORK: encoder.fresh(rows)} if isinstance(encoder, MemoryEncoder) else {}
-    return memory | ({ACTION: action_map.fresh(rows)} if action_map is not None and action_map.remembers else {})
+    return memory | ({} if action_filter is None else {ACTION: action_filter.fresh(rows)})
 
 
 def with_memory(
-    encoder: Encoder, obs: Obs, memory: Tree | None, action_map: ActionMap | None = None
+    encoder: Encoder, obs: Obs, memory: Tree | None, action_filter: ActionFilter | None = None
 ) -> dict[str, Tensor]:
-    """Return the groups that an encoder reads, and what it and the action map remember, fresh where `memory` lacks it.
+    """Return the groups that an encoder reads, what it remembers and what a filter of actions does, named `LAST`.
 
-    The two are called `MEMORY` and `LAST`.
+    What `memory` lacks is fresh.
     """
     data = {name: obs[name] for name in encoder.names}
     known = {} if memory is None else memory
     first = data[encoder.names[0]]  # whose length is asked for where it is needed alone: an exported graph has any
     if isinstance(encoder, MemoryEncoder):
         data[MEMORY] = known[NETWORK] if NETWORK in known else encoder.fresh(len(first))
-    if action_map is not None and action_map.remembers:
-        data[LAST] = known[ACTION] if ACTION in known else action_map.fresh(len(first))
+    if action_filter is not None:
+        data[LAST] = known[ACTION] if ACTION in known else action_filter.fresh(len(first))
     return data
 
 
@@ -62,6 +62,22 @@ def remember(memory: Tree | None, results: Tree) -> Tree | None:
     """Return a policy's memory with what is among the results of a step; as it is where there is nothing."""
     after = {key: results[name] for key, name in ((NETWORK, MEMORY), (ACTION, LAST)) if name in results}
     return {**(memory or {}), **after} if after else memory
+
+
+@torch.no_grad()
+def follow(policy: Any, action: Tensor, obs: Obs, memory: Tree | None) -> PolicyStep:
+    """Return the step of a policy that is told what to do: it remembers what it sees and does all the same.
+
+    Args:
+        policy: what would have acted.
+        action: what it is to do instead, `[N, ...]` in its units.
+        obs: raw observation groups `[N, *shape]`.
+        memory: as of `policy.act`.
+    """
+    data = with_memory(policy.encoder, obs, memory, policy.action_map.filter)
+    seen = encode(policy.encoder, data)[1] if isinstance(policy.encoder, MemoryEncoder) else {}
+    env_action, done = policy.action_map.step(action, data)
+    return PolicyStep(action, env_action, memory=remember(memory, {**seen, **done}))
 
 
 def fresh_generator(device: torch.device | str = "cpu") -> torch.Generator:

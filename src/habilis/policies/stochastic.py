@@ -21,7 +21,8 @@ from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import GaussianHead, Head
 from habilis.nn.memory import Encoder
 from habilis.nn.network import Trunk
-from habilis.policies.action_map import PLAIN, ActionConfig, ActionMap
+from habilis.policies.action_filter import PLAIN, ActionConfig
+from habilis.policies.action_map import ActionMap
 from habilis.policies.batch import NOISE, encode, fresh_generator, fresh_memory, predict, remember, with_memory
 
 ActionDistribution = PolicyDistribution | SquashedGaussian
@@ -53,11 +54,11 @@ class StochasticPolicy(nn.Module):
 
     def fresh_memory(self, rows: int) -> dict[str, Tensor]:
         """Return what `forward` takes when `rows` episodes begin."""
-        return fresh_memory(self.encoder, rows, self.action_map)
+        return fresh_memory(self.encoder, rows, self.action_map.filter)
 
     def forward(self, obs: Obs, memory: Tree | None = None) -> tuple[Tensor, Tree | None]:
         """Return the deterministic action in the environment's units, and the memory for the next step."""
-        step = self._compute_mode(with_memory(self.encoder, obs, memory, self.action_map))
+        step = self._compute_mode(with_memory(self.encoder, obs, memory, self.action_map.filter))
         return step["env_action"], remember(memory, step)
 
     def bounded(self, normalized: Obs) -> Tensor:
@@ -89,7 +90,7 @@ class StochasticPolicy(nn.Module):
             deterministic: take the mode instead of drawing.
             generator: source of the draw; None draws from the operating system's entropy, each time anew.
         """
-        data = with_memory(self.encoder, obs, memory, self.action_map)
+        data = with_memory(self.encoder, obs, memory, self.action_map.filter)
         if deterministic:
             step = self._compute_mode(data)
             return PolicyStep(step["action"], step["env_action"], None, remember(memory, step))
@@ -124,14 +125,5 @@ class StochasticPolicy(nn.Module):
     def predict(
         self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Tree | None = None, *, deterministic: bool = True
     ) -> tuple[np.ndarray, Tree | None]:
-        """NumPy in, NumPy out, for one observation or a batch of them.
-
-        Args:
-            obs: one observation or a batch, for the group "policy"; or a mapping of groups.
-            memory: what the last call returned.
-            deterministic: the mode of the distribution, or a sample.
-
-        Returns:
-            The action in the environment's units, batched as the observation was, and the memory for the next call.
-        """
+        """NumPy in, NumPy out, for one observation or a batch of them; see `habilis.policies.batch.predict`."""
         return predict(self, obs, memory, deterministic, next(self.parameters()).device)

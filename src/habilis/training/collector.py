@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
-from habilis.core.errors import NonFiniteError
 from habilis.core.protocols import VecEnv
-from habilis.core.tree import Tree, tree_map, zero_rows
+from habilis.core.tree import Tree, zero_rows
 from habilis.core.types import Obs, State, Step
 from habilis.data.episodes import EpisodeTracker
-from habilis.training.faults import Recorder, first_fault
+from habilis.training.faults import Recorder, refuse
 
 
 class Collector:
@@ -69,40 +67,14 @@ class Collector:
             if step.next_obs is not step.obs:
                 total = total + step.next_obs[name].sum()
         if self._untrusted is not None or not math.isfinite(total):
-            step = self._refuse(step)
+            step, self._untrusted, count = refuse(step, self._untrusted, skip=self.skip_nonfinite)
+            self.skipped_rows += count
         if wanted is not None:
             step = replace(step, valid=step.valid & wanted)
         self.episodes.update(step)
         self.obs = step.obs
         self.memory = zero_rows(memory, step.done | ~step.valid)
         return step
-
-    def _refuse(self, step: Step) -> Step:
-        """Raise for rows that are not finite, or mark them invalid and replace them by zeros."""
-        fault = None if self.skip_nonfinite else first_fault(step)
-        if fault is not None:
-            raise NonFiniteError(
-                f"{fault} is not finite: the simulation diverged or the task divides by zero; "
-                "mend the environment, or go on without such steps by --on-nonfinite skip"
-            )
-        bad = ~step.reward.isfinite()
-        bad_next = torch.zeros_like(bad)
-        for name in self._floats:
-            for source, mark in ((step.obs, bad_next), (step.next_obs, bad)):
-                mark |= ~source[name].flatten(1).isfinite().all(1)
-        invalid = bad | bad_next if self._untrusted is None else bad | bad_next | self._untrusted
-        self.skipped_rows += int(invalid.sum())
-        self._untrusted = bad_next if bad_next.any() else None
-        obs = tree_map(torch.nan_to_num, step.obs)
-        return Step(
-            obs,
-            obs if step.next_obs is step.obs else tree_map(torch.nan_to_num, step.next_obs),
-            torch.where(bad, 0.0, step.reward),
-            step.terminated,
-            step.truncated,
-            step.valid & ~invalid,
-            step.info,
-        )
 
     def state_dict(self) -> State:
         """Return the current observation and memory, the episodes under way and the environment's own state."""

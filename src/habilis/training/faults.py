@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from habilis.core.errors import EnvError
+from habilis.core.errors import EnvError, NonFiniteError
 from habilis.core.protocols import VecEnv
+from habilis.core.tree import tree_map
 from habilis.core.types import State, Step
 
 SNAPSHOT_EVERY = 1000
@@ -53,6 +55,43 @@ def first_fault(step: Step) -> str | None:
             if rows.any():
                 return f"the {name} of environment {int(rows.nonzero()[0])}"
     return None
+
+
+def refuse(step: Step, untrusted: Tensor | None, *, skip: bool) -> tuple[Step, Tensor | None, int]:
+    """Raise for rows that are not finite, or mark them invalid and replace them by zeros.
+
+    Args:
+        step: what may hold such rows.
+        untrusted: `[N]` bool: environments whose present observation was not finite; None where all were.
+        skip: whether to carry on.
+
+    Returns:
+        The step, which environments are untrusted from now on, and how many rows are invalid.
+
+    Raises:
+        NonFiniteError: an observation or a reward is not finite, and such rows are not to be skipped.
+    """
+    fault = None if skip else first_fault(step)
+    if fault is not None:
+        raise NonFiniteError(
+            f"{fault} is not finite: the simulation diverged or the task divides by zero; "
+            "mend the environment, or go on without such steps by --on-nonfinite skip"
+        )
+    bad = ~step.reward.isfinite()
+    bad_next = torch.zeros_like(bad)
+    for name in [name for name, group in step.obs.items() if group.is_floating_point()]:
+        for source, mark in ((step.obs, bad_next), (step.next_obs, bad)):
+            mark |= ~source[name].flatten(1).isfinite().all(1)
+    invalid = bad | bad_next if untrusted is None else bad | bad_next | untrusted
+    obs = tree_map(torch.nan_to_num, step.obs)
+    trusted = replace(
+        step,
+        obs=obs,
+        next_obs=obs if step.next_obs is step.obs else tree_map(torch.nan_to_num, step.next_obs),
+        reward=torch.where(bad, 0.0, step.reward),
+        valid=step.valid & ~invalid,
+    )
+    return trusted, bad_next if bad_next.any() else None, int(invalid.sum())
 
 
 def replay_dump(env: VecEnv, dump: Mapping[str, Any]) -> tuple[int, str] | None:

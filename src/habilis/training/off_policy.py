@@ -13,7 +13,7 @@ from habilis.core.random import RandomStreams
 from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction
 from habilis.core.types import Metrics, Obs, PolicyStep
 from habilis.data.replay import ReplayBuffer
-from habilis.policies.batch import NETWORK
+from habilis.policies.batch import NETWORK, follow
 from habilis.training.collector import Collector
 from habilis.training.report import Counters, Report
 
@@ -108,7 +108,7 @@ class OffPolicyTrainer:
         if self.counters.env_steps >= self._config.learning_starts:
             return policy.act(collector.obs, collector.memory, generator=self._explore)
         action = uniform_actions(collector.env.spec.action, collector.env.num_envs, self._explore)
-        return PolicyStep(action, policy.action_map(action))
+        return follow(policy, action, collector.obs, collector.memory)
 
     def _learn(self) -> Metrics:
         """Make one round of updates; return the scalars of the last."""

@@ -1,0 +1,114 @@
+"""Penalties on what a policy does at neighbouring observations: CAPS (Mysore et al. 2021) and L2C2 (Kobayashi 2022).
+
+They are added to a policy's loss, where the policy is deterministic in its mean: nothing of the environment changes.
+Deviations from the papers: distances are squared, actions are compared within their bounds, and L2C2 constrains the
+policy alone, with a weight that is constant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from habilis.core.config import require
+from habilis.core.specs import EnvSpec, action_parts
+from habilis.core.tree import Tree, tree_join, tree_map, tree_part
+from habilis.core.types import Obs
+from habilis.functional.smoothness import action_distance, between, perturbed
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmoothnessConfig:
+    """Weights of the penalties, 0 for none. Distances are in units of half the action range, squared and summed."""
+
+    temporal: float = 0.0
+    """Of the distance between the actions at a step and at the next (CAPS)."""
+    spatial: float = 0.0
+    """Of the distance between the actions at an observation and at one with noise (CAPS)."""
+    spatial_std: float = 0.1
+    """Deviation of that noise, in units of the observation as the network reads it: normalised where it is."""
+    local: float = 0.0
+    """Of the distance between the actions at an observation and within what one step changes of it (L2C2)."""
+
+    def __post_init__(self) -> None:
+        for name in ("temporal", "spatial", "local"):
+            require(getattr(self, name) >= 0, f"smoothness.{name} must not be negative, got {getattr(self, name)}")
+        require(self.spatial_std > 0, f"smoothness.spatial_std must be positive, got {self.spatial_std}")
+
+    @property
+    def used(self) -> bool:
+        """Whether there is any penalty."""
+        return self.temporal > 0 or self.spatial > 0 or self.local > 0
+
+
+class BoundedPolicy(Protocol):
+    """A policy that says what it would do."""
+
+    def bounded(self, normalized: Obs) -> Tensor:
+        """Return the deterministic real values `[..., dim]` within their bounds for normalised observations."""
+        ...
+
+
+def require_smoothness(c: SmoothnessConfig, spec: EnvSpec, *, memory: bool, n_steps: int = 1) -> None:
+    """Raise `ConfigError` unless there is something to be smooth, and neighbours to be smooth over.
+
+    Args:
+        c: the penalties.
+        spec: the environment.
+        memory: whether the policy has any.
+        n_steps: steps to the successors that a batch holds.
+    """
+    if not c.used:
+        return
+    require(action_parts(spec.action)[0] is not None, f"smoothness is of real-valued actions: {spec.id} has choices")
+    require(not memory, "smoothness compares single observations and a policy with memory acts on many: leave one out")
+    require(n_steps == 1, f"smoothness needs the next observation and n_steps {n_steps} gives another: leave one out")
+    images = all(spec.obs[name].is_image for name in spec.policy_groups)
+    require(
+        not images or (c.spatial == 0 and c.local == 0),
+        "smoothness.spatial and smoothness.local move vectors, and the policy reads images alone: use temporal",
+    )
+
+
+def draw_neighbours(c: SmoothnessConfig, obs: Obs, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draw what `smoothness_loss` takes for observations: for each of their vectors noise and shares of a step."""
+    vectors = {name: x for name, x in obs.items() if x.is_floating_point()}
+    drawn: dict[str, Tensor] = {}
+    if c.spatial > 0:
+        normal = {name: torch.randn(x.shape, generator=generator, device=x.device) for name, x in vectors.items()}
+        drawn |= tree_join(spatial=normal)
+    if c.local > 0:
+        uniform = {name: torch.rand(x.shape, generator=generator, device=x.device) for name, x in vectors.items()}
+        drawn |= tree_join(local=tree_map(lambda x: 2 * x - 1, uniform))
+    return drawn
+
+
+def smoothness_loss(
+    c: SmoothnessConfig, policy: BoundedPolicy, obs: Obs, next_obs: Obs, drawn: Tree, weight: Tensor | None = None
+) -> Tensor:
+    """Return the weighted sum of all penalties, 0-d.
+
+    Args:
+        c: the penalties.
+        policy: what acts; called once, with all observations side by side.
+        obs: normalised observations `[..., *shape]`.
+        next_obs: their true successors, normalised.
+        drawn: what `draw_neighbours` returned.
+        weight: `[...]`, summing to 1, in place of the mean over all rows.
+    """
+    moved, neighbours, weights = tree_part(drawn, "spatial"), [dict(obs)], []
+    if c.temporal > 0:
+        neighbours.append(dict(next_obs))
+        weights.append(c.temporal)
+    if c.spatial > 0:
+        neighbours.append({**obs, **{name: perturbed(obs[name], x, c.spatial_std) for name, x in moved.items()}})
+        weights.append(c.spatial)
+    if c.local > 0:
+        shares = tree_part(drawn, "local")
+        neighbours.append({**obs, **{name: between(obs[name], next_obs[name], x) for name, x in shares.items()}})
+        weights.append(c.local)
+    action, *others = policy.bounded(tree_map(lambda *x: torch.cat(x), *neighbours)).chunk(len(neighbours))
+    return torch.stack([w * action_distance(action, x, weight) for w, x in zip(weights, others, strict=True)]).sum()
