@@ -22,29 +22,30 @@ FILE_LINES = 500
 ALGORITHM_LINES = 300
 READING_LINES = 1200
 
-SHARED = ["functional/returns.py", "policies/stochastic.py", "policies/action_map.py", "training/collector.py"]
-ON_POLICY = [*SHARED, "functional/policy_losses.py", "policies/actor_critic.py", "data/rollout.py"]
+SHARED = ["policies/stochastic.py", "policies/action_map.py", "training/collector.py"]
+ON_POLICY = [
+    *SHARED,
+    "functional/returns.py",
+    "functional/policy_losses.py",
+    "policies/actor_critic.py",
+    "data/rollout.py",
+]
 ON_POLICY += ["training/on_policy.py"]
+OFF_POLICY = ["functional/n_step.py", "data/replay.py", "training/off_policy.py"]
 READING = {
     "ppo": [*ON_POLICY, "algorithms/ppo.py"],
     "a2c": [*ON_POLICY, "algorithms/a2c.py"],
     "reinforce": [*ON_POLICY, "data/whole_episodes.py", "algorithms/reinforce.py"],
     "trpo": [*ON_POLICY, "functional/linear_algebra.py", "algorithms/trpo.py"],
-    "sac": [*SHARED, "functional/losses.py", "algorithms/sac.py", "data/replay.py", "training/off_policy.py"],
-    "discrete_sac": [
-        *SHARED,
-        "functional/losses.py",
-        "algorithms/discrete_sac.py",
-        "data/replay.py",
-        "training/off_policy.py",
-    ],
+    "sac": [*SHARED, *OFF_POLICY, "functional/losses.py", "algorithms/sac.py"],
+    "discrete_sac": [*SHARED, *OFF_POLICY, "functional/losses.py", "algorithms/discrete_sac.py"],
     "td3": [
-        *("functional/losses.py", "functional/returns.py", "policies/deterministic.py", "policies/action_map.py"),
-        *("training/collector.py", "algorithms/td3.py", "data/replay.py", "training/off_policy.py"),
+        *("functional/losses.py", "policies/deterministic.py", "policies/action_map.py", "training/collector.py"),
+        *(*OFF_POLICY, "algorithms/td3.py"),
     ],
     "dqn": [
-        *("functional/value_losses.py", "functional/returns.py", "policies/value.py", "training/collector.py"),
-        *("algorithms/dqn.py", "data/replay.py", "training/off_policy.py"),
+        *("functional/value_losses.py", "policies/value.py", "training/collector.py"),
+        *(*OFF_POLICY, "algorithms/dqn.py"),
     ],
     "tabular": [
         *("functional/tabular.py", "nn/states.py", "policies/tabular.py", "training/collector.py"),

@@ -29,7 +29,7 @@ from habilis.core.types import Metrics, Obs, State
 from habilis.functional.policy_losses import standardize
 from habilis.functional.returns import generalized_advantage, terminating_episodes
 from habilis.nn.distributions import deviation
-from habilis.nn.heads import DistributionKind, StdType, require_head
+from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
 from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
@@ -160,7 +160,7 @@ class Reinforce:
         for optimizer in (s.policy_optimizer, s.critic_optimizer):
             if optimizer is not None:
                 optimizer.anneal(c.learning_rate_schedule, progress)
-        s.policy.anneal(progress)
+        anneal(s.policy.head, progress)
 
     def value(self, obs: Obs) -> Tensor:
         """Return what the baseline expects `[...]` of raw observations, in units of the scaled reward."""

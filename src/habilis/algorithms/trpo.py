@@ -28,7 +28,7 @@ from habilis.core.types import Metrics, Obs, State
 from habilis.functional.linear_algebra import conjugate_gradient, flatten, gauss_newton_product
 from habilis.functional.policy_losses import standardize
 from habilis.nn.distributions import deviation
-from habilis.nn.heads import DistributionKind, StdType, require_head
+from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
 from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer, flatten_parameters
@@ -169,7 +169,7 @@ class TRPO:
         """Set what is scheduled, for `progress` in [0, 1] of the run."""
         c, s = self.config, self.state
         s.critic_optimizer.anneal(c.learning_rate_schedule, progress)
-        s.policy.anneal(progress)
+        anneal(s.policy.head, progress)
 
     def value(self, obs: Obs) -> Tensor:
         """Return V `[...]` of raw observations, in units of the scaled reward where rewards are normalised."""

@@ -22,7 +22,7 @@ from habilis.data.observations import ObservationRing
 from habilis.data.priorities import Priorities
 from habilis.data.rollout import empty_actions
 from habilis.data.windows import Windows
-from habilis.functional.returns import n_step_return
+from habilis.functional.n_step import n_step_return
 
 COLUMNS = ("actions", "rewards", "terminated", "done", "valid")
 """What a row holds besides its observation."""

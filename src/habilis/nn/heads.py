@@ -346,3 +346,10 @@ def make_head(
 def make_sde(in_dim: int, action_dim: int, init_std: float, config: SDEConfig) -> StateDependentNoise | None:
     """Build state-dependent exploration where it is wanted; see `StateDependentNoise`."""
     return StateDependentNoise(in_dim, action_dim, init_std, config.sde_sample_freq) if config.use_sde else None
+
+
+def anneal(head: Head, progress: float) -> None:
+    """Set what a head anneals for `progress` in [0, 1] of the run."""
+    for part in head.modules():
+        if isinstance(part, GaussianHead):
+            part.anneal(progress)

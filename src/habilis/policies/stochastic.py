@@ -18,7 +18,7 @@ from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep
 from habilis.nn.distributions import PolicyDistribution, SquashedGaussian
 from habilis.nn.encoder import ObsEncoder
-from habilis.nn.heads import GaussianHead, Head
+from habilis.nn.heads import Head
 from habilis.nn.memory import Encoder
 from habilis.nn.network import Trunk
 from habilis.policies.action_filter import PLAIN, ActionConfig
@@ -46,7 +46,7 @@ class StochasticPolicy(nn.Module):
         self.trunk = trunk
         self.head: Head = head
         self.action_map = ActionMap(spec.action, action, squash=head.squashed)
-        self._draw = Recorded(self._compute_draw)
+        self._draw = Recorded(self._compute)
 
     def distribution(self, obs: Obs) -> ActionDistribution:
         """Return the distribution over actions, in the policy's units, for raw observations `[..., *shape]`."""
@@ -58,7 +58,7 @@ class StochasticPolicy(nn.Module):
 
     def forward(self, obs: Obs, memory: Tree | None = None) -> tuple[Tensor, Tree | None]:
         """Return the deterministic action in the environment's units, and the memory for the next step."""
-        step = self._compute_mode(with_memory(self.encoder, obs, memory, self.action_map.filter))
+        step = self._compute(with_memory(self.encoder, obs, memory, self.action_map.filter))
         return step["env_action"], remember(memory, step)
 
     def bounded(self, normalized: Obs) -> Tensor:
@@ -66,12 +66,6 @@ class StochasticPolicy(nn.Module):
         assert isinstance(self.encoder, ObsEncoder)
         mode = self.head(self.trunk(self.encoder.features(normalized))).mode()
         return self.action_map.bound(mode)[..., : self.action_map.values]
-
-    def anneal(self, progress: float) -> None:
-        """Set what the head anneals for `progress` in [0, 1] of the run."""
-        for part in self.head.modules():
-            if isinstance(part, GaussianHead):
-                part.anneal(progress)
 
     @torch.no_grad()
     def act(
@@ -92,7 +86,7 @@ class StochasticPolicy(nn.Module):
         """
         data = with_memory(self.encoder, obs, memory, self.action_map.filter)
         if deterministic:
-            step = self._compute_mode(data)
+            step = self._compute(data)
             return PolicyStep(step["action"], step["env_action"], None, remember(memory, step))
         if generator is None:
             generator = fresh_generator(next(self.parameters()).device)
@@ -105,22 +99,17 @@ class StochasticPolicy(nn.Module):
         drawn = self._draw({NOISE: noise} | data)
         return PolicyStep(drawn["action"], drawn["env_action"], drawn["log_prob"], remember(memory, drawn))
 
-    def _compute_mode(self, data: Tree) -> dict[str, Tensor]:
-        """Turn observations and what is remembered into deterministic actions."""
-        features, after = encode(self.encoder, data)
-        action = self.head(self.trunk(features)).mode()
+    def _compute(self, data: Tree) -> dict[str, Tensor]:
+        """Turn observations, what is remembered and, where there is any, noise into actions."""
+        features, results = encode(self.encoder, data)
+        features = self.trunk(features)
+        if NOISE not in data:
+            action = self.head(features).mode()
+        else:
+            noise = data[NOISE] if self.head.sde is None else self.head.sde.standard(features, data[NOISE])
+            action, results["log_prob"] = self.head(features).sample(noise)
         env_action, done = self.action_map.step(action, data)
-        return {"action": action, "env_action": env_action, **after, **done}
-
-    def _compute_draw(self, data: Tree) -> dict[str, Tensor]:
-        """Turn observations, noise and what is remembered into actions."""
-        features, after = encode(self.encoder, data)
-        features, noise = self.trunk(features), data[NOISE]
-        if self.head.sde is not None:
-            noise = self.head.sde.standard(features, noise)
-        action, log_prob = self.head(features).sample(noise)
-        env_action, done = self.action_map.step(action, data)
-        return {"action": action, "env_action": env_action, "log_prob": log_prob, **after, **done}
+        return {"action": action, "env_action": env_action, **results, **done}
 
     def predict(
         self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Tree | None = None, *, deterministic: bool = True

@@ -9,10 +9,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from habilis.functional.n_step import n_step_return
 from habilis.functional.returns import (
     explained_variance,
     generalized_advantage,
-    n_step_return,
     terminating_episodes,
 )
 
