@@ -10,7 +10,7 @@ rewards. Truncation bootstraps from the true successor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -27,12 +27,14 @@ from habilis.core.types import Metrics, Obs, State
 from habilis.functional.policy_losses import masked_standardize
 from habilis.functional.returns import generalized_advantage
 from habilis.nn.distributions import deviation
-from habilis.nn.heads import DistributionKind, GaussianHead, StdType, require_head
+from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
+from habilis.nn.memory import MemoryConfig, MemoryEncoder
 from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
 from habilis.nn.value import ValueNetwork
-from habilis.policies.actor_critic import make_critic, make_policy
+from habilis.policies.action_filter import ActionConfig
+from habilis.policies.actor_critic import make_critic, make_policy, recall, require_memory
 from habilis.policies.stochastic import StochasticPolicy
 
 
@@ -74,6 +76,8 @@ class A2CConfig:
     """Activation of the hidden layers."""
     share_trunk: bool = False
     """Whether the value is a second head on the policy's trunk (it then sees what the policy sees)."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """What policy and value network remember; gradients go back over as much of a rollout as a window is long."""
     distribution: DistributionKind = "gaussian"
     """What real-valued actions are drawn from: clipped to the bounds, or within them by a tangent or as a Beta."""
     std_type: StdType = "independent"
@@ -86,6 +90,8 @@ class A2CConfig:
     """Explore by noise that depends on the state and is held over steps (gSDE)."""
     sde_sample_freq: int = -1
     """Steps over which that noise is held; -1: to the end of the episode."""
+    action: ActionConfig = field(default_factory=ActionConfig)
+    """What becomes of an action before the environment takes it."""
 
     def __post_init__(self) -> None:
         require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
@@ -93,6 +99,7 @@ class A2CConfig:
         require_fractions(self, "gamma")
         require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
         require_head(self)
+        require_memory(self)
         owns_trunk = not self.share_trunk or self.critic_hidden is None
         require(owns_trunk, "critic_hidden has no meaning with share_trunk, where the value is a head on the policy's")
 
@@ -117,7 +124,7 @@ class A2C:
         self.config = config
         init = streams.torch("init")
         policy = make_policy(spec, config, init).to(device)
-        critic = make_critic(policy, config, init, share_trunk=config.share_trunk).to(device)
+        critic = make_critic(policy, config, init, share_trunk=config.share_trunk, num_envs=num_envs).to(device)
         self.state = A2CState(
             policy=policy,
             critic=critic,
@@ -151,8 +158,7 @@ class A2C:
         """Set what is scheduled, for `progress` in [0, 1] of the run."""
         c, s = self.config, self.state
         s.optimizer.anneal(c.learning_rate_schedule, progress)
-        if isinstance(s.policy.head, GaussianHead):
-            s.policy.head.anneal(progress)
+        anneal(s.policy.head, progress)
 
     def value(self, obs: Obs) -> Tensor:
         """Return V `[...]` of raw observations, in units of the scaled reward where rewards are normalised."""
@@ -176,9 +182,14 @@ class A2C:
             s.reward_norm.update(rewards, done, batch.valid)
             rewards = s.reward_norm(rewards)
         final_values, is_final = torch.zeros_like(rewards), torch.zeros_like(done)
+        memories: dict[str, Tensor] = {}
+        if self.config.memory.used:
+            obs = s.policy.encoder.normalize(batch.obs), s.critic.encoder.normalize(batch.obs)
+            _, of_final, memories = recall(batch, s.policy, s.critic, *obs, self.config.memory.window)
+            memories = {"start": batch.start, **{name: before[0] for name, before in memories.items()}}
         if len(batch.final_index[0]):
             is_final[batch.final_index] = True
-            final_values[batch.final_index] = self.value(batch.final_obs)
+            final_values[batch.final_index] = of_final if memories else self.value(batch.final_obs)
         return tree_join(
             action=batch.actions,
             reward=rewards,
@@ -189,16 +200,22 @@ class A2C:
             final_value=final_values,
             policy_obs={name: batch.obs[name] for name in s.policy.encoder.names},
             critic_obs={} if self.config.share_trunk else {name: batch.obs[name] for name in s.critic.encoder.names},
+            **memories,
         )
+
+    def _features(self, network: StochasticPolicy | ValueNetwork, data: Tree, part: str) -> Tensor:
+        """Return the features `[T + 1, N, F]` of the observations of a rollout."""
+        encoder, obs = network.encoder, tree_part(data, f"{part}_obs")
+        if not isinstance(encoder, MemoryEncoder):
+            return network.trunk(encoder(obs))  # type: ignore[no-any-return]
+        memory, start, window = data[f"{part}_memory"], data["start"], self.config.memory.window
+        return network.trunk(encoder.unroll(encoder.normalize(obs), memory, start, window)[0])  # type: ignore[no-any-return]
 
     def _compute_gradient(self, data: Tree) -> dict[str, Tensor]:
         """Return the gradient of the loss of a rollout `[T, N]`, observations `[T + 1, N]`, and scalars."""
         c, s = self.config, self.state
-        features = s.policy.trunk(s.policy.encoder(tree_part(data, "policy_obs")))
-        if c.share_trunk:
-            all_values = s.critic.from_features(features)
-        else:
-            all_values = s.critic(s.critic.encoder.normalize(tree_part(data, "critic_obs")))
+        features = self._features(s.policy, data, "policy")
+        all_values = s.critic.from_features(features if c.share_trunk else self._features(s.critic, data, "critic"))
         distribution, values, valid = s.policy.head(features[:-1]), all_values[:-1], data["valid"]
         next_values = torch.where(data["is_final"], data["final_value"], all_values[1:].detach())
         ends = data["terminated"], data["done"], valid

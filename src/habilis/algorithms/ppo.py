@@ -1,7 +1,8 @@
 """Proximal policy optimisation (Schulman et al. 2017, arXiv 1707.06347).
 
 The algorithm alone: losses (from `functional/policy_losses.py`) and one update over a rollout. Networks and advantages
-are in `policies/actor_critic.py`; the loop that collects rollouts is `training/on_policy.py`. Deviations from the
+are in `policies/actor_critic.py`; the loop that collects rollouts is `training/on_policy.py`. With memory a minibatch
+is made of whole chunks of steps, each with what was remembered before it. Deviations from the
 paper, all customary (Engstrom et al. 2020; Andrychowicz et al. 2021): separate networks for policy and value by
 default, orthogonal initialisation, gradient clipping, advantages normalised per minibatch, and the options below.
 Truncation bootstraps from the true successor.
@@ -9,7 +10,7 @@ Truncation bootstraps from the true successor.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -23,16 +24,24 @@ from habilis.core.recording import Recorded
 from habilis.core.schedules import scheduled
 from habilis.core.specs import EnvSpec
 from habilis.core.state import bundle_state, load_bundle
-from habilis.core.tree import Tree, tree_index, tree_map, tree_part, tree_split, tree_stack
+from habilis.core.tree import Tree, tree_index, tree_map, tree_split, tree_stack
 from habilis.core.types import Metrics, Obs, State
-from habilis.functional.policy_losses import ppo_clip, standardize, value_loss
+from habilis.functional.policy_losses import masked_standardize, mean, ppo_clip, standardize, value_loss
 from habilis.nn.distributions import deviation
-from habilis.nn.heads import DistributionKind, GaussianHead, StdType, require_head
+from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
+from habilis.nn.memory import MemoryConfig
 from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
 from habilis.nn.value import ValueNetwork
-from habilis.policies.actor_critic import evaluate_rollout, make_critic, make_policy
+from habilis.policies.action_filter import ActionConfig
+from habilis.policies.actor_critic import (
+    evaluate_rollout,
+    make_critic,
+    make_policy,
+    minibatch_features,
+    require_memory,
+)
 from habilis.policies.stochastic import StochasticPolicy
 
 
@@ -84,6 +93,8 @@ class PPOConfig:
     """Activation of the hidden layers."""
     share_trunk: bool = False
     """Whether the value is a second head on the policy's trunk (it then sees what the policy sees)."""
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    """What policy and value network remember, each with a memory of its own unless they share the trunk."""
     distribution: DistributionKind = "gaussian"
     """What real-valued actions are drawn from: clipped to the bounds, or within them by a tangent or as a Beta."""
     std_type: StdType = "independent"
@@ -96,6 +107,8 @@ class PPOConfig:
     """Explore by noise that depends on the state and is held over steps (gSDE)."""
     sde_sample_freq: int = -1
     """Steps over which that noise is held; -1: to the end of the episode."""
+    action: ActionConfig = field(default_factory=ActionConfig)
+    """What becomes of an action before the environment takes it."""
 
     def __post_init__(self) -> None:
         require(self.n_steps > 0 and self.batch_size > 1, "n_steps must be positive and batch_size at least 2")
@@ -105,6 +118,10 @@ class PPOConfig:
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
         require(self.clip_range > 0, f"clip_range must be positive, got {self.clip_range}")
         require_head(self)
+        require_memory(self)
+        window = self.memory.window
+        fits = not self.memory.used or (self.n_steps % window == 0 and self.batch_size % window == 0)
+        require(fits, f"n_steps and batch_size must be multiples of memory.window, which is {window}")
         owns_trunk = not self.share_trunk or self.critic_hidden is None
         require(owns_trunk, "critic_hidden has no meaning with share_trunk, where the value is a head on the policy's")
 
@@ -131,7 +148,7 @@ class PPO:
         self.config = config
         init = streams.torch("init")
         policy = make_policy(spec, config, init).to(device)
-        critic = make_critic(policy, config, init, share_trunk=config.share_trunk).to(device)
+        critic = make_critic(policy, config, init, share_trunk=config.share_trunk, num_envs=num_envs).to(device)
         self.state = PPOState(
             policy=policy,
             critic=critic,
@@ -168,8 +185,7 @@ class PPO:
         if c.learning_rate_schedule != "adaptive":
             s.optimizer.anneal(c.learning_rate_schedule, progress)
         s.clip_range.fill_(scheduled(c.clip_range, c.clip_range_schedule, progress))
-        if isinstance(s.policy.head, GaussianHead):
-            s.policy.head.anneal(progress)
+        anneal(s.policy.head, progress)
 
     def value(self, obs: Obs) -> Tensor:
         """Return V `[...]` of raw observations, in units of the scaled reward where rewards are normalised."""
@@ -182,12 +198,14 @@ class PPO:
             HabilisError: fewer than two steps of the rollout are valid.
         """
         c, s = self.config, self.state
-        rows = batch.valid.flatten().nonzero().squeeze(-1)
-        if len(rows) < 2:
-            raise HabilisError(f"a rollout needs two valid steps to learn from and this has {len(rows)}: raise n_steps")
-        reward_norm = s.reward_norm if c.normalize_reward else None
-        data, explained = evaluate_rollout(batch, s.policy, s.critic, reward_norm, c.gamma, c.gae_lambda)
-        size = min(c.batch_size, len(rows))
+        count = int(batch.valid.sum())
+        if count < 2:
+            raise HabilisError(f"a rollout needs two valid steps to learn from and this has {count}: raise n_steps")
+        reward_norm, window = s.reward_norm if c.normalize_reward else None, c.memory.window if c.memory.used else None
+        data, explained = evaluate_rollout(batch, s.policy, s.critic, reward_norm, c.gamma, c.gae_lambda, window)
+        # a row is a step, or a chunk of steps
+        rows = batch.valid.unflatten(0, (-1, window or 1)).any(1).flatten().nonzero().squeeze(-1)
+        size = min(c.batch_size // (window or 1), len(rows))
         history: list[Metrics] = []
         for _ in range(c.n_epochs):
             shuffled = tree_index(data, rows[torch.randperm(len(rows), generator=s.shuffle, device=rows.device)])
@@ -202,7 +220,7 @@ class PPO:
         return {**metrics, "explained_variance": explained, "learning_rate": s.optimizer.learning_rate.clone()}
 
     def _minibatch(self, data: Tree) -> Metrics:
-        """Take one gradient step on flat transitions."""
+        """Take one gradient step on rows of `evaluate_rollout`."""
         s = self.state
         metrics = self._gradient(data)
         s.optimizer.step(metrics.pop("gradient"), metrics["grad_norm"])
@@ -212,15 +230,22 @@ class PPO:
         return metrics
 
     def _compute_gradient(self, data: Tree) -> dict[str, Tensor]:
-        """Return the gradient of the loss on flat transitions, and scalars."""
-        c, s = self.config, self.state
-        advantages = standardize(data["advantage"]) if c.normalize_advantage else data["advantage"]
-        features = s.policy.trunk(s.policy.encoder.features(tree_part(data, "policy_obs")))
-        distribution = s.policy.head(features)
-        values = s.critic.from_features(features) if c.share_trunk else s.critic(tree_part(data, "critic_obs"))
-        surrogate = ppo_clip(distribution.log_prob(data["action"]), data["log_prob"], advantages, s.clip_range)
-        critic_loss = value_loss(values, data["return"], data["value"], c.clip_range_vf)
-        entropy = distribution.entropy().mean()
+        """Return the gradient of the loss on rows of `evaluate_rollout`, and scalars."""
+        c, s, weight = self.config, self.state, None
+        features = minibatch_features(s.policy, data, "policy")
+        of_critic = features if c.share_trunk else minibatch_features(s.critic, data, "critic")
+        distribution, values = s.policy.head(features), s.critic.from_features(of_critic)
+        if c.memory.used:  # from here on the steps of chunks are steps like any others, those not valid left out
+            columns = ("action", "log_prob", "advantage", "return", "value", "valid")
+            data = {name: data[name].flatten(0, 1) for name in columns}
+            weight = data["valid"] / data["valid"].sum().clamp_min(1)
+        advantages = data["advantage"]
+        if c.normalize_advantage:
+            advantages = standardize(advantages) if weight is None else masked_standardize(advantages, data["valid"])
+        log_prob = distribution.log_prob(data["action"])
+        surrogate = ppo_clip(log_prob, data["log_prob"], advantages, s.clip_range, weight)
+        critic_loss = value_loss(values, data["return"], data["value"], c.clip_range_vf, weight)
+        entropy = mean(distribution.entropy(), weight)
         loss = surrogate.loss + c.vf_coef * critic_loss
         if c.ent_coef != 0:  # its gradient costs a twentieth of a small minibatch
             loss = loss - c.ent_coef * entropy

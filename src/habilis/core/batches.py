@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from habilis.core.tree import tree_join, tree_split
+from habilis.core.tree import Tree, tree_join, tree_split
 from habilis.core.types import Obs
 
 VALID, MEMORY = "/valid", "/memory"
@@ -37,6 +38,14 @@ class RolloutBatch:
     """`(t, n)`, each `[K]`: the steps whose true successor is not `obs[t + 1]`."""
     final_obs: Obs
     """`[K, ...]`: those successors."""
+    memory: Tree | None = None
+    """What the policy remembered before the first step, `[N, ...]` by key; None: all episodes have just begun."""
+
+    @property
+    def start(self) -> Tensor:
+        """`[T + 1, N]` bool: an episode began after the rollout did, and what was remembered before is forgotten."""
+        ended = self.terminated | self.truncated | ~self.valid
+        return torch.cat([torch.zeros_like(ended[:1]), ended])
 
 
 @dataclass(frozen=True, slots=True)

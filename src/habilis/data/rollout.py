@@ -9,7 +9,7 @@ from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
 from habilis.core.specs import BoxAction, EnvSpec, HybridAction, MultiDiscreteAction
-from habilis.core.tree import tree_index
+from habilis.core.tree import Tree, tree_index
 from habilis.core.types import Obs, PolicyStep, Step
 
 
@@ -40,6 +40,7 @@ class RolloutBuffer:
             torch.zeros(shape, dtype=torch.bool, device=device) for _ in range(3)
         )
         self._final: list[Final] = []
+        self._memory: Tree | None = None
         self._t = 0
 
     @property
@@ -47,8 +48,9 @@ class RolloutBuffer:
         """Whether the rollout is complete."""
         return self._t == self.n_steps
 
-    def start(self, obs: Obs) -> None:
-        """Begin a rollout at `obs`."""
+    def start(self, obs: Obs, memory: Tree | None = None) -> None:
+        """Begin a rollout at `obs`; `memory` is what the policy remembers of the episodes under way."""
+        self._memory = memory
         self._final.clear()
         self._t = 0
         for name, store in self.obs.items():
@@ -82,6 +84,7 @@ class RolloutBuffer:
             self.truncated,
             self.valid,
             *join_final(self._final, empty, self.device),
+            self._memory,
         )
 
 

@@ -12,7 +12,7 @@ import torch
 from habilis.core.batches import RolloutBatch
 from habilis.core.errors import HabilisError
 from habilis.core.specs import EnvSpec
-from habilis.core.tree import tree_stack
+from habilis.core.tree import Tree, tree_stack
 from habilis.core.types import Obs, PolicyStep, Step
 from habilis.data.rollout import Final, final_successors, join_final
 
@@ -47,8 +47,8 @@ class EpisodeBuffer:
         """Whether every episode has ended."""
         return not self.wanted.any()
 
-    def start(self, obs: Obs) -> None:
-        """Begin a rollout at `obs`, where every environment has just begun an episode."""
+    def start(self, obs: Obs, memory: Tree | None = None) -> None:
+        """Begin a rollout at `obs`, where every environment has just begun an episode; `memory` is fresh."""
         self.wanted = self._envs < self.n_episodes
         self._started = int(self.wanted.sum())
         self._lengths.zero_()

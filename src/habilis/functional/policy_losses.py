@@ -30,22 +30,31 @@ class ClippedSurrogate(NamedTuple):
     clip_fraction: Tensor
 
 
+def mean(values: Tensor, weight: Tensor | None) -> Tensor:
+    """Return the mean of `[B]`, or with weights `[B]` that sum to 1 the weighted one."""
+    return values.mean() if weight is None else (values * weight).sum()
+
+
 def ppo_clip(
-    log_prob: Tensor, old_log_prob: Tensor, advantages: Tensor, clip_range: float | Tensor
+    log_prob: Tensor,
+    old_log_prob: Tensor,
+    advantages: Tensor,
+    clip_range: float | Tensor,
+    weight: Tensor | None = None,
 ) -> ClippedSurrogate:
     """Return the negative clipped surrogate objective (Schulman et al. 2017, equation 7); arguments are `[B]`.
 
-    The KL estimate is `mean((r - 1) - log r)` (Schulman 2020, "Approximating KL divergence", k3): unbiased and never
-    negative.
+    Means are weighted where `weight`, which sums to 1, is given. The KL estimate is `mean((r - 1) - log r)` (Schulman
+    2020, "Approximating KL divergence", k3): unbiased and never negative.
     """
     log_ratio = log_prob - old_log_prob
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)  # type: ignore[arg-type, unused-ignore]
-    loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
+    loss = -mean(torch.minimum(ratio * advantages, clipped * advantages), weight)
     with torch.no_grad():
         excess = ratio - 1
-        approx_kl = (excess - log_ratio).mean()
-        clip_fraction = (excess.abs() > clip_range).to(ratio.dtype).mean()
+        approx_kl = mean(excess - log_ratio, weight)
+        clip_fraction = mean((excess.abs() > clip_range).to(ratio.dtype), weight)
     return ClippedSurrogate(loss, approx_kl, clip_fraction)
 
 
@@ -54,8 +63,9 @@ def value_loss(
     returns: Tensor,
     old_values: Tensor,
     clip_range: float | None = None,
+    weight: Tensor | None = None,
 ) -> Tensor:
-    """Return half the mean squared error of the values.
+    """Return half the mean squared error of the values, the mean weighted by `weight`, which sums to 1, where given.
 
     With `clip_range`, the prediction may move at most that far from `old_values` and the larger of the two errors
     counts, as in the PPO code of OpenAI Baselines; the paper has no such clipping.
@@ -64,4 +74,4 @@ def value_loss(
     if clip_range is not None:
         clipped = old_values + (values - old_values).clamp(-clip_range, clip_range)
         error = torch.maximum(error, (clipped - returns).square())
-    return 0.5 * error.mean()
+    return 0.5 * mean(error, weight)

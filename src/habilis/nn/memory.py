@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from habilis.core.batches import MEMORY, VALID
 from habilis.core.config import require
 from habilis.core.specs import ObsGroup
+from habilis.core.tree import tree_index
 from habilis.core.types import Obs
 from habilis.nn.encoder import ImageEncoderKind, ObsEncoder
 from habilis.nn.recurrent import Recurrent
@@ -153,6 +154,23 @@ class MemoryEncoder(nn.Module):
         """
         return self.core.sequence(self.encoder.features(normalized), memory, start)
 
+    def unroll(self, normalized: Obs, memory: Tensor, start: Tensor, window: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Take any number of steps, of which gradients go back `window` at most; see `sequence` for the arguments.
+
+        Returns:
+            Features `[T, B, out_dim]`, the memory before each part of `window` steps `[parts, B, memory_dim]`, and the
+            memory after each step `[T, B, memory_dim]`.
+        """
+        features, before, after = [], [], []
+        for t in range(0, len(start), window):
+            part = slice(t, t + window)
+            before.append(memory)
+            of_part, memories = self.sequence(tree_index(normalized, part), memory, start[part])
+            memory = memories[-1].detach()
+            features.append(of_part)
+            after.append(memories)
+        return torch.cat(features), torch.stack(before), torch.cat(after)
+
     def fresh(self, rows: int) -> Tensor:
         """Return the memory `[rows, memory_dim]` with which an episode begins."""
         return next(self.parameters()).new_zeros(rows, self.memory_dim)
@@ -165,6 +183,10 @@ class MemoryEncoder(nn.Module):
         """Return raw observations for normalised ones."""
         return self.encoder.denormalize(normalized)
 
+    def see(self, obs: Obs) -> dict[str, Tensor]:
+        """Return the groups with the features of images in their place; see `ObsEncoder.see`."""
+        return self.encoder.see(obs)
+
     def update_normalizers(self, obs: Obs, valid: Tensor | None = None) -> None:
         """Take a batch of single observations into the statistics; see `ObsEncoder.update_normalizers`."""
         self.encoder.update_normalizers(obs, valid)
@@ -172,6 +194,11 @@ class MemoryEncoder(nn.Module):
 
 Encoder = ObsEncoder | MemoryEncoder
 """From observation groups to features, of the present alone or of what is remembered."""
+
+
+def single(encoder: Encoder) -> ObsEncoder:
+    """Return what encodes a single observation."""
+    return encoder.encoder if isinstance(encoder, MemoryEncoder) else encoder
 
 
 def make_encoder(

@@ -9,20 +9,32 @@ from habilis.core.recording import Recorded
 from habilis.core.tree import Tree, tree_index, tree_part, tree_split
 from habilis.core.types import Obs
 from habilis.functional.policy_losses import value_loss
-from habilis.nn.encoder import ObsEncoder
 from habilis.nn.init import linear
+from habilis.nn.memory import Encoder, MemoryEncoder
 from habilis.nn.network import Trunk
 from habilis.nn.optimizer import Optimizer
 
 
 class ValueNetwork(nn.Module):
-    """V `[...]` of observation groups `[..., *shape]`; encoder and trunk may be a policy's, which then are shared."""
+    """V `[...]` of observation groups `[..., *shape]`; encoder and trunk may be a policy's, which then are shared.
 
-    def __init__(self, encoder: ObsEncoder, trunk: Trunk, generator: torch.Generator) -> None:
+    Args:
+        encoder: from observation groups to one vector.
+        trunk: from that vector to features.
+        generator: source of the initial weights of the head.
+        num_envs: environments of whose episodes it remembers, where the encoder has a memory of its own.
+    """
+
+    memory: Tensor
+    """`[num_envs, memory_dim]`: what it remembers of the episodes under way when a rollout begins."""
+
+    def __init__(self, encoder: Encoder, trunk: Trunk, generator: torch.Generator, num_envs: int = 0) -> None:
         super().__init__()
         self.encoder = encoder
         self.trunk = trunk
         self.head = linear(trunk.out_dim, 1, generator, gain=1.0)
+        if isinstance(encoder, MemoryEncoder):
+            self.register_buffer("memory", encoder.fresh(num_envs))
 
     def forward(self, normalized: Obs) -> Tensor:
         """Evaluate what `encoder.normalize` returned."""
@@ -30,7 +42,10 @@ class ValueNetwork(nn.Module):
 
     @torch.no_grad()
     def evaluate(self, obs: Obs) -> Tensor:
-        """Return V of raw observations, without gradients."""
+        """Return V of raw observations, without gradients: with memory, of those that episodes begin with."""
+        if isinstance(self.encoder, MemoryEncoder):
+            rows = len(obs[self.encoder.names[0]])
+            return self.from_features(self.trunk(self.encoder.step(obs, self.encoder.fresh(rows))[0]))
         return self(self.encoder.normalize(obs))  # type: ignore[no-any-return]
 
     def from_features(self, features: Tensor) -> Tensor:

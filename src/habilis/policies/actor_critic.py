@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
+from habilis.core.config import require
 from habilis.core.specs import EnvSpec
-from habilis.core.tree import tree_index, tree_join, tree_map
+from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part
 from habilis.functional.returns import explained_variance, generalized_advantage
-from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import HeadConfig, make_head
+from habilis.nn.memory import Encoder, MemoryConfig, MemoryEncoder, make_encoder
 from habilis.nn.mlp import MLP, Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.value import ValueNetwork
+from habilis.policies.action_filter import ActionConfig
+from habilis.policies.batch import NETWORK
 from habilis.policies.stochastic import StochasticPolicy
 
 
@@ -38,24 +41,44 @@ class NetworkConfig(HeadConfig, Protocol):
     def activation(self) -> Activation:
         """Activation of the hidden layers."""
 
+    @property
+    def action(self) -> ActionConfig:
+        """What becomes of an action before the environment takes it."""
+
+
+def require_memory(config: Any) -> None:
+    """Raise `ConfigError` unless the fields for memory are possible for a learner from rollouts."""
+    require(config.memory.burn_in == 0, "memory.burn_in is for windows out of a replay buffer: leave it out")
+
 
 def make_policy(spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> StochasticPolicy:
     """Build the policy for an environment: its head by the actions and the distribution that is asked for."""
-    encoder = ObsEncoder(spec.obs, spec.policy_groups, config.normalize_obs, generator)
+    encoder = _make_encoder(spec, spec.policy_groups, config, generator)
     trunk = MLP(encoder.out_dim, config.hidden, None, config.activation, generator, orthogonal=True)
-    return StochasticPolicy(spec, encoder, trunk, make_head(spec.action, trunk.out_dim, config, generator))
+    head = make_head(spec.action, trunk.out_dim, config, generator)
+    return StochasticPolicy(spec, encoder, trunk, head, config.action)
 
 
 def make_critic(
-    policy: StochasticPolicy, config: NetworkConfig, generator: torch.Generator, *, share_trunk: bool = False
+    policy: StochasticPolicy,
+    config: NetworkConfig,
+    generator: torch.Generator,
+    *,
+    share_trunk: bool = False,
+    num_envs: int = 0,
 ) -> ValueNetwork:
     """Build the value network, which reads the group "critic" where there is one and no trunk is shared."""
     if share_trunk:
         return ValueNetwork(policy.encoder, policy.trunk, generator)
-    encoder = ObsEncoder(policy.spec.obs, policy.spec.critic_groups, config.normalize_obs, generator)
+    encoder = _make_encoder(policy.spec, policy.spec.critic_groups, config, generator)
     hidden = config.hidden if config.critic_hidden is None else config.critic_hidden
     trunk = MLP(encoder.out_dim, hidden, None, config.activation, generator, orthogonal=True)
-    return ValueNetwork(encoder, trunk, generator)
+    return ValueNetwork(encoder, trunk, generator, num_envs)
+
+
+def _make_encoder(spec: EnvSpec, names: tuple[str, ...], config: NetworkConfig, generator: torch.Generator) -> Encoder:
+    memory = getattr(config, "memory", MemoryConfig())
+    return make_encoder(spec.obs, names, config.normalize_obs, memory, generator)
 
 
 @torch.no_grad()
@@ -66,6 +89,7 @@ def evaluate_rollout(
     reward_norm: RewardNorm | None,
     gamma: float,
     gae_lambda: float,
+    window: int | None = None,
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Compute advantages and returns of a rollout.
 
@@ -76,16 +100,22 @@ def evaluate_rollout(
         reward_norm: takes the rewards in, then scales them; None leaves them as they are.
         gamma: discount.
         gae_lambda: weight of longer returns.
+        window: steps of a chunk, where the networks have memory.
 
     Returns:
         The rollout as rows `{name: [T * N, ...]}` (action, log_prob, advantage, return, value, and normalised
-        observations under `policy_obs` and `critic_obs`), and the explained variance of the returns, 0-d.
+        observations under `policy_obs` and `critic_obs`), and the explained variance of the returns, 0-d. With memory
+        a row is a chunk, `[T / window * N, window, ...]`, with the columns of `recall`, and `valid`, besides.
     """
     done = batch.terminated | batch.truncated
-    critic_obs = critic.encoder.normalize(batch.obs)
-    values = critic(critic_obs)
+    policy_obs, critic_obs = policy.encoder.normalize(batch.obs), critic.encoder.normalize(batch.obs)
+    memories = {}
+    if window is None:
+        values, final_values = critic(critic_obs), critic.evaluate(batch.final_obs)
+    else:
+        values, final_values, memories = recall(batch, policy, critic, policy_obs, critic_obs, window)
     next_values = values[1:].clone()
-    next_values[batch.final_index] = critic.evaluate(batch.final_obs)
+    next_values[batch.final_index] = final_values
     rewards = batch.rewards
     if reward_norm is not None:
         reward_norm.update(rewards, done, batch.valid)
@@ -99,9 +129,65 @@ def evaluate_rollout(
         log_prob=batch.log_probs,
         advantage=advantages,
         value=values[:-1],
-        policy_obs=tree_index(policy.encoder.normalize(batch.obs), slice(-1)),
+        policy_obs=tree_index(policy_obs, slice(-1)),
         critic_obs={} if critic.trunk is policy.trunk else tree_index(critic_obs, slice(-1)),
         **{"return": returns},
     )
     explained = explained_variance(values[:-1][batch.valid], returns[batch.valid])
-    return tree_map(lambda x: x.flatten(0, 1), columns), explained
+    if window is None:
+        return tree_map(lambda x: x.flatten(0, 1), columns), explained
+    columns |= {"valid": batch.valid, "start": batch.start[:-1]}
+    chunks = tree_map(lambda x: x.unflatten(0, (-1, window)).transpose(1, 2).flatten(0, 1), columns)
+    whole = len(values) // window  # the observation that comes last begins another, from which nothing is learnt
+    return chunks | tree_map(lambda x: x[:whole].flatten(0, 1), memories), explained
+
+
+@torch.no_grad()
+def recall(
+    batch: RolloutBatch, policy: StochasticPolicy, critic: ValueNetwork, policy_obs: Tree, critic_obs: Tree, window: int
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Follow a rollout with the memory of policy and critic, who then remembers what the next one begins with.
+
+    Args:
+        batch: what the policy has just made.
+        policy: what made it.
+        critic: who evaluates it.
+        policy_obs: the observations `[T + 1, N, *shape]` as the policy's encoder normalises them.
+        critic_obs: the same for the critic's.
+        window: steps of a chunk.
+
+    Returns:
+        The values `[T + 1, N]` of the observations; those `[K]` of the last ones of episodes, with what was remembered
+        of them; and `[chunks, N, memory_dim]` under `policy_memory` and `critic_memory`, the latter where no trunk is
+        shared: what was remembered before each chunk.
+    """
+    start, shared = batch.start, critic.trunk is policy.trunk
+    if batch.memory is None:
+        critic.memory.zero_()
+        acted_on = policy.encoder.fresh(start.shape[1])
+    else:
+        acted_on = batch.memory[NETWORK]
+    features, before, after = policy.encoder.unroll(policy_obs, acted_on, start, window)
+    memories = {"policy_memory": before}
+    if not shared:
+        features, memories["critic_memory"], after = critic.encoder.unroll(critic_obs, critic.memory, start, window)
+        critic.memory.copy_(after[-2].masked_fill(start[-1].unsqueeze(-1), 0.0))
+    final, _ = critic.encoder.step(batch.final_obs, after[batch.final_index])
+    values, final_values = (critic.from_features(critic.trunk(x)) for x in (features, final))
+    return values, final_values, memories
+
+
+def minibatch_features(network: StochasticPolicy | ValueNetwork, data: Tree, part: str) -> Tensor:
+    """Return the features `[B, F]` of rows of `evaluate_rollout`, or `[C * window, F]` of the steps of its chunks.
+
+    Args:
+        network: whose.
+        data: rows.
+        part: "policy" or "critic".
+    """
+    obs, encoder = tree_part(data, f"{part}_obs"), network.encoder
+    if not isinstance(encoder, MemoryEncoder):
+        return network.trunk(encoder.features(obs))  # type: ignore[no-any-return]
+    in_turn = tree_map(lambda x: x.transpose(0, 1), obs)
+    features, _ = encoder.sequence(in_turn, data[f"{part}_memory"], data["start"].T)
+    return network.trunk(features.transpose(0, 1).flatten(0, 1))  # type: ignore[no-any-return]

@@ -11,6 +11,7 @@ from torch import Tensor
 from habilis.core.batches import RolloutBatch
 from habilis.core.protocols import Algorithm, Plugin
 from habilis.core.random import RandomStreams
+from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep, Step
 from habilis.training.collector import Collector
 from habilis.training.report import Counters, Report
@@ -41,8 +42,8 @@ class Rollouts(Protocol):
     def full(self) -> bool:
         """Whether the rollout is complete."""
 
-    def start(self, obs: Obs) -> None:
-        """Begin a rollout at `obs`."""
+    def start(self, obs: Obs, memory: Tree | None) -> None:
+        """Begin a rollout at `obs`; `memory` is what the policy remembers of the episodes under way."""
         ...
 
     def add(self, policy_step: PolicyStep, step: Step) -> None:
@@ -108,7 +109,7 @@ class OnPolicyTrainer:
         policy, collector, buffer = self.algorithm.policy, self.collector, self.buffer
         if buffer.starts_anew:
             collector.restart()
-        buffer.start(collector.obs)
+        buffer.start(collector.obs, collector.memory)
         while not buffer.full:
             policy_step = policy.act(collector.obs, collector.memory, generator=self._explore)
             step = collector.step(policy_step.env_action, policy_step.memory, buffer.wanted)
