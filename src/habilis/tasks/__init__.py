@@ -12,6 +12,7 @@ import gymnasium
 from habilis.core.protocols import VecEnv
 from habilis.envs.gridworld import make_gridworld
 from habilis.envs.make import NativeBuilder, register_native
+from habilis.tasks.no_velocity import NO_VELOCITY, make_no_velocity
 
 
 def _quadruped_walk(id: str, num_envs: int, **kwargs: Any) -> VecEnv:
@@ -58,6 +59,7 @@ _TASKS: dict[str, NativeBuilder] = {
     "habilis/PointReachGoal-v0": _point_reach,
     "habilis/QuadrupedWalk-v0": _quadruped_walk,
     **{f"habilis/{name}Pixels-v0": _pixels for name in _SEEN},
+    **dict.fromkeys(NO_VELOCITY, make_no_velocity),
 }
 
 for _id, _builder in _TASKS.items():
