@@ -37,7 +37,7 @@ READING = {
     "a2c": [*ON_POLICY, "algorithms/a2c.py"],
     "reinforce": [*ON_POLICY, "data/whole_episodes.py", "algorithms/reinforce.py"],
     "trpo": [*ON_POLICY, "functional/linear_algebra.py", "algorithms/trpo.py"],
-    "sac": [*SHARED, *OFF_POLICY, "functional/losses.py", "algorithms/sac.py"],
+    "sac": [*SHARED, *OFF_POLICY, "functional/losses.py", "policies/squashed.py", "algorithms/sac.py"],
     "discrete_sac": [*SHARED, *OFF_POLICY, "functional/losses.py", "algorithms/discrete_sac.py"],
     "td3": [
         *("functional/losses.py", "policies/deterministic.py", "policies/action_map.py", "training/collector.py"),

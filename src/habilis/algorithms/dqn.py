@@ -17,11 +17,10 @@ from torch import Tensor
 
 from habilis.core.batches import TransitionBatch
 from habilis.core.config import require, require_fractions, require_positive, require_replay
-from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
 from habilis.core.schedules import Schedule
-from habilis.core.specs import DiscreteAction, EnvSpec, GoalSelection
+from habilis.core.specs import DiscreteAction, EnvSpec, GoalSelection, require_action
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_part
 from habilis.core.types import Metrics, Obs, State
@@ -145,8 +144,8 @@ def make_policy(spec: EnvSpec, config: DQNConfig, generator: torch.Generator) ->
     Raises:
         ConfigError: the action is not one choice among several.
     """
-    if not isinstance(spec.action, DiscreteAction):
-        raise ConfigError(f"value-based learning needs one choice among actions, {spec.id} has {spec.action}: use ppo")
+    require_action(spec, DiscreteAction, "value-based learning")
+    assert isinstance(spec.action, DiscreteAction)
     c = config
     encoder = make_encoder(
         spec.obs, spec.policy_groups, c.normalize_obs, c.memory, generator, c.image_encoder, stored=True

@@ -19,7 +19,7 @@ from habilis.core.batches import TransitionBatch
 from habilis.core.config import require, require_fractions
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
-from habilis.core.specs import DiscreteAction, EnvSpec
+from habilis.core.specs import DiscreteAction, EnvSpec, require_action
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.types import Metrics, Obs, PolicyStep, State, Step
 from habilis.functional.tabular import BOOTSTRAPS
@@ -85,8 +85,7 @@ def make_policy(spec: EnvSpec, config: TabularConfig, generator: torch.Generator
     Raises:
         ConfigError: the action is not one choice among several, or the observations cannot be numbered as asked.
     """
-    if not isinstance(spec.action, DiscreteAction):
-        raise ConfigError(f"a table needs one choice among several actions and {spec.id} has {spec.action}: use sac")
+    require_action(spec, DiscreteAction, "a table")
     return TabularPolicy(spec, make_states(spec, config), 2 if config.double_q else 1, config.initial_value)
 
 

@@ -159,6 +159,22 @@ class EnvSpec:
         return replace(group, shape=tuple(shape))
 
 
+KINDS = {
+    BoxAction: ("real-valued actions", "sac, td3 or ppo"),
+    DiscreteAction: ("one choice among several", "dqn, discrete_sac or ppo"),
+    MultiDiscreteAction: ("several choices at once", "ppo or a2c"),
+    HybridAction: ("values and choices at once", "ppo or a2c"),
+}
+"""What actions are called, and which algorithms take them."""
+
+
+def require_action(spec: EnvSpec, kind: type[BoxAction] | type[DiscreteAction], learner: str) -> None:
+    """Raise `ConfigError` unless an environment takes the kind of action that a learner gives."""
+    if not isinstance(spec.action, kind):
+        has, use = KINDS[type(spec.action)]
+        raise ConfigError(f"{learner} needs {KINDS[kind][0]} and {spec.id} has {has}: use {use}")
+
+
 def by_group(obs: Any) -> Mapping[str, Any]:
     """Return an observation from outside by its groups: a bare array, or Gymnasium's "observation", is "policy"."""
     groups = obs if isinstance(obs, Mapping) else {"policy": obs}

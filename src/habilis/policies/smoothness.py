@@ -18,6 +18,7 @@ from habilis.core.specs import EnvSpec, action_parts
 from habilis.core.tree import Tree, tree_join, tree_map, tree_part
 from habilis.core.types import Obs
 from habilis.functional.smoothness import action_distance, between, perturbed
+from habilis.nn.memory import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +48,8 @@ class SmoothnessConfig:
 class BoundedPolicy(Protocol):
     """A policy that says what it would do."""
 
+    encoder: Encoder
+
     def bounded(self, normalized: Obs) -> Tensor:
         """Return the deterministic real values `[..., dim]` within their bounds for normalised observations."""
         ...
@@ -73,42 +76,44 @@ def require_smoothness(c: SmoothnessConfig, spec: EnvSpec, *, memory: bool, n_st
     )
 
 
-def draw_neighbours(c: SmoothnessConfig, obs: Obs, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draw what `smoothness_loss` takes for observations: for each of their vectors noise and shares of a step."""
+def draw_neighbours(c: SmoothnessConfig, encoder: Encoder, data: Tree, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draw what `smoothness_loss` takes: for each vector that a policy reads noise and a share of a step.
+
+    Nothing is drawn, and nothing returned, where there is no penalty.
+
+    Args:
+        c: the penalties.
+        encoder: the policy's.
+        data: with `obs` and `next_obs` among its parts, raw or normalised; the latter is handed on.
+        generator: source of the draws.
+    """
+    if not c.used:
+        return {}
+    obs, next_obs = ({name: tree_part(data, part)[name] for name in encoder.names} for part in ("obs", "next_obs"))
     vectors = {name: x for name, x in obs.items() if x.is_floating_point()}
-    drawn: dict[str, Tensor] = {}
-    if c.spatial > 0:
-        normal = {name: torch.randn(x.shape, generator=generator, device=x.device) for name, x in vectors.items()}
-        drawn |= tree_join(spatial=normal)
-    if c.local > 0:
-        uniform = {name: torch.rand(x.shape, generator=generator, device=x.device) for name, x in vectors.items()}
-        drawn |= tree_join(local=tree_map(lambda x: 2 * x - 1, uniform))
-    return drawn
+    normal = {name: torch.randn(x.shape, generator=generator, device=x.device) for name, x in vectors.items()}
+    uniform = {name: torch.rand(x.shape, generator=generator, device=x.device) for name, x in vectors.items()}
+    return tree_join(next_obs=next_obs, normal=normal, uniform=uniform)
 
 
-def smoothness_loss(
-    c: SmoothnessConfig, policy: BoundedPolicy, obs: Obs, next_obs: Obs, drawn: Tree, weight: Tensor | None = None
-) -> Tensor:
+def smoothness_loss(c: SmoothnessConfig, policy: BoundedPolicy, data: Tree, weight: Tensor | None = None) -> Tensor:
     """Return the weighted sum of all penalties, 0-d.
 
     Args:
         c: the penalties.
         policy: what acts; called once, with all observations side by side.
-        obs: normalised observations `[..., *shape]`.
-        next_obs: their true successors, normalised.
-        drawn: what `draw_neighbours` returned.
+        data: with the parts `obs`, raw, and what `draw_neighbours` returned for it, each `[..., *shape]`.
         weight: `[...]`, summing to 1, in place of the mean over all rows.
     """
-    moved, neighbours, weights = tree_part(drawn, "spatial"), [dict(obs)], []
-    if c.temporal > 0:
-        neighbours.append(dict(next_obs))
-        weights.append(c.temporal)
-    if c.spatial > 0:
-        neighbours.append({**obs, **{name: perturbed(obs[name], x, c.spatial_std) for name, x in moved.items()}})
-        weights.append(c.spatial)
-    if c.local > 0:
-        shares = tree_part(drawn, "local")
-        neighbours.append({**obs, **{name: between(obs[name], next_obs[name], x) for name, x in shares.items()}})
-        weights.append(c.local)
-    action, *others = policy.bounded(tree_map(lambda *x: torch.cat(x), *neighbours)).chunk(len(neighbours))
-    return torch.stack([w * action_distance(action, x, weight) for w, x in zip(weights, others, strict=True)]).sum()
+    obs, next_obs = (policy.encoder.normalize(tree_part(data, part)) for part in ("obs", "next_obs"))
+    normal, uniform = tree_part(data, "normal"), tree_part(data, "uniform")
+    pairs = [
+        (c.temporal, next_obs),
+        (c.spatial, {**obs, **{k: perturbed(obs[k], x, c.spatial_std) for k, x in normal.items()}}),
+        (c.local, {**obs, **{k: between(obs[k], next_obs[k], 2 * x - 1) for k, x in uniform.items()}}),
+    ]
+    used = [(scale, neighbour) for scale, neighbour in pairs if scale > 0]
+    together = tree_map(lambda *x: torch.cat(x), obs, *(neighbour for _, neighbour in used))
+    action, *others = policy.bounded(together).chunk(len(used) + 1)
+    distances = zip(used, others, strict=True)
+    return torch.stack([scale * action_distance(action, other, weight) for (scale, _), other in distances]).sum()

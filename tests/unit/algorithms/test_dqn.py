@@ -282,5 +282,5 @@ def test_what_means_nothing_is_refused(config, message):
 
 @pytest.mark.parametrize("action", ["box", "choices"])
 def test_other_actions_than_one_choice_are_refused(lab, action):
-    with pytest.raises(ConfigError, match="needs one choice among actions, toy has"):
+    with pytest.raises(ConfigError, match="needs one choice among several and toy has"):
         lab.dqn(lab.env(action=action))
