@@ -35,6 +35,7 @@ from habilis.nn.optimizer import Optimizer
 from habilis.nn.value import ValueNetwork
 from habilis.policies.action_filter import ActionConfig
 from habilis.policies.actor_critic import make_critic, make_policy, recall, require_memory
+from habilis.policies.smoothness import SmoothnessConfig, require_smoothness, rollout_neighbours, smoothness_loss
 from habilis.policies.stochastic import StochasticPolicy
 
 
@@ -92,6 +93,8 @@ class A2CConfig:
     """Steps over which that noise is held; -1: to the end of the episode."""
     action: ActionConfig = field(default_factory=ActionConfig)
     """What becomes of an action before the environment takes it."""
+    smoothness: SmoothnessConfig = field(default_factory=SmoothnessConfig)
+    """Penalties on different actions at neighbouring observations."""
 
     def __post_init__(self) -> None:
         require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
@@ -112,6 +115,7 @@ class A2CState:
     critic: ValueNetwork
     optimizer: Optimizer
     reward_norm: RewardNorm
+    noise: torch.Generator
     gradient_steps: int = 0
 
 
@@ -123,6 +127,7 @@ class A2C:
     ) -> None:
         self.config = config
         init = streams.torch("init")
+        require_smoothness(config.smoothness, spec, memory=config.memory.used)
         policy = make_policy(spec, config, init).to(device)
         critic = make_critic(policy, config, init, share_trunk=config.share_trunk, num_envs=num_envs).to(device)
         self.state = A2CState(
@@ -136,6 +141,7 @@ class A2C:
                 kind="rmsprop" if config.use_rms_prop else "adam",
             ),
             reward_norm=RewardNorm(num_envs, config.gamma).to(device),
+            noise=streams.torch("update", device),
         )
         self._gradient = Recorded(self._compute_gradient, inference=True)
 
@@ -201,6 +207,7 @@ class A2C:
             policy_obs={name: batch.obs[name] for name in s.policy.encoder.names},
             critic_obs={} if self.config.share_trunk else {name: batch.obs[name] for name in s.critic.encoder.names},
             **memories,
+            **rollout_neighbours(self.config.smoothness, s.policy.encoder, batch, s.noise),
         )
 
     def _features(self, network: StochasticPolicy | ValueNetwork, data: Tree, part: str) -> Tensor:
@@ -230,6 +237,8 @@ class A2C:
         loss = policy_loss + c.vf_coef * critic_loss
         if c.ent_coef != 0:  # its gradient is not free
             loss = loss - c.ent_coef * entropy
+        if c.smoothness.used:
+            loss = loss + smoothness_loss(c.smoothness, s.policy, data, weight)
         results = {
             **s.optimizer.gradient(loss),
             "policy_loss": policy_loss.detach(),

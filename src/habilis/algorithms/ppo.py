@@ -42,6 +42,7 @@ from habilis.policies.actor_critic import (
     minibatch_features,
     require_memory,
 )
+from habilis.policies.smoothness import SmoothnessConfig, require_smoothness, rollout_neighbours, smoothness_loss
 from habilis.policies.stochastic import StochasticPolicy
 
 
@@ -109,6 +110,8 @@ class PPOConfig:
     """Steps over which that noise is held; -1: to the end of the episode."""
     action: ActionConfig = field(default_factory=ActionConfig)
     """What becomes of an action before the environment takes it."""
+    smoothness: SmoothnessConfig = field(default_factory=SmoothnessConfig)
+    """Penalties on different actions at neighbouring observations."""
 
     def __post_init__(self) -> None:
         require(self.n_steps > 0 and self.batch_size > 1, "n_steps must be positive and batch_size at least 2")
@@ -147,6 +150,7 @@ class PPO:
     ) -> None:
         self.config = config
         init = streams.torch("init")
+        require_smoothness(config.smoothness, spec, memory=config.memory.used)
         policy = make_policy(spec, config, init).to(device)
         critic = make_critic(policy, config, init, share_trunk=config.share_trunk, num_envs=num_envs).to(device)
         self.state = PPOState(
@@ -203,6 +207,8 @@ class PPO:
             raise HabilisError(f"a rollout needs two valid steps to learn from and this has {count}: raise n_steps")
         reward_norm, window = s.reward_norm if c.normalize_reward else None, c.memory.window if c.memory.used else None
         data, explained = evaluate_rollout(batch, s.policy, s.critic, reward_norm, c.gamma, c.gae_lambda, window)
+        neighbours = rollout_neighbours(c.smoothness, s.policy.encoder, batch, s.shuffle)
+        data |= tree_map(lambda x: x.flatten(0, 1), neighbours)
         # a row is a step, or a chunk of steps
         rows = batch.valid.unflatten(0, (-1, window or 1)).any(1).flatten().nonzero().squeeze(-1)
         size = min(c.batch_size // (window or 1), len(rows))
@@ -249,6 +255,8 @@ class PPO:
         loss = surrogate.loss + c.vf_coef * critic_loss
         if c.ent_coef != 0:  # its gradient costs a twentieth of a small minibatch
             loss = loss - c.ent_coef * entropy
+        if c.smoothness.used:
+            loss = loss + smoothness_loss(c.smoothness, s.policy, data)
         results = {
             **s.optimizer.gradient(loss),
             "policy_loss": surrogate.loss.detach(),

@@ -18,7 +18,6 @@ from habilis.core.recording import Recorded
 from habilis.core.specs import BoxAction, EnvSpec
 from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep
-from habilis.nn.encoder import ObsEncoder
 from habilis.nn.init import linear
 from habilis.nn.memory import Encoder
 from habilis.nn.network import Trunk
@@ -84,11 +83,6 @@ class DeterministicPolicy(nn.Module):
         """Return the action in the environment's units, and the memory for the next step."""
         step = self._compute(with_memory(self.encoder, obs, memory, self.action_map.filter))
         return step["env_action"], remember(memory, step)
-
-    def bounded(self, normalized: Obs) -> Tensor:
-        """Return the action in the policy's units for normalised observations."""
-        assert isinstance(self.encoder, ObsEncoder)
-        return torch.tanh(self.head(self.trunk(self.encoder.features(normalized))))
 
     @torch.no_grad()
     def act(

@@ -7,18 +7,22 @@ policy alone, with a weight that is constant.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from habilis.core.batches import RolloutBatch
 from habilis.core.config import require
 from habilis.core.specs import EnvSpec, action_parts
-from habilis.core.tree import Tree, tree_join, tree_map, tree_part
+from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part
 from habilis.core.types import Obs
 from habilis.functional.smoothness import action_distance, between, perturbed
+from habilis.nn.encoder import ObsEncoder
 from habilis.nn.memory import Encoder
+from habilis.policies.deterministic import DeterministicPolicy
+from habilis.policies.stochastic import StochasticPolicy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,16 +49,6 @@ class SmoothnessConfig:
         return self.temporal > 0 or self.spatial > 0 or self.local > 0
 
 
-class BoundedPolicy(Protocol):
-    """A policy that says what it would do."""
-
-    encoder: Encoder
-
-    def bounded(self, normalized: Obs) -> Tensor:
-        """Return the deterministic real values `[..., dim]` within their bounds for normalised observations."""
-        ...
-
-
 def require_smoothness(c: SmoothnessConfig, spec: EnvSpec, *, memory: bool, n_steps: int = 1) -> None:
     """Raise `ConfigError` unless there is something to be smooth, and neighbours to be smooth over.
 
@@ -76,44 +70,68 @@ def require_smoothness(c: SmoothnessConfig, spec: EnvSpec, *, memory: bool, n_st
     )
 
 
-def draw_neighbours(c: SmoothnessConfig, encoder: Encoder, data: Tree, generator: torch.Generator) -> dict[str, Tensor]:
-    """Draw what `smoothness_loss` takes: for each vector that a policy reads noise and a share of a step.
-
-    Nothing is drawn, and nothing returned, where there is no penalty.
+def draw_neighbours(
+    c: SmoothnessConfig, normalize: Callable[[Obs], dict[str, Tensor]], data: Tree, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return what `smoothness_loss` takes, or nothing where there is no penalty.
 
     Args:
         c: the penalties.
-        encoder: the policy's.
-        data: with `obs` and `next_obs` among its parts, raw or normalised; the latter is handed on.
-        generator: source of the draws.
+        normalize: of the policy's encoder.
+        data: with the raw parts `obs` and `next_obs`, each `[..., *shape]`.
+        generator: source of noise and shares, which are drawn for every vector.
     """
     if not c.used:
         return {}
-    obs, next_obs = ({name: tree_part(data, part)[name] for name in encoder.names} for part in ("obs", "next_obs"))
-    vectors = {name: x for name, x in obs.items() if x.is_floating_point()}
+    here, following = normalize(tree_part(data, "obs")), normalize(tree_part(data, "next_obs"))
+    vectors = {name: x for name, x in here.items() if x.is_floating_point()}
     normal = {name: torch.randn(x.shape, generator=generator, device=x.device) for name, x in vectors.items()}
     uniform = {name: torch.rand(x.shape, generator=generator, device=x.device) for name, x in vectors.items()}
-    return tree_join(next_obs=next_obs, normal=normal, uniform=uniform)
+    return tree_join(here=here, following=following, normal=normal, uniform=uniform)
 
 
-def smoothness_loss(c: SmoothnessConfig, policy: BoundedPolicy, data: Tree, weight: Tensor | None = None) -> Tensor:
+def rollout_neighbours(
+    c: SmoothnessConfig, encoder: Encoder, batch: RolloutBatch, generator: torch.Generator
+) -> dict[str, Tensor]:
+    """Return what `draw_neighbours` does for the steps of a rollout, `[T, N, *shape]`, and their true successors."""
+    if not c.used:
+        return {}
+    following = {name: batch.obs[name][1:].clone() for name in encoder.names}
+    for name, successors in following.items():
+        successors[batch.final_index] = batch.final_obs[name]
+    data = tree_join(obs=tree_index(batch.obs, slice(-1)), next_obs=following)
+    return draw_neighbours(c, encoder.normalize, data, generator)
+
+
+def bounded_action(policy: StochasticPolicy | DeterministicPolicy, normalized: Obs) -> Tensor:
+    """Return the deterministic real values `[..., dim]` within their bounds for normalised observations."""
+    assert isinstance(policy.encoder, ObsEncoder)
+    features = policy.trunk(policy.encoder.features(normalized))
+    if isinstance(policy, DeterministicPolicy):
+        return torch.tanh(policy.head(features))
+    return policy.action_map.bound(policy.head(features).mode())[..., : policy.action_map.values]
+
+
+def smoothness_loss(
+    c: SmoothnessConfig, policy: StochasticPolicy | DeterministicPolicy, data: Tree, weight: Tensor | None = None
+) -> Tensor:
     """Return the weighted sum of all penalties, 0-d.
 
     Args:
         c: the penalties.
         policy: what acts; called once, with all observations side by side.
-        data: with the parts `obs`, raw, and what `draw_neighbours` returned for it, each `[..., *shape]`.
+        data: with what `draw_neighbours` returned, `[..., *shape]`.
         weight: `[...]`, summing to 1, in place of the mean over all rows.
     """
-    obs, next_obs = (policy.encoder.normalize(tree_part(data, part)) for part in ("obs", "next_obs"))
+    here, following = tree_part(data, "here"), tree_part(data, "following")
     normal, uniform = tree_part(data, "normal"), tree_part(data, "uniform")
     pairs = [
-        (c.temporal, next_obs),
-        (c.spatial, {**obs, **{k: perturbed(obs[k], x, c.spatial_std) for k, x in normal.items()}}),
-        (c.local, {**obs, **{k: between(obs[k], next_obs[k], 2 * x - 1) for k, x in uniform.items()}}),
+        (c.temporal, following),
+        (c.spatial, {**here, **{k: perturbed(here[k], x, c.spatial_std) for k, x in normal.items()}}),
+        (c.local, {**here, **{k: between(here[k], following[k], 2 * x - 1) for k, x in uniform.items()}}),
     ]
     used = [(scale, neighbour) for scale, neighbour in pairs if scale > 0]
-    together = tree_map(lambda *x: torch.cat(x), obs, *(neighbour for _, neighbour in used))
-    action, *others = policy.bounded(together).chunk(len(used) + 1)
+    together = tree_map(lambda *x: torch.cat(x), here, *(neighbour for _, neighbour in used))
+    action, *others = bounded_action(policy, together).chunk(len(used) + 1)
     distances = zip(used, others, strict=True)
     return torch.stack([scale * action_distance(action, other, weight) for (scale, _), other in distances]).sum()

@@ -17,7 +17,6 @@ from habilis.core.specs import EnvSpec
 from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep
 from habilis.nn.distributions import PolicyDistribution, SquashedGaussian
-from habilis.nn.encoder import ObsEncoder
 from habilis.nn.heads import Head
 from habilis.nn.memory import Encoder
 from habilis.nn.network import Trunk
@@ -60,12 +59,6 @@ class StochasticPolicy(nn.Module):
         """Return the deterministic action in the environment's units, and the memory for the next step."""
         step = self._compute(with_memory(self.encoder, obs, memory, self.action_map.filter))
         return step["env_action"], remember(memory, step)
-
-    def bounded(self, normalized: Obs) -> Tensor:
-        """Return the deterministic real values `[..., dim]` within their bounds for normalised observations."""
-        assert isinstance(self.encoder, ObsEncoder)
-        mode = self.head(self.trunk(self.encoder.features(normalized))).mode()
-        return self.action_map.bound(mode)[..., : self.action_map.values]
 
     @torch.no_grad()
     def act(
