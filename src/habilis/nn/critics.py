@@ -11,8 +11,18 @@ from torch.func import functional_call
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec
 from habilis.core.tree import tree_map
 from habilis.core.types import Obs
-from habilis.nn.memory import MemoryConfig, make_encoder
+from habilis.nn.memory import Encoder, MemoryConfig, make_encoder, single
 from habilis.nn.network import NetworkConfig, make_ensemble
+
+
+def share_images(policy: Encoder, critics: Critics | ChoiceCritics) -> None:
+    """Let a policy see images as its critics do, where both read the same groups, instead of by an encoder of its own.
+
+    The critics learn it, as their loss says more of what is to be seen than the policy's (Yarats et al. 2021), and the
+    policy reads features that `Critics.see` gives it, without a gradient.
+    """
+    if policy.names == critics.encoder.names:
+        single(policy).images = single(critics.encoder).images
 
 
 class Critics(nn.Module):
@@ -59,6 +69,11 @@ class Critics(nn.Module):
         chosen = {name: value.index_select(0, which) for name, value in state if value.dim()}
         return functional_call(self.q, chosen, (x, None if noise is None else noise.index_select(0, which)))  # type: ignore[no-any-return]
 
+    @torch.no_grad()
+    def see(self, obs: Obs) -> dict[str, Tensor]:
+        """Return an observation with the features of the images that they read in place, for a policy to read."""
+        return self.encoder.see(obs)
+
     def learn_both(
         self, obs: Obs, action: Tensor, next_obs: Obs, next_action: Tensor, noise: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,6 +112,11 @@ class ChoiceCritics(nn.Module):
     def forward(self, obs: Obs) -> Tensor:
         """Evaluate raw observations."""
         return self.q(self.encoder(obs))  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def see(self, obs: Obs) -> dict[str, Tensor]:
+        """Return an observation with features in the place of images; see `Critics.see`."""
+        return self.encoder.see(obs)
 
     def learn(self, obs: Obs) -> tuple[Tensor, Tensor]:
         """Evaluate a batch as it is learnt from; the second result is for `q.after_step`."""

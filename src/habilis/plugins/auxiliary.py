@@ -21,6 +21,7 @@ from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree
 from habilis.core.types import Metrics, State
 from habilis.nn.encoder import ImageEncoder
+from habilis.nn.memory import single
 from habilis.nn.optimizer import Optimizer
 
 IMAGE = "policy"
@@ -158,7 +159,7 @@ def image_encoder(policy: Any, plugin: str) -> ImageEncoder:
     Raises:
         ConfigError: it sees none.
     """
-    encoder = getattr(policy.encoder, "encoder", policy.encoder)
+    encoder = single(policy.encoder)
     if IMAGE not in encoder.images:
         raise ConfigError(f"{plugin} helps to see and the policy of {policy.spec.id} sees no image: leave it out")
     found: ImageEncoder = encoder.images[IMAGE]
