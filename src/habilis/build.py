@@ -16,7 +16,7 @@ import habilis.tasks  # noqa: F401  (registers the ids of our own tasks)
 from habilis.algorithms import a2c, discrete_sac, dqn, ppo, reinforce, sac, tabular, td3, trpo
 from habilis.core.acceleration import available_memory, configure, resolve_device
 from habilis.core.config import require
-from habilis.core.protocols import VecEnv
+from habilis.core.protocols import Plugin, VecEnv
 from habilis.core.random import RandomStreams, derive_seed
 from habilis.core.registry import Registry
 from habilis.core.specs import EnvSpec
@@ -28,6 +28,7 @@ from habilis.data.whole_episodes import EpisodeBuffer
 from habilis.data.windows import Windows
 from habilis.envs.frame_stack import stack_frames
 from habilis.envs.make import describe_env, make_vec_env
+from habilis.plugins import PLUGINS
 from habilis.policies import NeuralPolicy
 from habilis.policies.actor_critic import make_policy
 from habilis.training.asynchronous import AsynchronousTrainer, Work
@@ -57,6 +58,8 @@ class AlgorithmEntry:
     """What makes a named algorithm of its hyper-parameters; an environment's preset comes after it, the user last."""
     asynchronous: bool = False
     """Whether each environment is stepped in a process of its own; one more then tells what they are."""
+    takes_plugins: bool = True
+    """Whether its loop has a place for plugins."""
 
 
 OnPolicyConfig = ppo.PPOConfig | a2c.A2CConfig | trpo.TRPOConfig
@@ -91,6 +94,10 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
         say: is told which engine runs the environment and how much memory the replay will take.
     """
     entry = ALGORITHMS[config.algorithm]
+    require(
+        entry.takes_plugins or not config.plugins,
+        f"{config.algorithm} takes no plugins, got {', '.join(config.plugins)}: leave them out",
+    )
     threads = max(1, config.threads // entry.branches)
     configure(threads=threads, precision=config.matmul_precision)
     device = resolve_device(config.device)
@@ -156,8 +163,19 @@ def _off_policy_trainer(
         buffer,
         streams=streams,
         total_timesteps=config.total_timesteps,
+        plugins=_make_plugins(config, algorithm.policy, streams),
         anneal=algorithm.anneal,
     )
+
+
+def _make_plugins(config: TrainConfig, policy: NeuralPolicy, streams: RandomStreams) -> list[Plugin]:
+    """Build the plugins of a run, in their order."""
+    for name in config.plugins:
+        require(
+            PLUGINS[name].takes_rollouts or isinstance(config.algo, OffPolicyConfig),
+            f"{name} changes what was acted on and {config.algorithm} learns from its own actions: leave it out",
+        )
+    return [PLUGINS[name].make(options, policy, streams) for name, options in config.plugins.items()]
 
 
 def _on_policy_trainer(
@@ -174,7 +192,14 @@ def _on_policy_trainer(
         else:
             assert isinstance(c, OnPolicyConfig)
             buffer = RolloutBuffer(spec, c.n_steps, num_envs, device)
-        return OnPolicyTrainer(collector, algorithm, buffer, streams=streams, total_timesteps=config.total_timesteps)
+        return OnPolicyTrainer(
+            collector,
+            algorithm,
+            buffer,
+            streams=streams,
+            total_timesteps=config.total_timesteps,
+            plugins=_make_plugins(config, algorithm.policy, streams),
+        )
 
     return build
 
@@ -263,6 +288,7 @@ ALGORITHMS.add(
         1,
         _a3c_trainer,
         asynchronous=True,
+        takes_plugins=False,
     ),
 )
 
@@ -364,5 +390,7 @@ TABULAR_FAMILY: Mapping[str, tuple[str, Mapping[str, Any]]] = {
 """One algorithm by four names: title and hyper-parameters."""
 
 for name, (title, changes) in TABULAR_FAMILY.items():
-    entry = AlgorithmEntry(title, tabular.TabularConfig, tabular.make_policy, 1, _tabular_trainer, changes)
+    entry = AlgorithmEntry(
+        title, tabular.TabularConfig, tabular.make_policy, 1, _tabular_trainer, changes, takes_plugins=False
+    )
     ALGORITHMS.add(name, entry)

@@ -112,7 +112,7 @@ class Plugin(Protocol):
         ...
 
     def update(self, batch: Any) -> Metrics:
-        """Learn from the batch and return detached scalars."""
+        """Learn from what `transform` was given, after the algorithm has, and return detached scalars."""
         ...
 
     def state_dict(self) -> State:

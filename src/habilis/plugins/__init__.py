@@ -6,14 +6,15 @@ the house by a file here and an entry in `PLUGINS`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 from habilis.core.config import override, require
-from habilis.core.protocols import Plugin
+from habilis.core.protocols import Algorithm, Plugin
 from habilis.core.random import RandomStreams
 from habilis.core.registry import Registry
+from habilis.core.types import Metrics
 from habilis.plugins.contrastive import ContrastiveConfig, make_contrastive
 from habilis.plugins.next_state_prediction import NextStatePredictionConfig, make_next_state_prediction
 from habilis.plugins.random_shift import RandomShift, RandomShiftConfig
@@ -70,6 +71,21 @@ PLUGINS.add(
         make_contrastive,
     ),
 )
+
+
+def learn_with(plugins: Sequence[Plugin], algorithm: Algorithm, batch: Any) -> Metrics:
+    """Let each plugin transform a batch in its turn, the algorithm learn from it, and the plugins from what they saw.
+
+    They come after the algorithm, so that nothing a policy stands on moves between its acting and its learning.
+    """
+    seen = []
+    for plugin in plugins:
+        seen.append(batch)
+        batch = plugin.transform(batch)
+    metrics = algorithm.update(batch)
+    for plugin, before in zip(plugins, seen, strict=True):
+        metrics |= plugin.update(before)
+    return metrics
 
 
 def resolve_plugins(plugins: Mapping[str, Any]) -> dict[str, Any]:

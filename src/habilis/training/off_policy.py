@@ -13,6 +13,7 @@ from habilis.core.random import RandomStreams
 from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction
 from habilis.core.types import Metrics, Obs, PolicyStep
 from habilis.data.replay import ReplayBuffer
+from habilis.plugins import learn_with
 from habilis.policies.batch import NETWORK, follow
 from habilis.training.collector import Collector
 from habilis.training.report import Counters, Report
@@ -51,7 +52,7 @@ class OffPolicyTrainer:
         buffer: what is remembered.
         streams: the run's random streams.
         total_timesteps: environment steps to make, over all environments.
-        plugins: modifiers of each batch, applied in order before the algorithm sees it.
+        plugins: modifiers of each batch, in order.
         anneal: told the progress of the run (0 to 1) and the episodes that ended before each round.
     """
 
@@ -116,10 +117,7 @@ class OffPolicyTrainer:
         updates = c.gradient_steps if c.gradient_steps > 0 else c.train_freq * self.collector.env.num_envs
         metrics: Metrics = {}
         for batch in self.buffer.batches(c.batch_size, updates):
-            for plugin in self.plugins:
-                metrics |= plugin.update(batch)
-                batch = plugin.transform(batch)
-            metrics |= self.algorithm.update(batch)
+            metrics |= learn_with(self.plugins, self.algorithm, batch)
             td_error = metrics.pop("td_error", None)
             if td_error is not None and batch.index is not None:
                 self.buffer.update_priorities(batch.index, td_error)

@@ -13,6 +13,7 @@ from habilis.core.protocols import Algorithm, Plugin
 from habilis.core.random import RandomStreams
 from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep, Step
+from habilis.plugins import learn_with
 from habilis.training.collector import Collector
 from habilis.training.report import Counters, Report
 
@@ -64,7 +65,7 @@ class OnPolicyTrainer:
         buffer: room for one rollout.
         streams: the run's random streams.
         total_timesteps: environment steps to make, over all environments.
-        plugins: modifiers of the batch, applied in order before the algorithm sees it.
+        plugins: modifiers of the batch, in order.
     """
 
     def __init__(
@@ -95,11 +96,7 @@ class OnPolicyTrainer:
         self.algorithm.set_progress(self.counters.env_steps / self.total_timesteps)
         self._collect()
         batch = self.buffer.batch()
-        metrics = {}
-        for plugin in self.plugins:
-            metrics |= plugin.update(batch)
-            batch = plugin.transform(batch)
-        metrics |= self.algorithm.update(batch)
+        metrics = learn_with(self.plugins, self.algorithm, batch)
         self.counters.iteration += 1
         self.counters.env_steps += batch.rewards.numel()
         return Report(self.counters.iteration, self.counters.env_steps, self.algorithm.gradient_steps, metrics)
