@@ -17,9 +17,15 @@ from habilis.core.state import bundle_state
 from habilis.data.priorities import Priorities
 from habilis.nn.optimizer import Optimizer
 from habilis.nn.value import ValueRegression
+from habilis.policies.smoothness import SmoothnessConfig
+
+SMOOTH = {"smoothness": SmoothnessConfig(temporal=0.3, spatial=0.2, local=0.1)}
 
 PPO_KINDS = {
     "plain": {},
+    "squashed": {"distribution": "squashed", "ent_coef": 0.01},
+    "beta": {"distribution": "beta", "ent_coef": 0.01},
+    "state-dependent, smooth": {"use_sde": True, "sde_sample_freq": 4, **SMOOTH},
     "shared": {"share_trunk": True},
     "adaptive": {"learning_rate_schedule": "adaptive", "std_type": "dependent"},
     "annealed": {"learning_rate_schedule": "linear", "clip_range_schedule": "linear", "std_type": "annealed"},
@@ -34,6 +40,7 @@ SAC_KINDS = {
     "crossq": {"batch_renorm": True, "target_networks": False, "policy_delay": 2, "adam_beta1": 0.5},
     "simba": {"network": "simba", "critic_hidden": (8, 8), "normalize_obs": True},
     "simba_v2": {"network": "simba_v2"},
+    "state-dependent, smooth": {"use_sde": True, **SMOOTH},
 }
 DQN_KINDS = {
     "plain": {},
@@ -66,15 +73,21 @@ TD3_KINDS = {
     "ddpg": {"n_critics": 1, "policy_delay": 1, "target_policy_noise": 0.0, "action_noise": "ornstein_uhlenbeck"},
     "many critics": {"n_critics": 5, "normalize_obs": True, "n_steps": 3},
     "simba": {"network": "simba"},
-    "layer norm": {"layer_norm": True, "critic_hidden": (8, 8)},
+    "layer norm, smooth": {"layer_norm": True, "critic_hidden": (8, 8), **SMOOTH},
 }
 A2C_KINDS = {
     "plain": {},
+    "beta, smooth": {"distribution": "beta", **SMOOTH},
     "shared": {"share_trunk": True, "ent_coef": 0.01},
     "adam": {"use_rms_prop": False, "normalize_advantage": True, "learning_rate_schedule": "linear"},
 }
-REINFORCE_KINDS = {"plain": {}, "no baseline": {"baseline": False}}
-TRPO_KINDS = {"plain": {}, "npg": {"line_search": False, "sub_sampling_factor": 2, "std_type": "dependent"}}
+REINFORCE_KINDS = {"plain": {}, "no baseline": {"baseline": False, "distribution": "squashed"}}
+TRPO_KINDS = {
+    "plain": {},
+    "npg": {"line_search": False, "sub_sampling_factor": 2, "std_type": "dependent"},
+    "beta": {"distribution": "beta"},
+    "state-dependent": {"use_sde": True},
+}
 ON_POLICY = {"ppo": PPO_KINDS, "a2c": A2C_KINDS, "reinforce": REINFORCE_KINDS, "trpo": TRPO_KINDS}
 KINDS = {**ON_POLICY, "sac": SAC_KINDS, "discrete_sac": DISCRETE_SAC_KINDS, "td3": TD3_KINDS, "dqn": DQN_KINDS}
 CHOOSING = ("discrete_sac", "dqn")
@@ -239,7 +252,7 @@ def test_every_part_of_the_bundle_moves_and_is_restored(lab, name, config):
     changed = [f.name for f in dataclasses.fields(learning.algorithm.state) if not same(before[f.name], after[f.name])]
     still = {
         "ppo": {"clip_range"},
-        "a2c": set(),
+        "a2c": set() if "smoothness" in config else {"noise"},
         "reinforce": set() if config.get("baseline", True) else {"critic", "critic_optimizer", "shuffle"},
         "trpo": {"skipped"},
         "sac": {"log_alpha", "alpha_optimizer", "target_critics"},
