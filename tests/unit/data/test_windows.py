@@ -225,7 +225,6 @@ def test_batches_drawn_together_are_whole_windows():
 def test_without_memory_to_store_there_is_the_window_alone():
     buffer = make(2, 10, 4, memory_dim=0)
     feed = Feed(buffer)
-    pass
     feed.run(30)
     batch = buffer.sample(200)
     assert set(batch.obs) == {"policy", "camera", VALID}
