@@ -25,7 +25,7 @@ from torch import Tensor
 
 from habilis.core.errors import ExportError
 from habilis.core.random import derive_seed
-from habilis.core.specs import BoxAction, EnvSpec
+from habilis.core.specs import EnvSpec, action_parts
 from habilis.core.types import Obs
 from habilis.deploy.contract import ACTION, GOLDEN_FILE, MEMORY, NEXT_MEMORY, POLICY_FILE, require, to_metadata
 from habilis.deploy.runtime import OnnxPolicy
@@ -170,13 +170,20 @@ def answers_of(
     raw = {name: rows.numpy() for name, rows in obs.items()}
     if not np.isfinite(actions).all():
         raise ExportError("the policy's actions are not finite: export an earlier checkpoint")
-    if isinstance(policy.spec.action, BoxAction):
-        half_range = (policy.spec.action.high.astype(np.float64) - policy.spec.action.low) / 2
-        return raw, actions, tolerance * np.where(np.isfinite(half_range), half_range, 1.0), steps
+    box, choices = action_parts(policy.spec.action)
+    allowed = np.array(0.0)
+    if box is not None:
+        half_range = (box.high.astype(np.float64) - box.low) / 2
+        allowed = tolerance * np.where(np.isfinite(half_range), half_range, 1.0)
+    if choices is None:
+        return raw, actions, allowed, steps
+    values = 0 if box is None else box.dim
+    allowed = np.pad(allowed, (0, actions.shape[1] - values)) if values else allowed
     precise = {name: rows.double() if rows.is_floating_point() else rows for name, rows in obs.items()}
     exact = _act_out(copy.deepcopy(policy).double(), precise, steps)
-    firm = np.tile((actions == exact).reshape(steps, len(actions) // steps, -1).all((0, 2)), steps)
-    return {name: rows[firm] for name, rows in raw.items()}, actions[firm], np.array(0), steps
+    same = (actions == exact)[..., values:] if values else actions == exact
+    firm = np.tile(same.reshape(steps, len(actions) // steps, -1).all((0, 2)), steps)
+    return {name: rows[firm] for name, rows in raw.items()}, actions[firm], allowed, steps
 
 
 @torch.no_grad()

@@ -17,21 +17,31 @@ from habilis.algorithms import discrete_sac, sac, td3
 from habilis.algorithms.dqn import DQNConfig
 from habilis.algorithms.dqn import make_policy as make_value_policy
 from habilis.core.errors import ExportError, MissingExtraError
-from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, ObsGroup
+from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, HybridAction, MultiDiscreteAction, ObsGroup
 from habilis.deploy.contract import from_metadata, require, to_metadata
 from habilis.deploy.export import answers_of, draw_observations, export_policy
 from habilis.deploy.runtime import OnnxPolicy
 from habilis.deploy.verify import check_answers, checksum, verify_policy
-from habilis.nn.heads import CategoricalHead, GaussianHead, SquashedGaussianHead
+from habilis.nn.heads import BetaHead, CategoricalHead, GaussianHead, HybridHead, SquashedGaussianHead
 from habilis.nn.memory import MemoryConfig, make_encoder
 from habilis.nn.mlp import MLP
+from habilis.policies.action_filter import PLAIN, ActionConfig
 from habilis.policies.stochastic import StochasticPolicy
 
 VECTORS = {"policy": ObsGroup((7,)), "goal": ObsGroup((7,)), "critic": ObsGroup((11,))}
+BOUNDED = BoxAction(np.array([-1.0, -3.0], np.float32), np.array([1.0, 5.0], np.float32))
 BOX = BoxAction(np.array([-1.0, -3.0, -np.inf], np.float32), np.array([1.0, 5.0, np.inf], np.float32))
 
 
-def make_policy(kind="gaussian", action=BOX, groups=VECTORS, names=("policy", "goal"), normalize=True, memory="none"):
+def make_policy(
+    kind="gaussian",
+    action=BOX,
+    groups=VECTORS,
+    names=("policy", "goal"),
+    normalize=True,
+    memory="none",
+    filtered=PLAIN,
+):
     generator = torch.Generator().manual_seed(3)
     spec = EnvSpec("Robot-v0", groups, action, control_dt=0.02, action_names=("hip", "knee", "wheel"))
     encoder = make_encoder(groups, names, normalize, MemoryConfig(kind=memory, size=16, window=5), generator)
@@ -40,6 +50,11 @@ def make_policy(kind="gaussian", action=BOX, groups=VECTORS, names=("policy", "g
     trunk = MLP(encoder.out_dim, (32, 32), None, "tanh", generator)
     if kind == "gaussian":
         head = GaussianHead(trunk.out_dim, action.dim, "independent", 1.0, 1.0, generator)
+    elif kind == "beta":
+        head = BetaHead(trunk.out_dim, action.dim, 0.3, generator)
+    elif kind == "hybrid":
+        real = GaussianHead(trunk.out_dim, action.box.dim, "fixed", 1.0, 1.0, generator, squashed=True)
+        head = HybridHead(real, CategoricalHead(trunk.out_dim, action.choices, generator))
     elif kind == "squashed":
         head = SquashedGaussianHead(trunk.out_dim, action.dim, generator)
     else:
@@ -47,7 +62,7 @@ def make_policy(kind="gaussian", action=BOX, groups=VECTORS, names=("policy", "g
     with torch.no_grad():
         for parameter in head.parameters():
             parameter.mul_(30)
-    return StochasticPolicy(spec, encoder, trunk, head)
+    return StochasticPolicy(spec, encoder, trunk, head, filtered)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +87,8 @@ def make_obs(policy, count, seed=5):
     [
         ("gaussian", BOX),
         ("squashed", BOX),
+        ("beta", BOUNDED),
+        ("hybrid", HybridAction(BOUNDED, MultiDiscreteAction((3, 4)))),
         ("categorical", DiscreteAction(5)),
         ("categorical", MultiDiscreteAction((3, 4))),
     ],
@@ -99,6 +116,32 @@ def answers_in_turn(policy, obs, memory=None):
         action, memory = policy.predict({name: rows[t] for name, rows in obs.items()}, memory)
         actions.append(action)
     return np.stack(actions), memory
+
+
+@pytest.mark.parametrize(
+    ("kind", "action"), [("gaussian", BOX), ("hybrid", HybridAction(BOUNDED, MultiDiscreteAction((3,))))]
+)
+@pytest.mark.parametrize("memory", ["none", "gru"])
+def test_an_exported_policy_smooths_and_limits_as_the_original(tmp_path, kind, action, memory):
+    policy = make_policy(kind, action, memory=memory, filtered=ActionConfig(smoothing=0.5, rate_limit=0.01))
+    exported = verify_policy(export_policy(policy, policy.spec, tmp_path / "out"))
+    assert exported.memory["last_action"] == (action.dim,)
+    assert ("network" in exported.memory) == (memory == "gru")
+    obs = {name: rows.reshape(30, 3, -1) for name, rows in make_obs(policy, 90).items()}
+    actions, theirs, mine = [], None, None
+    for t in range(30):
+        now = {name: rows[t] for name, rows in obs.items()}
+        action_here, mine = policy.predict(now, mine)
+        answer, theirs = exported.predict(now, theirs)
+        np.testing.assert_allclose(answer, action_here, atol=1e-4, rtol=0)
+        actions.append(answer)
+    half_range = np.array([1.0, 4.0])  # of the two values that have bounds
+    changes = np.abs(np.diff(np.stack(actions)[..., :2], axis=0))
+    assert (changes <= 0.01 * half_range + 1e-5).all()
+    assert (changes > 0.01 * half_range - 1e-5).any()
+    assert (np.abs(actions[0][:, :2] - [0.0, 1.0]) <= 0.01 * half_range + 1e-5).all()  # from the middle
+    if kind == "hybrid":
+        assert set(np.unique(np.stack(actions)[..., 2])) <= {0.0, 1.0, 2.0}
 
 
 @pytest.mark.parametrize("memory", ["gru", "lstm", "transformer"])
