@@ -108,6 +108,16 @@ HINDSIGHT = {
 for _name, _env in HINDSIGHT:
     EXACT[_name] += (_env,)
 
+MEMORY = {
+    ("ppo", "probe/Memory-v0"): {"algo.memory.kind": "transformer", "algo.memory.size": 8, "algo.memory.heads": 2},
+    ("ppo", "habilis/HopperNoVelocity-v0"): {"algo.memory.kind": "lstm", "algo.memory.size": 8},
+    ("a2c", "habilis/HopperNoVelocity-v0"): {"algo.memory.kind": "gru", "algo.memory.size": 8},
+}
+"""What must be remembered, and how. An episode of the first ends within a rollout, one of the others after it."""
+for _case, _kind in MEMORY.items():
+    EXACT[_case[0]] += (_case[1],)
+    _kind["algo.memory.window"] = 8
+
 INEXACT = {"a3c"}
 """Algorithms that are outside the promise of exact resumption, and of the same bits from the same seed."""
 
@@ -119,6 +129,7 @@ SPECIAL: dict[tuple[str, str], dict[str, Any]] = {
     # tables that are arrays; the others are dictionaries
     **{(name, "habilis/GridWorld-v0"): {"algo.rounding": []} for name in TABULAR_NAMES},
     **{case: {"algo.goal_selection_strategy": strategy} for case, strategy in HINDSIGHT.items()},
+    **MEMORY,
 }
 """What an algorithm needs in one environment."""
 
