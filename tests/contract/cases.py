@@ -112,8 +112,13 @@ MEMORY = {
     ("ppo", "probe/Memory-v0"): {"algo.memory.kind": "transformer", "algo.memory.size": 8, "algo.memory.heads": 2},
     ("ppo", "habilis/HopperNoVelocity-v0"): {"algo.memory.kind": "lstm", "algo.memory.size": 8},
     ("a2c", "habilis/HopperNoVelocity-v0"): {"algo.memory.kind": "gru", "algo.memory.size": 8},
+    ("sac", "probe/MemoryContinuous-v0"): {"algo.memory.kind": "gru", "algo.memory.burn_in": 2},
+    ("td3", "habilis/HopperNoVelocity-v0"): {"algo.memory.kind": "lstm", "algo.memory.size": 8},
+    ("dqn", "probe/Memory-v0"): {"algo.memory.kind": "gru", "algo.memory.size": 8},
+    ("rainbow", "probe/Memory-v0"): {"algo.memory.kind": "transformer", "algo.memory.size": 8, "algo.memory.heads": 2},
+    ("discrete_sac", "probe/Memory-v0"): {"algo.memory.kind": "lstm", "algo.memory.size": 8},
 }
-"""What must be remembered, and how. An episode of the first ends within a rollout, one of the others after it."""
+"""What must be remembered, and how. An episode of a probe ends within a rollout or window, one of Hopper's after it."""
 for _case, _kind in MEMORY.items():
     EXACT[_case[0]] += (_case[1],)
     _kind["algo.memory.window"] = 8

@@ -13,7 +13,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cases import EXACT, FRESH, INEXACT, SMALL, fingerprint, iterate, save, small_config, small_trainer
+from cases import EXACT, FRESH, INEXACT, MEMORY, SMALL, fingerprint, iterate, save, small_config, small_trainer
 
 from habilis.build import ALGORITHMS
 from habilis.checkpoint import load_checkpoint
@@ -92,6 +92,24 @@ def test_a_loaded_policy_predicts_the_same(algorithm: str, tmp_path: Path) -> No
     # its weights lie elsewhere in memory, and how a product of few columns rounds depends on that
     assert np.allclose(action, expected, rtol=0, atol=1e-6)
     assert np.allclose(policy.predict(obs[2])[0], expected[2], atol=1e-6)
+
+
+@pytest.mark.parametrize(("algorithm", "env"), MEMORY)
+def test_a_loaded_policy_remembers_the_same(algorithm: str, env: str, tmp_path: Path) -> None:
+    trainer = small_trainer(algorithm, env)
+    iterate(trainer, 4)
+    save(trainer, tmp_path / "c")
+    states, _ = load_checkpoint(tmp_path / "c", ["policy"])
+    spec = trainer.collector.env.spec
+    policy = ALGORITHMS[algorithm].make_policy(spec, trainer.algorithm.config, torch.Generator())
+    policy.load_state_dict(states["policy"])
+    memory = expected_memory = None
+    for obs in np.random.default_rng(0).normal(size=(12, 3, *spec.obs["policy"].shape)).astype(np.float32):
+        action, memory = policy.predict(obs, memory)
+        expected, expected_memory = trainer.algorithm.policy.predict(obs, expected_memory)
+        assert np.allclose(action, expected, rtol=0, atol=1e-6)
+    assert memory.keys() == expected_memory.keys() == {"network"}
+    torch.testing.assert_close(memory["network"], expected_memory["network"])
 
 
 @pytest.mark.parametrize("algorithm", ALL)
