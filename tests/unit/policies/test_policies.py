@@ -8,7 +8,7 @@ import torch
 
 from habilis.algorithms import dqn, ppo, sac, td3
 from habilis.core.errors import HabilisError
-from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, ObsGroup
+from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, HybridAction, MultiDiscreteAction, ObsGroup
 from habilis.policies.action_map import ActionMap
 
 INF = np.inf
@@ -55,7 +55,12 @@ def test_action_map_of_a_choice_is_the_choice():
     assert not list(ActionMap(MultiDiscreteAction((2, 2))).buffers())
 
 
-ACTIONS = {"box": box([0, -1], [4, 1]), "choice": DiscreteAction(4), "choices": MultiDiscreteAction((3, 2))}
+ACTIONS = {
+    "box": box([0, -1], [4, 1]),
+    "choice": DiscreteAction(4),
+    "choices": MultiDiscreteAction((3, 2)),
+    "hybrid": HybridAction(box([0, -1], [4, 1]), MultiDiscreteAction((3, 2))),
+}
 
 
 @pytest.mark.parametrize("kind", ACTIONS)
