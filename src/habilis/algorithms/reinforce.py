@@ -24,7 +24,7 @@ from habilis.core.random import RandomStreams
 from habilis.core.schedules import Schedule
 from habilis.core.specs import EnvSpec
 from habilis.core.state import bundle_state, load_bundle
-from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part
+from habilis.core.tree import Tree, tree_index, tree_join, tree_map
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.policy_losses import standardize
 from habilis.functional.returns import generalized_advantage, terminating_episodes
@@ -35,7 +35,7 @@ from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
 from habilis.nn.value import ValueNetwork, ValueRegression
 from habilis.policies.action_filter import ActionConfig
-from habilis.policies.actor_critic import evaluate_rollout, make_critic, make_policy
+from habilis.policies.actor_critic import evaluate_rollout, make_critic, make_policy, minibatch_features
 from habilis.policies.stochastic import StochasticPolicy
 
 
@@ -228,7 +228,7 @@ class Reinforce:
         """Return the gradient of the policy's loss on flat steps, and scalars."""
         c, s = self.config, self.state
         advantages = standardize(data["advantage"]) if c.normalize_advantage else data["advantage"]
-        distribution = s.policy.head(s.policy.trunk(s.policy.encoder.features(tree_part(data, "policy_obs"))))
+        distribution = s.policy.head(minibatch_features(s.policy, data, "policy"))
         policy_loss = -(distribution.log_prob(data["action"]) * advantages).mean()
         entropy = distribution.entropy().mean()
         results = {

@@ -34,7 +34,7 @@ from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer, flatten_parameters
 from habilis.nn.value import ValueNetwork, ValueRegression
 from habilis.policies.action_filter import ActionConfig
-from habilis.policies.actor_critic import evaluate_rollout, make_critic, make_policy
+from habilis.policies.actor_critic import evaluate_rollout, make_critic, make_policy, minibatch_features
 from habilis.policies.stochastic import StochasticPolicy
 
 
@@ -236,14 +236,13 @@ class TRPO:
         (Schulman et al. 2015, appendix C).
         """
         c, s = self.config, self.state
-        encoder, policy_obs = s.policy.encoder, tree_part(data, "policy_obs")
-        distribution = s.policy.head(s.policy.trunk(encoder.features(policy_obs)))
+        distribution = s.policy.head(minibatch_features(s.policy, data, "policy"))
         objective = self._objective(distribution.log_prob(data["action"]), data)
         gradient = flatten(torch.autograd.grad(objective, self._parameters, retain_graph=True))
         sampled = distribution
         if c.sub_sampling_factor > 1:
-            some = tree_index(policy_obs, slice(None, None, c.sub_sampling_factor))
-            sampled = s.policy.head(s.policy.trunk(encoder.features(some)))
+            some = tree_index(data, slice(None, None, c.sub_sampling_factor))
+            sampled = s.policy.head(minibatch_features(s.policy, some, "policy"))
         outputs = sampled.parameters()
         product = gauss_newton_product(outputs, self._parameters, sampled.fisher)
 
@@ -267,7 +266,7 @@ class TRPO:
         """Return the objective of the present policy and its divergence from the one that acted."""
         policy = self.state.policy
         with torch.no_grad():
-            distribution = policy.head(policy.trunk(policy.encoder.features(tree_part(data, "policy_obs"))))
+            distribution = policy.head(minibatch_features(policy, data, "policy"))
             kl = distribution.kl_from(list(tree_part(data, "old").values())).mean()
             return {"kl": kl, "objective": self._objective(distribution.log_prob(data["action"]), data)}
 

@@ -74,7 +74,7 @@ class Recorded:
                 return self._compute(tensors)
             recording = self._recordings[key] = self._record(key, tensors)
         # TorchScript's optimiser would make one product of a sum of several, which rounds otherwise, and gains nothing
-        with torch.inference_mode() if self.inference else torch.no_grad(), torch.jit.optimized_execution(False):
+        with torch.inference_mode() if self.inference else torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             return dict(zip(self._names[key], recording(*tensors.values()), strict=True))
 
     def _compute(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

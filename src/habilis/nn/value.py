@@ -9,6 +9,7 @@ from habilis.core.recording import Recorded
 from habilis.core.tree import Tree, tree_index, tree_part, tree_split
 from habilis.core.types import Obs
 from habilis.functional.policy_losses import value_loss
+from habilis.nn.encoder import ObsEncoder
 from habilis.nn.init import linear
 from habilis.nn.memory import Encoder, MemoryEncoder
 from habilis.nn.network import Trunk
@@ -37,7 +38,8 @@ class ValueNetwork(nn.Module):
             self.register_buffer("memory", encoder.fresh(num_envs))
 
     def forward(self, normalized: Obs) -> Tensor:
-        """Evaluate what `encoder.normalize` returned."""
+        """Evaluate what `encoder.normalize` returned; without memory."""
+        assert isinstance(self.encoder, ObsEncoder)
         return self.from_features(self.trunk(self.encoder.features(normalized)))
 
     @torch.no_grad()

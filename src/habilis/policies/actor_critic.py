@@ -109,7 +109,7 @@ def evaluate_rollout(
     """
     done = batch.terminated | batch.truncated
     policy_obs, critic_obs = policy.encoder.normalize(batch.obs), critic.encoder.normalize(batch.obs)
-    memories = {}
+    memories: dict[str, Tensor] = {}
     if window is None:
         values, final_values = critic(critic_obs), critic.evaluate(batch.final_obs)
     else:
@@ -162,6 +162,8 @@ def recall(
         shared: what was remembered before each chunk.
     """
     start, shared = batch.start, critic.trunk is policy.trunk
+    assert isinstance(policy.encoder, MemoryEncoder)
+    assert isinstance(critic.encoder, MemoryEncoder)
     if batch.memory is None:
         critic.memory.zero_()
         acted_on = policy.encoder.fresh(start.shape[1])
