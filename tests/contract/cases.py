@@ -123,6 +123,39 @@ for _case, _kind in MEMORY.items():
     EXACT[_case[0]] += (_case[1],)
     _kind["algo.memory.window"] = 8
 
+ACTING: dict[tuple[str, str], dict[str, Any]] = {
+    ("ppo", "Hopper-v5"): {
+        "algo.use_sde": True,
+        "algo.sde_sample_freq": 5,
+        "algo.action.smoothing": 0.5,
+        "algo.memory.kind": "gru",
+        "algo.memory.size": 8,
+        "algo.memory.window": 8,
+    },
+    ("ppo", "probe/IdentityHybrid-v0"): {"algo.distribution": "beta", "algo.action.rate_limit": 0.3},
+    ("a2c", "probe/IdentityHybrid-v0"): {"algo.distribution": "squashed", "algo.smoothness.temporal": 0.1},
+    ("a2c", "Hopper-v5"): {"algo.distribution": "beta", "algo.smoothness.spatial": 0.1, "algo.smoothness.local": 0.1},
+    ("reinforce", "probe/IdentityHybrid-v0"): {"algo.action.smoothing": 0.2},
+    ("trpo", "Hopper-v5"): {"algo.distribution": "squashed", "algo.use_sde": True},
+    ("sac", "Hopper-v5"): {
+        "algo.use_sde": True,
+        "algo.sde_sample_freq": 6,
+        "algo.action.rate_limit": 0.2,
+        "algo.n_steps": 1,
+        "algo.smoothness.spatial": 1.0,
+    },
+    ("td3", "Hopper-v5"): {
+        "algo.action_noise": "ornstein_uhlenbeck",
+        "algo.action.smoothing": 0.5,
+        "algo.action.rate_limit": 0.2,
+        "algo.n_steps": 1,
+        "algo.smoothness.local": 1.0,
+    },
+}
+"""Ways to draw actions, to smooth them, and to remember the last one and the noise, several at once."""
+for _name, _env in ACTING:
+    EXACT[_name] += (_env,)
+
 INEXACT = {"a3c"}
 """Algorithms that are outside the promise of exact resumption, and of the same bits from the same seed."""
 
@@ -135,6 +168,7 @@ SPECIAL: dict[tuple[str, str], dict[str, Any]] = {
     **{(name, "habilis/GridWorld-v0"): {"algo.rounding": []} for name in TABULAR_NAMES},
     **{case: {"algo.goal_selection_strategy": strategy} for case, strategy in HINDSIGHT.items()},
     **MEMORY,
+    **ACTING,
 }
 """What an algorithm needs in one environment."""
 
