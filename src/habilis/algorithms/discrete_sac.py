@@ -19,21 +19,20 @@ from torch import Tensor, nn
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
 from habilis.core.config import require, require_fractions, require_positive, require_replay
-from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
 from habilis.core.schedules import Schedule
-from habilis.core.specs import DiscreteAction, EnvSpec, GoalSelection
+from habilis.core.specs import DiscreteAction, EnvSpec, GoalSelection, require_action
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional import losses
-from habilis.nn.critics import ChoiceCritics
+from habilis.nn.critics import IMAGE_ENCODER, ChoiceCritics, share_images
 from habilis.nn.heads import CategoricalHead
 from habilis.nn.memory import MemoryConfig, make_encoder
 from habilis.nn.mlp import Activation
 from habilis.nn.network import NetworkKind, critic_network, make_trunk, policy_network
-from habilis.nn.optimizer import Optimizer, flatten_parameters
+from habilis.nn.optimizer import Optimizer, flatten_parameters, parameters_besides
 from habilis.policies.stochastic import StochasticPolicy
 
 
@@ -109,9 +108,11 @@ def make_policy(spec: EnvSpec, config: DiscreteSACConfig, generator: torch.Gener
     Raises:
         ConfigError: an action is not one choice.
     """
-    if not isinstance(spec.action, DiscreteAction):
-        raise ConfigError(f"discrete_sac needs one choice among several, which {spec.id} has not: use sac or ppo")
-    encoder = make_encoder(spec.obs, spec.policy_groups, config.normalize_obs, config.memory, generator, stored=True)
+    require_action(spec, DiscreteAction, "discrete_sac")
+    assert isinstance(spec.action, DiscreteAction)
+    encoder = make_encoder(
+        spec.obs, spec.policy_groups, config.normalize_obs, config.memory, generator, IMAGE_ENCODER, stored=True
+    )
     trunk = make_trunk(policy_network(config), encoder.out_dim, generator)
     return StochasticPolicy(spec, encoder, trunk, CategoricalHead(trunk.out_dim, spec.action, generator))
 
@@ -147,6 +148,7 @@ class DiscreteSAC:
         policy = make_policy(spec, c, init).to(device)
         assert isinstance(spec.action, DiscreteAction)
         critics = ChoiceCritics(spec, c.n_critics, critic_network(c), c.normalize_obs, c.memory, init).to(device)
+        share_images(policy.encoder, critics)
         learns_alpha = c.ent_coef is None
         initial_alpha = c.init_ent_coef if c.ent_coef is None else c.ent_coef
         log_alpha = nn.Parameter(torch.tensor(initial_alpha, device=device).log(), requires_grad=learns_alpha)
@@ -156,7 +158,7 @@ class DiscreteSAC:
             critics=critics,
             target_critics=copy.deepcopy(critics).requires_grad_(False),
             log_alpha=log_alpha,
-            policy_optimizer=Optimizer(policy.parameters(), c.learning_rate),
+            policy_optimizer=Optimizer(parameters_besides(policy, critics), c.learning_rate),
             critic_optimizer=Optimizer(critics.parameters(), c.critic_learning_rate or c.learning_rate),
             alpha_optimizer=Optimizer([log_alpha], c.learning_rate) if learns_alpha else None,
         )
@@ -222,7 +224,7 @@ class DiscreteSAC:
     def _compute_policy_gradient(self, data: Tree) -> dict[str, Tensor]:
         """Return the gradients of the policy's loss and of the temperature's."""
         s = self.state
-        obs, alpha = tree_part(data, "obs"), s.log_alpha.detach().exp()
+        obs, alpha = s.critics.see(tree_part(data, "obs")), s.log_alpha.detach().exp()
         features, statistics = s.policy.trunk.learn(s.policy.encoder(obs))
         distribution = s.policy.head(features)
         with torch.no_grad():

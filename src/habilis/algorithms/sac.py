@@ -1,11 +1,11 @@
 """Soft actor-critic (Haarnoja et al. 2018b, arXiv 1812.05905) and its sample-efficient kin.
 
-The algorithm alone: networks, losses (from `functional/losses.py`) and one update over a batch of transitions. The
-loop that collects and replays is `training/off_policy.py`. By its settings it is TQC (quantile critics), REDQ (targets
-of random critics), DroQ (dropout and layer normalisation), CrossQ (batch renormalisation, no target networks) or SAC
-with SimBa's networks; `build.py` names them. Deviations from the papers: the policy's gradient is taken at the critics
-before their step, as in Brax, so that both gradients can be computed side by side; any number of critics, stacked;
-n-step targets if asked for; policy and critic may read different observation groups.
+The algorithm alone: losses (from `functional/losses.py`) and one update over a batch of transitions. The policy is
+built in `policies/squashed.py`; the loop that collects and replays is `training/off_policy.py`. By its settings it is
+TQC (quantile critics), REDQ (targets of random critics), DroQ (dropout and layer normalisation), CrossQ (batch
+renormalisation, no targets) or SAC with SimBa's networks; `build.py` names them. Deviations: the policy's gradient is
+taken at the critics before their step, so that both can be computed side by side; any number of critics; n-step
+targets; policy and critic may read different groups, and share the encoder of images they both see.
 """
 
 from __future__ import annotations
@@ -20,21 +20,23 @@ from torch import Tensor, nn
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
 from habilis.core.config import require, require_fractions, require_positive, require_replay
-from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
 from habilis.core.schedules import Schedule
-from habilis.core.specs import BoxAction, EnvSpec, GoalSelection
+from habilis.core.specs import EnvSpec, GoalSelection
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional import losses
-from habilis.nn.critics import Critics
-from habilis.nn.heads import SquashedGaussianHead
-from habilis.nn.memory import MemoryConfig, make_encoder
+from habilis.nn.critics import Critics, share_images
+from habilis.nn.heads import require_sde
+from habilis.nn.memory import MemoryConfig
 from habilis.nn.mlp import Activation
-from habilis.nn.network import NetworkKind, critic_network, make_trunk, policy_network
-from habilis.nn.optimizer import Optimizer, flatten_parameters
+from habilis.nn.network import NetworkKind, critic_network
+from habilis.nn.optimizer import Optimizer, flatten_parameters, parameters_besides
+from habilis.policies.action_filter import ActionConfig
+from habilis.policies.smoothness import SmoothnessConfig, draw_neighbours, smoothness_loss
+from habilis.policies.squashed import make_policy
 from habilis.policies.stochastic import StochasticPolicy
 
 
@@ -84,6 +86,14 @@ class SACConfig:
     """First value of the learnt temperature."""
     target_entropy: float | None = None
     """Entropy the learnt temperature aims at, in nats; None: minus the number of action values."""
+    use_sde: bool = False
+    """Explore by noise that depends on the state and is held over steps (gSDE)."""
+    sde_sample_freq: int = -1
+    """Steps over which that noise is held; -1: to the end of the episode."""
+    action: ActionConfig = field(default_factory=ActionConfig)
+    """What becomes of an action before the environment takes it."""
+    smoothness: SmoothnessConfig = field(default_factory=SmoothnessConfig)
+    """Penalties on different actions at neighbouring observations."""
     goal_selection_strategy: GoalSelection = "none"
     """Where goals are wanted: learn in hindsight of goals that the episode reached, and of which."""
     n_sampled_goal: int = 4
@@ -123,20 +133,8 @@ class SACConfig:
         require(0 <= dropped < self.n_quantiles, f"top_quantiles_to_drop_per_net must leave some, got {dropped}")
         copies = self.target_networks and self.batch_renorm
         require(not copies, "batch_renorm needs target_networks off: the statistics of copies would stand still")
+        require_sde(self)
         critic_network(self)  # says what does not go together
-
-
-def make_policy(spec: EnvSpec, config: SACConfig, generator: torch.Generator) -> StochasticPolicy:
-    """Build SAC's policy for an environment.
-
-    Raises:
-        ConfigError: the actions are discrete.
-    """
-    if not isinstance(spec.action, BoxAction):
-        raise ConfigError(f"SAC needs real-valued actions and {spec.id} has discrete ones: use discrete_sac")
-    encoder = make_encoder(spec.obs, spec.policy_groups, config.normalize_obs, config.memory, generator, stored=True)
-    trunk = make_trunk(policy_network(config), encoder.out_dim, generator)
-    return StochasticPolicy(spec, encoder, trunk, SquashedGaussianHead(trunk.out_dim, spec.action.dim, generator))
 
 
 @dataclass
@@ -163,20 +161,20 @@ class SAC:
         self.config = c = config
         init = streams.torch("init")
         policy = make_policy(spec, c, init).to(device)
-        assert isinstance(spec.action, BoxAction)
         critics = Critics(spec, c.n_critics, c.n_quantiles, critic_network(c), c.normalize_obs, c.memory, init)
+        share_images(policy.encoder, critics)
         learns_alpha = c.ent_coef is None
         # a fixed temperature of 0 is allowed: its logarithm is minus infinity and its exponential exactly 0
         initial_alpha = c.init_ent_coef if c.ent_coef is None else c.ent_coef
         log_alpha = nn.Parameter(torch.tensor(initial_alpha, device=device).log(), requires_grad=learns_alpha)
-        self.target_entropy = -float(spec.action.dim) if c.target_entropy is None else c.target_entropy
+        self.target_entropy = -float(policy.action_map.values) if c.target_entropy is None else c.target_entropy
         critic_rate = c.critic_learning_rate or c.learning_rate
         self.state = SACState(
             policy=policy,
             critics=critics.to(device),
             target_critics=copy.deepcopy(critics).requires_grad_(False) if c.target_networks else None,
             log_alpha=log_alpha,
-            policy_optimizer=Optimizer(policy.parameters(), c.learning_rate, beta1=c.adam_beta1),
+            policy_optimizer=Optimizer(parameters_besides(policy, critics), c.learning_rate, beta1=c.adam_beta1),
             critic_optimizer=Optimizer(critics.parameters(), critic_rate, beta1=c.adam_beta1),
             alpha_optimizer=Optimizer([log_alpha], c.learning_rate, beta1=c.adam_beta1) if learns_alpha else None,
             noise=streams.torch("update", device),
@@ -219,9 +217,8 @@ class SAC:
         s.gradient_steps += 1
         if s.gradient_steps % self.config.policy_delay:
             return self._step_critics(self._critic_gradient(columns))
-        critics, policy = self._side_by_side(
-            lambda: self._critic_gradient(columns), lambda: self._policy_gradient(acting)
-        )
+        gradients = (lambda: self._critic_gradient(columns), lambda: self._policy_gradient(acting))
+        critics, policy = self._side_by_side(*gradients)
         metrics = self._step_critics(critics)
         s.policy_optimizer.step(policy.pop("gradient"), policy["grad_norm"])
         s.policy.trunk.after_step(policy.pop("statistics"))
@@ -231,8 +228,9 @@ class SAC:
         return metrics | policy
 
     def _draw(self, acting: dict[str, Tensor], columns: dict[str, Tensor], rows: int) -> None:
-        """Add what dropout leaves out and which critics make the target."""
+        """Add what dropout leaves out, which critics make the target, and where the policy is to be smooth."""
         c, s = self.config, self.state
+        acting |= draw_neighbours(c.smoothness, s.policy.encoder.normalize, columns, s.noise)
         if c.dropout:
             acting["dropout"], columns["next_dropout"] = (s.critics.q.noise(rows, s.noise) for _ in range(2))
             columns["dropout"] = s.critics.q.noise(rows if c.target_networks else 2 * rows, s.noise)
@@ -274,11 +272,13 @@ class SAC:
     def _compute_policy_gradient(self, data: Tree) -> dict[str, Tensor]:
         """Return the gradients of the policy's loss and of the temperature's."""
         c, s = self.config, self.state
-        obs, alpha = tree_part(data, "obs"), s.log_alpha.detach().exp()
+        obs, alpha = s.critics.see(tree_part(data, "obs")), s.log_alpha.detach().exp()
         features, statistics = s.policy.trunk.learn(s.policy.encoder(obs))
         action, log_prob = s.policy.head(features).sample(data["noise"])
         values = s.critics(obs, action, data.get("dropout")).mean(-1)
         loss = losses.soft_policy_loss(values.amin(0) if c.policy_critic == "min" else values.mean(0), log_prob, alpha)
+        if c.smoothness.used:
+            loss = loss + smoothness_loss(c.smoothness, s.policy, data)
         results = s.policy_optimizer.gradient(loss) | {"statistics": statistics}
         if s.alpha_optimizer is not None:
             alpha_loss = losses.temperature_loss(s.log_alpha, log_prob, self.target_entropy)

@@ -18,22 +18,22 @@ from torch import Tensor
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
 from habilis.core.config import require, require_fractions, require_positive, require_replay
-from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
 from habilis.core.schedules import Schedule
-from habilis.core.specs import BoxAction, EnvSpec, GoalSelection
+from habilis.core.specs import BoxAction, EnvSpec, GoalSelection, require_action
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional import losses
-from habilis.nn.critics import Critics
+from habilis.nn.critics import IMAGE_ENCODER, Critics, share_images
 from habilis.nn.memory import MemoryConfig, make_encoder
 from habilis.nn.mlp import Activation
 from habilis.nn.network import NetworkKind, critic_network, make_trunk, policy_network
-from habilis.nn.optimizer import Optimizer, flatten_parameters
+from habilis.nn.optimizer import Optimizer, flatten_parameters, parameters_besides
 from habilis.policies.action_filter import ActionConfig
 from habilis.policies.deterministic import ActionNoise, DeterministicPolicy
+from habilis.policies.smoothness import SmoothnessConfig, draw_neighbours, require_smoothness, smoothness_loss
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +78,8 @@ class TD3Config:
     """Share of an Ornstein-Uhlenbeck noise that is lost in a step."""
     action: ActionConfig = field(default_factory=ActionConfig)
     """What becomes of an action before the environment takes it."""
+    smoothness: SmoothnessConfig = field(default_factory=SmoothnessConfig)
+    """Penalties on different actions at neighbouring observations."""
     goal_selection_strategy: GoalSelection = "none"
     """Where goals are wanted: learn in hindsight of goals that the episode reached, and of which."""
     n_sampled_goal: int = 4
@@ -113,11 +115,13 @@ def make_policy(spec: EnvSpec, config: TD3Config, generator: torch.Generator) ->
     """Build TD3's policy for an environment.
 
     Raises:
-        ConfigError: the actions are discrete.
+        ConfigError: there are choices among the actions.
     """
-    if not isinstance(spec.action, BoxAction):
-        raise ConfigError(f"TD3 needs real-valued actions and {spec.id} has discrete ones: use dqn")
-    encoder = make_encoder(spec.obs, spec.policy_groups, config.normalize_obs, config.memory, generator, stored=True)
+    require_action(spec, BoxAction, "TD3")
+    require_smoothness(config.smoothness, spec, memory=config.memory.used, n_steps=config.n_steps)
+    encoder = make_encoder(
+        spec.obs, spec.policy_groups, config.normalize_obs, config.memory, generator, IMAGE_ENCODER, stored=True
+    )
     trunk = make_trunk(policy_network(config), encoder.out_dim, generator)
     return DeterministicPolicy(
         spec,
@@ -155,17 +159,19 @@ class TD3:
         init = streams.torch("init")
         policy = make_policy(spec, c, init).to(device)
         critics = Critics(spec, c.n_critics, 1, critic_network(c), c.normalize_obs, c.memory, init).to(device)
+        share_images(policy.encoder, critics)
+        target_policy, target_critics = copy.deepcopy((policy, critics))
         self.state = TD3State(
             policy=policy,
             critics=critics,
-            target_policy=copy.deepcopy(policy).requires_grad_(False),
-            target_critics=copy.deepcopy(critics).requires_grad_(False),
-            policy_optimizer=Optimizer(policy.parameters(), c.learning_rate),
+            target_policy=target_policy.requires_grad_(False),
+            target_critics=target_critics.requires_grad_(False),
+            policy_optimizer=Optimizer(parameters_besides(policy, critics), c.learning_rate),
             critic_optimizer=Optimizer(critics.parameters(), c.critic_learning_rate or c.learning_rate),
             noise=streams.torch("update", device),
         )
-        self._policy_target = flatten_parameters(self.state.target_policy.parameters())
-        self._critic_target = flatten_parameters(self.state.target_critics.parameters())
+        self._policy_target = flatten_parameters(parameters_besides(target_policy, target_critics))
+        self._critic_target = flatten_parameters(target_critics.parameters())
         self._side_by_side = SideBySide(threads if device == "cpu" else 1)
         self._critic_gradient = Recorded(self._compute_critic_gradient, c.hidden_precision)
         self._policy_gradient = Recorded(self._compute_policy_gradient, c.hidden_precision)
@@ -198,8 +204,10 @@ class TD3:
         s.gradient_steps += 1
         if s.gradient_steps % self.config.policy_delay:
             return self._step_critics(self._critic_gradient(columns))
+        neighbours = draw_neighbours(self.config.smoothness, s.policy.encoder.normalize, columns, s.noise)
+        acting = tree_join(obs=batch.obs) | neighbours
         critics, policy = self._side_by_side(
-            lambda: self._critic_gradient(columns), lambda: self._policy_gradient(tree_join(obs=batch.obs))
+            lambda: self._critic_gradient(columns), lambda: self._policy_gradient(acting)
         )
         metrics = self._step_critics(critics)
         s.policy_optimizer.step(policy.pop("gradient"), policy["grad_norm"])
@@ -220,7 +228,7 @@ class TD3:
         """Return the gradient of the critics' loss towards the target of clipped double Q-learning."""
         c, s = self.config, self.state
         with torch.no_grad():
-            next_obs = tree_part(data, "next_obs")
+            next_obs = s.target_critics.see(tree_part(data, "next_obs"))
             noise = c.target_policy_noise * data["next_noise"]
             next_action = losses.smoothed_action(s.target_policy.action(next_obs), noise, c.target_noise_clip)
             next_values = losses.lowest(s.target_critics(next_obs, next_action))
@@ -233,9 +241,11 @@ class TD3:
     def _compute_policy_gradient(self, data: Tree) -> dict[str, Tensor]:
         """Return the gradient of the first critic's value of the policy's actions, which is to grow."""
         s = self.state
-        obs = tree_part(data, "obs")
+        obs = s.critics.see(tree_part(data, "obs"))
         action, statistics = s.policy.learn(obs)
         loss = -s.critics(obs, action, which=torch.zeros(1, dtype=torch.int64, device=action.device)).mean()
+        if self.config.smoothness.used:
+            loss = loss + smoothness_loss(self.config.smoothness, s.policy, data)
         return {**s.policy_optimizer.gradient(loss), "statistics": statistics, "policy_loss": loss.detach()}
 
     def update_normalizers(self, obs: Obs, valid: Tensor) -> None:

@@ -46,6 +46,7 @@ class Renderer:
         camera: name of a camera of the model, or where to put one; native environments only.
         quick: leave out shadows, reflections, the sky and smooth edges: for small pictures that a policy sees, about
             two thousand a second; native environments only.
+        even: light everything from everywhere, so that small things show their own colours; native environments only.
 
     Raises:
         ConfigError: if there is no such camera.
@@ -61,6 +62,7 @@ class Renderer:
         height: int = 480,
         camera: str | View | None = None,
         quick: bool = False,
+        even: bool = False,
     ) -> None:
         _render_without_a_screen()
         self._env = env
@@ -86,6 +88,9 @@ class Renderer:
         model.vis.quality.shadowsize = min(2048, model.vis.quality.shadowsize)
         if quick:
             model.vis.quality.offsamples, model.vis.quality.numslices, model.vis.quality.numstacks = 0, 12, 8
+        if even:
+            light = model.vis.headlight
+            light.ambient[:], light.diffuse[:], light.specular[:] = 0.8, 0.2, 0.0
         self._model, self._data = model, mujoco.MjData(model)
         self._camera = _choose_camera(model, camera)
         try:

@@ -11,8 +11,12 @@ from torch.func import functional_call
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec
 from habilis.core.tree import tree_map
 from habilis.core.types import Obs
+from habilis.nn.encoder import ImageEncoderKind
 from habilis.nn.memory import Encoder, MemoryConfig, make_encoder, single
 from habilis.nn.network import NetworkConfig, make_ensemble
+
+IMAGE_ENCODER: ImageEncoderKind = "drq"
+"""By what critics of actions see images, and policies with them."""
 
 
 def share_images(policy: Encoder, critics: Critics | ChoiceCritics) -> None:
@@ -50,7 +54,7 @@ class Critics(nn.Module):
     ) -> None:
         super().__init__()
         assert isinstance(spec.action, BoxAction)
-        self.encoder = make_encoder(spec.obs, spec.critic_groups, normalize_obs, memory, generator)
+        self.encoder = make_encoder(spec.obs, spec.critic_groups, normalize_obs, memory, generator, IMAGE_ENCODER)
         self.q = make_ensemble(network, copies, self.encoder.out_dim + spec.action.dim, outputs, generator)
 
     def forward(self, obs: Obs, action: Tensor, noise: Tensor | None = None, which: Tensor | None = None) -> Tensor:
@@ -106,7 +110,7 @@ class ChoiceCritics(nn.Module):
     ) -> None:
         super().__init__()
         assert isinstance(spec.action, DiscreteAction)
-        self.encoder = make_encoder(spec.obs, spec.critic_groups, normalize_obs, memory, generator)
+        self.encoder = make_encoder(spec.obs, spec.critic_groups, normalize_obs, memory, generator, IMAGE_ENCODER)
         self.q = make_ensemble(network, copies, self.encoder.out_dim, spec.action.n, generator)
 
     def forward(self, obs: Obs) -> Tensor:

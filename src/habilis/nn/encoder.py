@@ -15,7 +15,7 @@ from habilis.core.types import Obs
 from habilis.nn.init import conv, linear
 from habilis.nn.normalizer import RunningNorm
 
-ImageEncoderKind = Literal["nature", "impala"]
+ImageEncoderKind = Literal["nature", "impala", "drq"]
 """The convolutional networks that an `ImageEncoder` can be."""
 
 NATURE_LAYERS = {
@@ -33,27 +33,30 @@ class ImageEncoder(nn.Module):
     "nature" is the network of Mnih et al. (2015), 512 features; images of fewer than 36 pixels a side, which its
     kernels do not fit, get kernels of 3 (`NATURE_LAYERS`). "impala" is the large network of Espeholt et al. (2018,
     figure 3) without its memory, 256 features: three stages of a convolution, pooling and two residual blocks, for
-    images of any size.
+    images of any size. "drq" is in the manner of DrQ-v2 (Yarats et al. 2022), 50 features between -1 and 1 from a layer
+    that normalises them, which critics of actions learn from much sooner; three strides in place of its one make it a
+    fifth of the work.
     """
 
     def __init__(self, group: ObsGroup, kind: ImageEncoderKind, generator: torch.Generator) -> None:
         super().__init__()
         self.channels_last = group.channel_axis == -1
         channels, *size = (group.shape[2], *group.shape[:2]) if self.channels_last else group.shape
-        self.out_dim = 512 if kind == "nature" else 256
-        build = _nature if kind == "nature" else _impala
+        build, self.out_dim = {"nature": (_nature, 512), "impala": (_impala, 256), "drq": (_drq, 50)}[kind]
         layers, features = build(channels, size, generator)
         self.convolutions = nn.Sequential(*layers)
         self.project = linear(features, self.out_dim, generator, gain=math.sqrt(2))
+        self.out = nn.Sequential(nn.LayerNorm(self.out_dim), nn.Tanh()) if kind == "drq" else nn.ReLU()
 
     def forward(self, image: Tensor) -> Tensor:
         """Encode images with any leading axes."""
-        x = image.flatten(0, -4).to(self.project.weight.dtype) / 255
+        # in place: memory for a second copy of a batch of floats takes longer to get than the division
+        x = image.flatten(0, -4).to(self.project.weight.dtype).div_(255)
         if self.channels_last:
             x = x.movedim(-1, -3)
         # the layout in memory that processors convolve fastest, whatever the order of the axes
         x = x.contiguous(memory_format=torch.channels_last)
-        features: Tensor = torch.relu(self.project(self.convolutions(x).flatten(1)))
+        features: Tensor = self.out(self.project(self.convolutions(x).flatten(1)))
         return features.view(*image.shape[:-3], self.out_dim)
 
 
@@ -104,6 +107,19 @@ def _impala(channels: int, size: Sequence[int], generator: torch.Generator) -> t
         layers.append(ImpalaStage(channels, out, generator))
         channels, size = out, [-(-side // 2) for side in size]
     return [*layers, nn.ReLU()], channels * math.prod(size)
+
+
+def _drq(channels: int, size: Sequence[int], generator: torch.Generator) -> tuple[list[nn.Module], int]:
+    """Return the layers of the network "drq" and the number of features that come out."""
+    if min(size) < 15:
+        raise ConfigError(
+            f'an image of {" x ".join(map(str, size))} pixels is too small for the image encoder "drq", which needs 15'
+        )
+    layers: list[nn.Module] = []
+    for _ in range(3):
+        layers += [conv(channels, 32, 3, generator, stride=2, gain=math.sqrt(2)), nn.ReLU()]
+        channels, size = 32, [(side - 3) // 2 + 1 for side in size]
+    return layers, channels * math.prod(size)
 
 
 class ObsEncoder(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from habilis.core.specs import BoxAction, EnvSpec, require_action
+from habilis.nn.critics import IMAGE_ENCODER
 from habilis.nn.heads import SquashedGaussianHead, make_sde
 from habilis.nn.memory import make_encoder
 from habilis.nn.network import make_trunk, policy_network
@@ -27,7 +28,9 @@ def make_policy(spec: EnvSpec, config: Any, generator: torch.Generator) -> Stoch
     assert isinstance(spec.action, BoxAction)
     c = config
     require_smoothness(c.smoothness, spec, memory=c.memory.used, n_steps=c.n_steps)
-    encoder = make_encoder(spec.obs, spec.policy_groups, c.normalize_obs, c.memory, generator, stored=True)
+    encoder = make_encoder(
+        spec.obs, spec.policy_groups, c.normalize_obs, c.memory, generator, IMAGE_ENCODER, stored=True
+    )
     trunk = make_trunk(policy_network(c), encoder.out_dim, generator)
     sde = make_sde(trunk.out_dim, spec.action.dim, SDE_STD, c)
     head = SquashedGaussianHead(trunk.out_dim, spec.action.dim, generator, sde)

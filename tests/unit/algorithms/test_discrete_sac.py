@@ -90,7 +90,7 @@ def test_asymmetric_critics(lab):
 
 @pytest.mark.parametrize("action", ["box", "choices"])
 def test_what_is_not_one_choice_is_refused(lab, action):
-    with pytest.raises(ConfigError, match="one choice among several, which toy has not: use sac or ppo"):
+    with pytest.raises(ConfigError, match="discrete_sac needs one choice among several and toy has"):
         lab.discrete_sac(lab.env(action=action))
 
 

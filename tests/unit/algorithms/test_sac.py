@@ -254,7 +254,7 @@ def test_images(lab):
 
 
 def test_choices_are_refused(lab):
-    with pytest.raises(ConfigError, match="toy has discrete ones: use discrete_sac"):
+    with pytest.raises(ConfigError, match="SAC needs real-valued actions and toy has one choice"):
         lab.sac(lab.env(action="choice"))
 
 

@@ -181,7 +181,7 @@ def test_images(lab):
 
 
 def test_choices_are_refused(lab):
-    with pytest.raises(ConfigError, match="toy has discrete ones: use dqn"):
+    with pytest.raises(ConfigError, match="TD3 needs real-valued actions and toy has one choice"):
         lab.td3(lab.env(action="choice"))
 
 

@@ -131,7 +131,7 @@ class NativeMujocoEnv:
         self._pictures = np.zeros((num_envs, side, side, 3), dtype=np.uint8)
         self._renderer: Renderer | None = None
         if pixels is not None:
-            self._renderer = Renderer(self, width=side, height=side, camera=pixels.camera, quick=True)
+            self._renderer = Renderer(self, width=side, height=side, camera=pixels.camera, quick=True, even=True)
         self._begin(np.arange(num_envs))
         state, picture = ObsGroup((self._obs.shape[1],)), ObsGroup((side, side, 3), "uint8")
         low, high = model.actuator_ctrlrange.astype(np.float32).T
