@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from habilis.core.specs import ActionSpec, action_parts
+from habilis.core.specs import ActionSpec, HybridAction, action_parts
 from habilis.core.tree import Tree
 from habilis.policies.action_filter import PLAIN, ActionConfig, ActionFilter
 
@@ -29,18 +29,16 @@ class ActionMap(nn.Module):
 
     def __init__(self, spec: ActionSpec, config: ActionConfig = PLAIN, *, squash: bool = False) -> None:
         super().__init__()
-        box, choices = action_parts(spec)
+        box, _ = action_parts(spec)
         self.values = 0 if box is None else box.dim
         self.squash = squash
-        count = 0 if choices is None or box is None else len(choices.nvec)
-        self.filter = ActionFilter(config, self.values, count) if config.remembers else None
+        choices = len(spec.choices.nvec) if isinstance(spec, HybridAction) else 0
+        self.filter = ActionFilter(config, self.values, choices) if config.remembers else None
         if box is None:
             return
         # choices that stand beside real values are like values without bounds
-        low, high = (
-            np.pad(b.astype(np.float64), (0, count), constant_values=s)
-            for b, s in ((box.low, -np.inf), (box.high, np.inf))
-        )
+        low = np.pad(box.low.astype(np.float64), (0, choices), constant_values=-np.inf)
+        high = np.pad(box.high.astype(np.float64), (0, choices), constant_values=np.inf)
         bounded = np.isfinite(low) & np.isfinite(high)
         # infinities are left out before the arithmetic, not after it, so that none is subtracted from another
         finite_low, finite_high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
