@@ -312,6 +312,21 @@ SUITES.add(
         ),
         Case(
             algorithm="sac",
+            label="sac with gru",
+            env="habilis/PendulumNoVelocity-v0",
+            total_timesteps=20_000,
+            goals=(Goal(-180),),
+            reference="four fifths of -144, ours with velocities",
+        ),
+        Case(
+            algorithm="sac",
+            label="sac without memory",
+            env="habilis/PendulumNoVelocity-v0",
+            total_timesteps=20_000,
+            overrides={"algo.memory.kind": "none"},
+        ),
+        Case(
+            algorithm="sac",
             env="FetchReach-v4",
             total_timesteps=20_000,
             goals=(Goal(1.0, "success_rate"),),

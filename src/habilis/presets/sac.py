@@ -42,6 +42,14 @@ _GOAL: Mapping[str, Any] = {
 
 _SAC: Mapping[str, Mapping[str, Any]] = {
     "Pendulum-v1": _PENDULUM,
+    # how fast it turns is the difference of two angles: a short window shows it
+    "habilis/PendulumNoVelocity-v0": {
+        **_PENDULUM,
+        "algo.batch_size": 128,
+        "algo.memory.kind": "gru",
+        "algo.memory.size": 64,
+        "algo.memory.window": 8,
+    },
     **dict.fromkeys(MUJOCO, _MUJOCO),
     # angles of a tenth beside speeds of ten are one size once normalised; and what a hopper has learnt by the end it
     # may lose again within a few thousand steps, unless these become small
