@@ -58,6 +58,11 @@ class EnvPoolVecEnv:
         self._seed: int | None = seed
         self._pool = self._make(seed)
         self._to_obs = ObsLayout(self._pool.observation_space)
+        if self._pool.action_space.shape is None:
+            raise EnvError(
+                f"{id} of EnvPool takes actions of several parts, and EnvPool tells no order of them: "
+                "take the environment from Gymnasium"
+            )
         self._to_action = ActionLayout(self._pool.action_space)
         self._to_info = InfoTable(num_envs)
         action_shape = list(self._pool.spec.action_array_spec.values())[-1].shape
