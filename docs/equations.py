@@ -7,7 +7,7 @@ from typing import Any
 
 from latex2mathml.converter import convert
 
-CODE_OR_MATH = re.compile(r"(?P<code>```.*?```|`[^`\n]*`)|\$(?P<math>[^$\n]+)\$", re.DOTALL)
+CODE_OR_MATH = re.compile(r"(?P<code>```.*?```|`[^`\n]*`)|\$\$(?P<block>[^$]+)\$\$|\$(?P<inline>[^$\n]+)\$", re.DOTALL)
 MARKDOWN = str.maketrans({mark: f"&#{ord(mark)};" for mark in "|_*`\\"})
 """What Markdown would read as its own within a table or a paragraph."""
 
@@ -18,4 +18,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 
 def _convert(found: re.Match[str]) -> str:
-    return found["code"] or convert(found["math"]).translate(MARKDOWN)
+    if found["code"]:
+        return found[0]
+    block = found["block"]
+    return convert(block or found["inline"], "block" if block else "inline").translate(MARKDOWN)
