@@ -21,4 +21,4 @@ def _convert(found: re.Match[str]) -> str:
     if found["code"]:
         return found[0]
     block = found["block"]
-    return convert(block or found["inline"], "block" if block else "inline").translate(MARKDOWN)
+    return convert(block or found["inline"], display="block" if block else "inline").translate(MARKDOWN)
