@@ -18,6 +18,9 @@ _MUJOCO: Mapping[str, Any] = {
 }
 """The native MuJoCo tasks."""
 
+_GRU: Mapping[str, Any] = {"algo.memory.kind": "gru", "algo.memory.size": 64, "algo.memory.window": 16}
+"""Of which a minibatch holds whole windows."""
+
 PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "CartPole-v1": {
         "total_timesteps": 50_000,
@@ -53,6 +56,26 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
         )
     },
     "HalfCheetah-v5": {**_MUJOCO, "algo.init_std": 0.6},
+    # the values of rewards as large as -16 would take most of a gradient that is clipped as one
+    "habilis/PendulumNoVelocity-v0": {
+        **_GRU,
+        "total_timesteps": 200_000,
+        "num_envs": 8,
+        "algo.n_steps": 256,
+        "algo.batch_size": 128,
+        "algo.learning_rate": 2e-3,
+        "algo.learning_rate_schedule": "linear",
+        "algo.gamma": 0.9,
+        "algo.max_grad_norm": 1.0,
+    },
+    "habilis/InvertedPendulumNoVelocity-v0": {
+        **_MUJOCO,
+        **_GRU,
+        "total_timesteps": 100_000,
+        "algo.batch_size": 256,
+        "algo.learning_rate": 1e-3,
+    },
+    "habilis/HopperNoVelocity-v0": {**_MUJOCO, **_GRU, "algo.batch_size": 256, "algo.learning_rate": 1e-3},
     # many short rollouts of many robots; the rewards are of order one as they are
     "habilis/QuadrupedWalk-v0": {
         "total_timesteps": 2_000_000,
