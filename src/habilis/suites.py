@@ -344,10 +344,21 @@ SUITES.add(
         ),
         Case(
             algorithm="sac",
-            label="sac without memory",
-            env="habilis/PendulumNoVelocity-v0",
-            total_timesteps=20_000,
-            overrides={"algo.memory.kind": "none"},
+            label="sac with gru",
+            env="habilis/InvertedPendulumNoVelocity-v0",
+            total_timesteps=12_000,
+            goals=(Goal(800),),
+            reference="four fifths of 1000, with velocities",
+        ),
+        *(
+            Case(
+                algorithm="sac",
+                label="sac without memory",
+                env=f"habilis/{name}NoVelocity-v0",
+                total_timesteps=steps,
+                overrides={"algo.memory.kind": "none"},
+            )
+            for name, steps in (("Pendulum", 20_000), ("InvertedPendulum", 12_000))
         ),
         *_without_velocities("Pendulum", 200_000, -250, "four fifths of -200, which it reaches with velocities"),
         *_without_velocities("InvertedPendulum", 100_000, 800, "four fifths of 1000"),

@@ -29,6 +29,14 @@ _MUJOCO: Mapping[str, Any] = {**_WARM_UP, "algo.learning_rate": 5e-4, "algo.crit
 
 _PENDULUM: Mapping[str, Any] = {"total_timesteps": 20_000, "algo.learning_rate": 1e-3, "algo.learning_starts": 100}
 
+_MEMORY: Mapping[str, Any] = {
+    "algo.batch_size": 128,
+    "algo.memory.kind": "gru",
+    "algo.memory.size": 64,
+    "algo.memory.window": 8,
+}
+"""A velocity is the difference of two positions: a short window shows it."""
+
 _GOAL: Mapping[str, Any] = {
     "matmul_precision": "highest",
     "algo.goal_selection_strategy": "future",
@@ -42,13 +50,12 @@ _GOAL: Mapping[str, Any] = {
 
 _SAC: Mapping[str, Mapping[str, Any]] = {
     "Pendulum-v1": _PENDULUM,
-    # how fast it turns is the difference of two angles: a short window shows it
-    "habilis/PendulumNoVelocity-v0": {
+    "habilis/PendulumNoVelocity-v0": {**_PENDULUM, **_MEMORY},
+    "habilis/InvertedPendulumNoVelocity-v0": {
         **_PENDULUM,
-        "algo.batch_size": 128,
-        "algo.memory.kind": "gru",
-        "algo.memory.size": 64,
-        "algo.memory.window": 8,
+        **_MEMORY,
+        "total_timesteps": 12_000,
+        "algo.learning_starts": 500,
     },
     **dict.fromkeys(MUJOCO, _MUJOCO),
     # angles of a tenth beside speeds of ten are one size once normalised; and what a hopper has learnt by the end it
