@@ -90,6 +90,7 @@ SMALL["discrete_sac"] = SMALL["sac"] | {"algo.target_entropy_ratio": 0.5}
 SMALL |= dict.fromkeys(SAC_NAMES, SMALL["sac"] | {"algo.critic_hidden": [16], "algo.policy_delay": 3})
 SMALL["sac"] = SMALL["sac"] | {"algo.policy_delay": 1}
 SMALL |= dict.fromkeys(TD3_NAMES, SMALL["sac"] | {"algo.policy_delay": 2})
+SMALL["fast_td3"] |= {"algo.critic_hidden": [16], "algo.action_noise": "ornstein_uhlenbeck"}
 SMALL["ddpg"] = SMALL["ddpg"] | {"algo.policy_delay": 1, "algo.action_noise": "ornstein_uhlenbeck"}
 
 EXACT = dict.fromkeys(SMALL, ("HalfCheetah-v5", "habilis/QuadrupedWalk-v0", "probe/IdentityContinuous-v0"))
@@ -156,6 +157,26 @@ ACTING: dict[tuple[str, str], dict[str, Any]] = {
 for _name, _env in ACTING:
     EXACT[_name] += (_env,)
 
+_PIXELS: dict[str, Any] = {"env_kwargs": {"pixels": 20}, "frame_stack": 2, "algo.n_steps": 1}
+SEEING: dict[tuple[str, str], dict[str, Any]] = {
+    ("td3", "habilis/ReacherPixels-v0"): {**_PIXELS, "plugins": {"random_shift": {"pad": 1}, "contrastive": {}}},
+    ("sac", "habilis/HopperPixels-v0"): {
+        **_PIXELS,
+        "algo.memory.kind": "gru",
+        "algo.memory.window": 4,
+        "plugins": {"random_shift": {}, "next_state_prediction": {"hidden": 8}},
+    },
+    ("ppo", "habilis/ReacherPixels-v0"): {
+        "env_kwargs": {"pixels": 20},
+        "plugins": {"reconstruction": {"batch_size": 16}, "contrastive": {"batch_size": 20}},
+    },
+    ("dqn", "habilis/Catch-v0"): {"plugins": {"random_shift": {"pad": 1}, "reconstruction": {}}},
+    ("discrete_sac", "habilis/Catch-v0"): {"plugins": {"next_state_prediction": {}}},
+}
+"""What is seen, and the plugins that help to see, each of them in one case at least."""
+for _name, _env in SEEING:
+    EXACT[_name] += (_env,)
+
 INEXACT = {"a3c"}
 """Algorithms that are outside the promise of exact resumption, and of the same bits from the same seed."""
 
@@ -169,6 +190,7 @@ SPECIAL: dict[tuple[str, str], dict[str, Any]] = {
     **{case: {"algo.goal_selection_strategy": strategy} for case, strategy in HINDSIGHT.items()},
     **MEMORY,
     **ACTING,
+    **SEEING,
 }
 """What an algorithm needs in one environment."""
 

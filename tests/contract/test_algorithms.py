@@ -13,12 +13,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cases import EXACT, FRESH, INEXACT, MEMORY, SMALL, fingerprint, iterate, save, small_config, small_trainer
+from cases import EXACT, FRESH, INEXACT, MEMORY, SEEING, SMALL, fingerprint, iterate, save, small_config, small_trainer
 
 from habilis.build import ALGORITHMS
 from habilis.checkpoint import load_checkpoint
 from habilis.core.config import override, to_dict
 from habilis.core.specs import BoxAction, spec_from_dict, spec_to_dict
+from habilis.plugins import PLUGINS
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import inexactness, restore
 
@@ -29,6 +30,10 @@ ENVS = [(algorithm, env) for algorithm in REPEATABLE for env in EXACT[algorithm]
 
 def test_every_algorithm_is_tested() -> None:
     assert set(ALL) == set(SMALL)
+
+
+def test_every_plugin_is_tested() -> None:
+    assert {name for settings in SEEING.values() for name in settings["plugins"]} == set(PLUGINS)
 
 
 @pytest.mark.parametrize(("algorithm", "env"), ENVS)

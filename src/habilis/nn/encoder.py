@@ -114,14 +114,15 @@ def _impala(channels: int, size: Sequence[int], generator: torch.Generator) -> t
 
 def _drq(channels: int, size: Sequence[int], generator: torch.Generator) -> tuple[list[nn.Module], int]:
     """Return the layers of the network "drq" and the number of features that come out."""
-    if min(size) < 15:
+    if min(size) < 7:
         raise ConfigError(
-            f'an image of {" x ".join(map(str, size))} pixels is too small for the image encoder "drq", which needs 15'
+            f'an image of {" x ".join(map(str, size))} pixels is too small for the image encoder "drq", which needs 7'
         )
+    stride = 2 if min(size) >= 15 else 1
     layers: list[nn.Module] = []
     for out in (16, 32, 32):
-        layers += [conv(channels, out, 3, generator, stride=2, gain=math.sqrt(2)), nn.ReLU()]
-        channels, size = out, [(side - 3) // 2 + 1 for side in size]
+        layers += [conv(channels, out, 3, generator, stride=stride, gain=math.sqrt(2)), nn.ReLU()]
+        channels, size = out, [(side - 3) // stride + 1 for side in size]
     return layers, channels * math.prod(size)
 
 
