@@ -347,6 +347,26 @@ ACTOR_CRITICS: Mapping[str, tuple[str, Any, Mapping[str, Any]]] = {
         TD3,
         {"n_critics": 1, "policy_delay": 1, "target_policy_noise": 0.0},
     ),
+    "fast_td3": (
+        "TD3 with distributions of returns, for many environments and large batches (Seo et al. 2025)",
+        TD3,
+        {
+            "n_atoms": 101,
+            "v_min": -250.0,
+            "v_max": 250.0,
+            "action_noise_std": 0.4,
+            "action_noise_std_min": 0.001,
+            "target_policy_noise": 0.1,
+            "learning_rate": 3e-4,
+            "weight_decay": 0.1,
+            "batch_size": 2048,
+            "gradient_steps": 2,
+            "tau": 0.1,
+            "normalize_obs": True,
+            "hidden": (256, 128, 64),
+            "critic_hidden": (512, 256, 128),
+        },
+    ),
 }
 """Algorithms with critics of actions that learn from replay: title, what they are made of, and hyper-parameters."""
 

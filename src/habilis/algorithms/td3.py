@@ -2,9 +2,10 @@
 
 The algorithm alone: networks, losses (from `functional/losses.py`) and one update over a batch of transitions. The
 loop that collects and replays is `training/off_policy.py`. With one critic, no delay and no target noise it is deep
-deterministic policy gradient (Lillicrap et al. 2016, arXiv 1509.02971). Deviations from the papers: the policy's
-gradient is taken at the critics before their step, so that both gradients can be computed side by side; any number of
-critics; n-step targets if asked for; policy and critic may read different observation groups.
+deterministic policy gradient (Lillicrap et al. 2016, arXiv 1509.02971); with distributions of returns, noise of each
+environment's own and large batches it is FastTD3 (Seo et al. 2025, arXiv 2505.22642). Deviations from the papers: the
+policy's gradient is taken at the critics before their step, so that both gradients can be computed side by side; any
+number of critics; n-step targets if asked for; policy and critic may read different observation groups.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional import losses
+from habilis.functional.value_losses import categorical_projection
 from habilis.nn.critics import IMAGE_ENCODER, Critics, share_images
 from habilis.nn.memory import MemoryConfig, make_encoder
 from habilis.nn.mlp import Activation
@@ -44,6 +46,8 @@ class TD3Config:
     """Adam's step size for the policy."""
     critic_learning_rate: float | None = None
     """Adam's step size for the critics; None: as `learning_rate`."""
+    weight_decay: float = 0.0
+    """Share of each parameter, times the step size, that a step takes away (AdamW)."""
     learning_rate_schedule: Schedule = "constant"
     """Course of every step size over the run."""
     buffer_size: int = 1_000_000
@@ -64,6 +68,12 @@ class TD3Config:
     """How far the targets move towards the networks at each step of the policy."""
     n_critics: int = 2
     """Critics, of which the target takes the minimum."""
+    n_atoms: int = 1
+    """Atoms of the distribution of returns that each critic learns (C51); 1: its mean alone."""
+    v_min: float = -10.0
+    """First atom: the least discounted return."""
+    v_max: float = 10.0
+    """Last atom: the greatest discounted return."""
     policy_delay: int = 2
     """Steps of the critics for each of the policy and the targets."""
     target_policy_noise: float = 0.2
@@ -74,6 +84,8 @@ class TD3Config:
     """Noise by which the policy explores: independent from step to step, or an Ornstein-Uhlenbeck process."""
     action_noise_std: float = 0.1
     """Its standard deviation, or that of its change in a step, in units of half the action range."""
+    action_noise_std_min: float | None = None
+    """Where given, each environment draws that deviation anew for each episode, from here to `action_noise_std`."""
     action_noise_theta: float = 0.15
     """Share of an Ornstein-Uhlenbeck noise that is lost in a step."""
     action: ActionConfig = field(default_factory=ActionConfig)
@@ -103,10 +115,13 @@ class TD3Config:
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "critic_learning_rate", "batch_size", "train_freq", "n_steps")
-        require_positive(self, "n_critics", "policy_delay")
+        require_positive(self, "n_critics", "policy_delay", "n_atoms", "action_noise_std_min")
+        require(self.v_min < self.v_max, f"v_min must be less than v_max, got {self.v_min} and {self.v_max}")
+        least, std = self.action_noise_std_min, self.action_noise_std
+        require(least is None or least <= std, f"action_noise_std_min must be at most {std}, got {least}")
         require_replay(self)
         require_fractions(self, "gamma", "tau", "action_noise_theta")
-        for name in ("target_policy_noise", "target_noise_clip", "action_noise_std"):
+        for name in ("target_policy_noise", "target_noise_clip", "action_noise_std", "weight_decay"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         critic_network(self)  # says what does not go together
 
@@ -130,6 +145,7 @@ def make_policy(spec: EnvSpec, config: TD3Config, generator: torch.Generator) ->
         generator,
         action_noise=config.action_noise,
         std=config.action_noise_std,
+        std_min=config.action_noise_std_min,
         theta=config.action_noise_theta,
         action=config.action,
     )
@@ -158,7 +174,7 @@ class TD3:
         self.config = c = config
         init = streams.torch("init")
         policy = make_policy(spec, c, init).to(device)
-        critics = Critics(spec, c.n_critics, 1, critic_network(c), c.normalize_obs, c.memory, init).to(device)
+        critics = Critics(spec, c.n_critics, c.n_atoms, critic_network(c), c.normalize_obs, c.memory, init).to(device)
         share_images(policy.encoder, critics)
         target_policy, target_critics = copy.deepcopy((policy, critics))
         self.state = TD3State(
@@ -166,8 +182,12 @@ class TD3:
             critics=critics,
             target_policy=target_policy.requires_grad_(False),
             target_critics=target_critics.requires_grad_(False),
-            policy_optimizer=Optimizer(parameters_besides(policy, critics), c.learning_rate),
-            critic_optimizer=Optimizer(critics.parameters(), c.critic_learning_rate or c.learning_rate),
+            policy_optimizer=Optimizer(
+                parameters_besides(policy, critics), c.learning_rate, weight_decay=c.weight_decay
+            ),
+            critic_optimizer=Optimizer(
+                critics.parameters(), c.critic_learning_rate or c.learning_rate, weight_decay=c.weight_decay
+            ),
             noise=streams.torch("update", device),
         )
         self._policy_target = flatten_parameters(parameters_besides(target_policy, target_critics))
@@ -191,10 +211,22 @@ class TD3:
         """Gradient steps left out because the gradient was not finite, by what was learnt."""
         return {"policy": self.state.policy_optimizer.skipped, "critics": self.state.critic_optimizer.skipped}
 
+    @property
+    def _atoms(self) -> Tensor:
+        return torch.linspace(self.config.v_min, self.config.v_max, self.config.n_atoms, device=self.state.noise.device)
+
     def anneal(self, progress: float, episodes: int) -> None:
         """Set the step sizes for the progress of the run, 0 to 1."""
         for optimizer in (self.state.policy_optimizer, self.state.critic_optimizer):
             optimizer.anneal(self.config.learning_rate_schedule, progress)
+
+    def q_values(self, obs: Obs, action: Tensor, which: Tensor | None = None) -> Tensor:
+        """Return the mean returns `[critics, B]` that the critics expect; arguments as of `Critics`."""
+        return self._means(self.state.critics(obs, action, which=which))
+
+    def _means(self, values: Tensor) -> Tensor:
+        """Return the means of what critics say, `[critics, B, K]` to `[critics, B]`."""
+        return values.squeeze(-1) if self.config.n_atoms == 1 else losses.expected_return(values, self._atoms)
 
     def update(self, batch: TransitionBatch) -> Metrics:
         """Take one gradient step on the critics and, every `policy_delay` of them, on the policy; move the targets."""
@@ -231,11 +263,15 @@ class TD3:
             next_obs = s.target_critics.see(tree_part(data, "next_obs"))
             noise = c.target_policy_noise * data["next_noise"]
             next_action = losses.smoothed_action(s.target_policy.action(next_obs), noise, c.target_noise_clip)
-            next_values = losses.lowest(s.target_critics(next_obs, next_action))
-            target = losses.q_target(data["reward"], data["terminated"], data["discount"], next_values)
+            next_values = s.target_critics(next_obs, next_action)
+            following = losses.lowest(next_values) if c.n_atoms == 1 else self._atoms
+            target = losses.q_target(data["reward"], data["terminated"], data["discount"], following)
+            if c.n_atoms > 1:
+                probs = losses.lowest_distribution(next_values, self._atoms)
+                target = categorical_projection(self._atoms, target, probs)
         values, statistics = s.critics.learn(tree_part(data, "obs"), data["action"])
-        loss = losses.critic_loss(values, target)
-        scalars = {"critic_loss": loss.detach(), "q_mean": values.detach().mean()}
+        loss = (losses.critic_loss if c.n_atoms == 1 else losses.categorical_critic_loss)(values, target)
+        scalars = {"critic_loss": loss.detach(), "q_mean": self._means(values.detach()).mean()}
         return {**s.critic_optimizer.gradient(loss), "statistics": statistics, **scalars}
 
     def _compute_policy_gradient(self, data: Tree) -> dict[str, Tensor]:
@@ -243,7 +279,7 @@ class TD3:
         s = self.state
         obs = s.critics.see(tree_part(data, "obs"))
         action, statistics = s.policy.learn(obs)
-        loss = -s.critics(obs, action, which=torch.zeros(1, dtype=torch.int64, device=action.device)).mean()
+        loss = -self.q_values(obs, action, which=torch.zeros(1, dtype=torch.int64, device=action.device)).mean()
         if self.config.smoothness.used:
             loss = loss + smoothness_loss(self.config.smoothness, s.policy, data)
         return {**s.policy_optimizer.gradient(loss), "statistics": statistics, "policy_loss": loss.detach()}

@@ -1,4 +1,4 @@
-"""Adam and RMSProp over the parameters of some modules, held as one vector.
+"""Adam, AdamW and RMSProp over the parameters of some modules, held as one vector.
 
 The parameters become views of one flat tensor, so that clipping, the optimiser's step and Polyak averaging are one
 operation each however many layers there are, and gradients are taken for exactly these parameters: no other network
@@ -61,6 +61,8 @@ class Optimizer:
         max_grad_norm: largest Euclidean norm of the gradient; None for no clipping.
         kind: Adam (Kingma and Ba 2015), or RMSProp (Tieleman and Hinton 2012), not centred and without momentum.
         beta1: share of Adam's mean gradient that a step keeps.
+        weight_decay: share of each parameter, times the step size, that a step of Adam takes away besides (AdamW,
+            Loshchilov and Hutter 2019).
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Optimizer:
         max_grad_norm: float | None = None,
         kind: OptimizerKind = "adam",
         beta1: float = 0.9,
+        weight_decay: float = 0.0,
     ) -> None:
         self.kind = kind
         self.parameters = list(parameters)
@@ -81,6 +84,7 @@ class Optimizer:
         self.skipped = torch.zeros((), device=self.flat.device)
         self.eps = eps
         self.beta1 = beta1
+        self.weight_decay = weight_decay
         self._first_rate = learning_rate
         names = ("exp_avg", "exp_avg_sq") if kind == "adam" else ("square_avg",)
         self.moments = {name: torch.zeros_like(self.flat) for name in names}
@@ -122,7 +126,8 @@ class Optimizer:
 
     def _adam_step(self, gradient: Tensor, not_finite: Tensor) -> None:
         # what PyTorch's own fused Adam calls, without sorting parameters by device, which takes three times as long
-        torch._fused_adam_(
+        fused = torch._fused_adamw_ if self.weight_decay else torch._fused_adam_
+        fused(
             [self.flat],
             [gradient],
             [self.moments["exp_avg"]],
@@ -132,7 +137,7 @@ class Optimizer:
             lr=self.learning_rate,
             beta1=self.beta1,
             beta2=0.999,
-            weight_decay=0.0,
+            weight_decay=self.weight_decay,
             eps=self.eps,
             amsgrad=False,
             maximize=False,

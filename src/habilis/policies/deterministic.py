@@ -1,8 +1,8 @@
 """The deterministic policy of TD3 and DDPG: encoder (with the normaliser), trunk, tanh head and action map.
 
 Exploring, it adds noise to its action, independent from step to step or of an Ornstein-Uhlenbeck process, whose state
-is part of the policy's memory. `forward` is the policy without noise, from raw observation and memory to environment
-action and memory, which is what gets exported.
+is part of the policy's memory; so is the noise's deviation where each episode has one of its own. `forward` is the
+policy without noise, from raw observation and memory to environment action and memory, which is what gets exported.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ class DeterministicPolicy(nn.Module):
         generator: source of the initial weights of the head.
         action_noise: how it explores.
         std: standard deviation of the noise, or of its change in a step, in units of half the action range.
+        std_min: least of those deviations, above 0, where each episode draws its own between this and `std`; None for
+            `std` everywhere.
         theta: share of an Ornstein-Uhlenbeck noise that is lost in a step.
         action: what becomes of an action before the environment takes it.
     """
@@ -51,6 +53,7 @@ class DeterministicPolicy(nn.Module):
         *,
         action_noise: ActionNoise,
         std: float,
+        std_min: float | None,
         theta: float,
         action: ActionConfig = PLAIN,
     ) -> None:
@@ -63,6 +66,7 @@ class DeterministicPolicy(nn.Module):
         self.action_map = ActionMap(spec.action, action)
         self.action_noise: ActionNoise = action_noise
         self.std = std
+        self.std_min = std_min
         self.theta = theta
         self._explore = Recorded(self._compute)
 
@@ -98,6 +102,7 @@ class DeterministicPolicy(nn.Module):
         Args:
             obs: raw observation groups `[N, *shape]`.
             memory: what was remembered of the steps before, the last Ornstein-Uhlenbeck noise (which starts at zero)
+                and deviation
                 included; None for fresh episodes.
             deterministic: leave the noise out, and its memory as it is.
             generator: source of the noise; None draws from the operating system's entropy, each time anew.
@@ -109,7 +114,13 @@ class DeterministicPolicy(nn.Module):
         if generator is None:
             generator = fresh_generator(self.head.weight.device)
         rows = len(obs[self.encoder.names[0]])
-        noise = self.std * torch.randn(rows, self.head.out_features, generator=generator, device=generator.device)
+        std, where = self.std, generator.device
+        if self.std_min is not None:
+            memory = memory or {}
+            drawn = self.std_min + (self.std - self.std_min) * torch.rand(rows, 1, generator=generator, device=where)
+            std = torch.where(memory["noise_std"] > 0, memory["noise_std"], drawn) if "noise_std" in memory else drawn
+            memory = {**memory, "noise_std": std}
+        noise = std * torch.randn(rows, self.head.out_features, generator=generator, device=where)
         if self.action_noise == "ornstein_uhlenbeck":
             memory = memory or {}
             noise = (1 - self.theta) * memory["noise"] + noise if "noise" in memory else noise

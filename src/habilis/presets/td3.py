@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-TD3_NAMES = ("td3", "ddpg")
+TD3_NAMES = ("td3", "ddpg", "fast_td3")
 
 TD3_GENERAL: Mapping[str, Any] = {
     "num_envs": 1,

@@ -74,6 +74,7 @@ TD3_KINDS = {
     "many critics": {"n_critics": 5, "normalize_obs": True, "n_steps": 3},
     "simba": {"network": "simba"},
     "layer norm, smooth": {"layer_norm": True, "critic_hidden": (8, 8), **SMOOTH},
+    "fast": {"n_atoms": 11, "v_max": 90.0, "action_noise_std_min": 0.01, "weight_decay": 0.1, "normalize_obs": True},
 }
 A2C_KINDS = {
     "plain": {},

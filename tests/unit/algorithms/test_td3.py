@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
+from habilis.algorithms.td3 import TD3Config
 from habilis.core.errors import ConfigError
 from habilis.core.recording import RECORD_AFTER, SideBySide
 from habilis.functional import losses
@@ -115,6 +117,71 @@ def test_the_policy_follows_the_first_critic_alone(lab):
     td3, batch = make(lab, policy_delay=1)
     expected = -td3.state.critics(batch.obs, td3.policy.action(batch.obs))[0].mean()
     assert float(td3.update(batch)["policy_loss"]) == pytest.approx(expected.item())
+
+
+def test_distributions_against_a_loop(lab):
+    """Of the critics whose mean is least, shifted and shrunk atom by atom, split between neighbours, cross-entropy."""
+    atoms = [-20.0 + 10 * k for k in range(7)]
+    settings = {"n_atoms": 7, "v_min": atoms[0], "v_max": atoms[-1], "n_critics": 3, "target_policy_noise": 0.0}
+    td3, batch = make(lab, **settings, policy_delay=1, normalize_obs=True)
+    assert batch.terminated.any()
+    td3.update_normalizers(batch.obs, torch.ones(64, dtype=torch.bool))
+    td3._critic_target.normal_(generator=torch.Generator().manual_seed(0)).mul_(0.3)
+    s = td3.state
+    with torch.no_grad():
+        following = s.target_critics(batch.next_obs, s.target_policy.action(batch.next_obs)).softmax(-1).tolist()
+        now = s.critics(batch.obs, batch.action).log_softmax(-1).tolist()
+        acting = s.critics(batch.obs, s.policy.action(batch.obs))[0].softmax(-1).tolist()
+
+    def mean(probs):
+        return sum(p * z for p, z in zip(probs, atoms, strict=True))
+
+    loss, chosen = 0.0, set()
+    for b in range(64):
+        least = min(range(3), key=lambda k: mean(following[k][b]))
+        chosen.add(least)
+        target = [0.0] * 7
+        for p, z in zip(following[least][b], atoms, strict=True):
+            reached = float(batch.reward[b]) + (0.0 if batch.terminated[b] else float(batch.discount[b]) * z)
+            place = (max(-20.0, min(40.0, reached)) + 20) / 10
+            below = min(int(place), 5)
+            target[below] += p * (below + 1 - place)
+            target[below + 1] += p * (place - below)
+        loss -= sum(t * q for k in range(3) for t, q in zip(target, now[k][b], strict=True)) / 64
+    assert len(chosen) > 1
+    metrics = td3.update(batch)
+    assert float(metrics["critic_loss"]) == pytest.approx(loss, rel=1e-4)
+    assert float(metrics["policy_loss"]) == pytest.approx(-sum(map(mean, acting)) / 64, rel=1e-4)
+    expected = sum(mean([math.exp(x) for x in row]) for rows in now for row in rows) / (3 * 64)
+    assert float(metrics["q_mean"]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_weights_decay_in_policy_and_critics(lab):
+    """Where both are multiplied by the step size, the first step differs by as much of every parameter."""
+    plain, batch = make(lab, policy_delay=1, learning_rate=0.01)
+    fast, _ = make(lab, policy_delay=1, learning_rate=0.01, weight_decay=0.5)
+    before = [flat(n) for n in (plain.state.policy, plain.state.critics)]
+    plain.update(batch)
+    fast.update(batch)
+    for one, two, old in zip(
+        (plain.state.policy, plain.state.critics), (fast.state.policy, fast.state.critics), before, strict=True
+    ):
+        torch.testing.assert_close(flat(one) - flat(two), 0.005 * old, atol=1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"n_atoms": 0}, "n_atoms must be positive, got 0"),
+        ({"v_min": 5.0, "v_max": 5.0}, "v_min must be less than v_max, got 5.0 and 5.0"),
+        ({"action_noise_std_min": 0.0}, "action_noise_std_min must be positive, got 0.0"),
+        ({"action_noise_std_min": 0.3}, "action_noise_std_min must be at most 0.1, got 0.3"),
+        ({"weight_decay": -1.0}, "weight_decay must not be negative, got -1.0"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(config, message):
+    with pytest.raises(ConfigError, match=message):
+        TD3Config(**config)
 
 
 def test_policy_and_targets_wait_and_each_step_moves_only_its_own_parameters(lab, monkeypatch):

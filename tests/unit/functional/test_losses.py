@@ -8,8 +8,11 @@ import pytest
 import torch
 
 from habilis.functional.losses import (
+    categorical_critic_loss,
     critic_loss,
+    expected_return,
     lowest,
+    lowest_distribution,
     q_target,
     quantile_critic_loss,
     smoothed_action,
@@ -18,6 +21,7 @@ from habilis.functional.losses import (
     temperature_loss,
 )
 from habilis.functional.policy_losses import masked_standardize, ppo_clip, standardize, value_loss
+from habilis.functional.value_losses import categorical_projection
 
 
 @pytest.mark.parametrize(
@@ -101,6 +105,35 @@ def test_lowest_of_means_is_the_least_and_of_quantiles_all_but_the_highest():
     assert lowest(quantiles, 0).tolist() == [[1.0, 2.0, 3.0, 7.0, 8.0, 9.0]]
     assert lowest(quantiles, 1).tolist() == [[1.0, 2.0, 3.0, 7.0]]  # pooled: both of the highest are the second's
     assert lowest(quantiles, 2).tolist() == [[1.0, 2.0]]
+
+
+def test_lowest_of_distributions_is_that_with_the_least_mean():
+    atoms = torch.tensor([-1.0, 0.0, 5.0])
+    # means of the first critic 1.2 and 0; of the second 0.9 (though its best outcome is likelier) and 0.25
+    probs = torch.tensor([[[0.1, 0.64, 0.26], [0.5, 0.4, 0.1]], [[0.6, 0.1, 0.3], [0.25, 0.65, 0.1]]])
+    logits = probs.log() + torch.tensor([2.0, -3.0]).view(2, 1, 1)  # which differ by what softmax takes away
+    means = expected_return(logits, atoms)
+    torch.testing.assert_close(means, torch.tensor([[1.2, 0.0], [0.9, 0.25]]))
+    torch.testing.assert_close(lowest_distribution(logits, atoms), torch.stack([probs[1, 0], probs[0, 1]]))
+
+
+def test_the_target_of_two_distributions_by_hand():
+    """Atoms 0, 2, 4; r + 0.5 z = 1, 2, 3 or, at an end, 1 whatever was expected; both from the more careful critic."""
+    atoms = torch.tensor([0.0, 2.0, 4.0])
+    probs = torch.tensor([[0.2, 0.3, 0.5], [0.5, 0.3, 0.2]]).unsqueeze(1).expand(2, 2, 3)
+    reached = q_target(torch.ones(2), torch.tensor([False, True]), torch.full((2,), 0.5), atoms)
+    assert reached.tolist() == [[1.0, 2.0, 3.0], [1.0, 1.0, 1.0]]
+    target = categorical_projection(atoms, reached, lowest_distribution(probs.log(), atoms))
+    # 0.5 at 1 and 0.3 at 2 and 0.2 at 3, each split between its neighbours
+    torch.testing.assert_close(target, torch.tensor([[0.25, 0.25 + 0.3 + 0.1, 0.1], [0.5, 0.5, 0.0]]))
+
+
+def test_categorical_critic_loss_by_hand():
+    probs = torch.tensor([[[0.5, 0.5], [0.25, 0.75]], [[0.1, 0.9], [0.5, 0.5]]])
+    target = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
+    first = (-math.log(0.5) - 0.5 * (math.log(0.25) + math.log(0.75))) / 2
+    second = (-math.log(0.1) - math.log(0.5)) / 2
+    assert float(categorical_critic_loss(probs.log(), target)) == pytest.approx(first + second)
 
 
 def test_quantile_critic_loss_by_hand():

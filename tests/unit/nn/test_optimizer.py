@@ -52,6 +52,19 @@ def test_equals_pytorchs_with_clipping(kind, max_grad_norm):
         torch.testing.assert_close(p, q, atol=1e-5, rtol=1e-4)
 
 
+def test_weight_decay_equals_pytorchs_adamw():
+    ours, theirs = network(), network()
+    optimizer = Optimizer(ours.parameters(), 1e-2, weight_decay=0.3)
+    twin = torch.optim.AdamW(theirs.parameters(), lr=1e-2, weight_decay=0.3)
+    for batch in batches(20):
+        step(optimizer, loss_of(ours, batch))
+        twin.zero_grad()
+        loss_of(theirs, batch).backward()
+        twin.step()
+    for p, q in zip(ours.parameters(), theirs.parameters(), strict=True):
+        torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-5)
+
+
 def test_parameters_are_views_of_the_flat_vector():
     net = network()
     before = [p.detach().clone() for p in net.parameters()]

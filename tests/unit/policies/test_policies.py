@@ -171,6 +171,33 @@ def test_ornstein_uhlenbeck_noise_by_hand():
     assert bool((memory["noise"] > 70).all())
 
 
+def test_each_episode_draws_a_deviation_of_its_own():
+    """Between 0.1 and 0.5 where the memory is fresh; elsewhere it is held, and the noise is that many times a draw."""
+    policy = make_policy(ACTIONS["box"], td3, action_noise_std_min=0.1, action_noise_std=0.5)
+    policy.head.weight.data.zero_()
+    policy.head.bias.data.zero_()
+    obs, generator = {"policy": torch.zeros(1000, 3)}, torch.Generator().manual_seed(0)
+    first = policy.act(obs, generator=generator)
+    std = first.memory["noise_std"]
+    assert std.shape == (1000, 1)
+    assert 0.1 <= float(std.min()) < 0.11
+    assert 0.49 < float(std.max()) <= 0.5
+    memory = {"noise_std": torch.where(torch.arange(1000).view(-1, 1) < 300, 0.0, std)}
+    draws = torch.Generator().set_state(generator.get_state())
+    second = policy.act(obs, memory, generator=generator)
+    again = second.memory["noise_std"]
+    assert torch.equal(again[300:], std[300:])
+    torch.testing.assert_close(again[:300], 0.1 + 0.4 * torch.rand(1000, 1, generator=draws)[:300])
+    torch.testing.assert_close(second.action, (again * torch.randn(1000, 2, generator=draws)).clamp(-1, 1))
+    still = policy.act(obs, second.memory, deterministic=True)
+    assert torch.equal(still.memory["noise_std"], again)
+    assert not still.action.any()
+    both = make_policy(
+        ACTIONS["box"], td3, action_noise="ornstein_uhlenbeck", action_noise_std_min=0.1, action_noise_std=0.5
+    )
+    assert set(both.act(obs).memory) == {"noise", "noise_std"}
+
+
 HEADS = [
     {},
     {"dueling": True},
