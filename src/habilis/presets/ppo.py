@@ -59,14 +59,16 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
     # the values of rewards as large as -16 would take most of a gradient that is clipped as one
     "habilis/PendulumNoVelocity-v0": {
         **_GRU,
-        "total_timesteps": 200_000,
+        "total_timesteps": 300_000,
         "num_envs": 8,
         "algo.n_steps": 256,
-        "algo.batch_size": 128,
-        "algo.learning_rate": 2e-3,
+        "algo.batch_size": 256,
+        "algo.n_epochs": 20,
+        "algo.learning_rate": 1e-3,
         "algo.learning_rate_schedule": "linear",
         "algo.gamma": 0.9,
         "algo.max_grad_norm": 1.0,
+        "algo.memory.window": 8,
     },
     "habilis/InvertedPendulumNoVelocity-v0": {
         **_MUJOCO,
