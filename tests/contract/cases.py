@@ -90,7 +90,7 @@ SMALL["discrete_sac"] = SMALL["sac"] | {"algo.target_entropy_ratio": 0.5}
 SMALL |= dict.fromkeys(SAC_NAMES, SMALL["sac"] | {"algo.critic_hidden": [16], "algo.policy_delay": 3})
 SMALL["sac"] = SMALL["sac"] | {"algo.policy_delay": 1}
 SMALL |= dict.fromkeys(TD3_NAMES, SMALL["sac"] | {"algo.policy_delay": 2})
-SMALL["fast_td3"] = SMALL["fast_td3"] | {"algo.critic_hidden": [16], "algo.n_atoms": 11}
+SMALL["fast_td3"] = SMALL["td3"] | {"algo.critic_hidden": [16], "algo.n_atoms": 11}
 SMALL["ddpg"] = SMALL["ddpg"] | {"algo.policy_delay": 1, "algo.action_noise": "ornstein_uhlenbeck"}
 
 EXACT = dict.fromkeys(SMALL, ("HalfCheetah-v5", "habilis/QuadrupedWalk-v0", "probe/IdentityContinuous-v0"))

@@ -53,6 +53,16 @@ SAC = {
 KIN = {
     **{name: SAC | {"algo.policy_delay": 1, "algo.critic_hidden": [32]} for name in SAC_NAMES[1:]},
     "td3": SAC | {"algo.policy_delay": 2},
+    "fast_td3": SAC
+    | {
+        "num_envs": 32,
+        "algo.gradient_steps": 4,
+        "algo.critic_hidden": [32],
+        "algo.n_atoms": 25,
+        "algo.v_min": -1.0,
+        "algo.v_max": 11.0,
+        "algo.normalize_obs": False,
+    },
     "ddpg": SAC | {"algo.action_noise": "ornstein_uhlenbeck", "algo.action_noise_std": 0.2},
 }
 KIN["crossq"] |= {"algo.adam_beta1": 0.9}
@@ -102,6 +112,8 @@ def value(trainer: Trainer, *rows: float) -> list[float]:
         if hasattr(algorithm.policy, "scores"):
             return algorithm.policy.scores(obs).amax(-1).tolist()
         action = algorithm.policy.act(obs, deterministic=True).action
+        if hasattr(algorithm, "q_values"):
+            return algorithm.q_values(obs, action).mean(0).tolist()
         return algorithm.state.critics(obs, action).mean((0, 2)).tolist()
 
 

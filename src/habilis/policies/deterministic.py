@@ -1,4 +1,4 @@
-"""The deterministic policy of TD3 and DDPG: encoder (with the normaliser), trunk, tanh head and action map.
+"""The deterministic policy of TD3 and its kin: encoder (with the normaliser), trunk, tanh head and action map.
 
 Exploring, it adds noise to its action, independent from step to step or of an Ornstein-Uhlenbeck process, whose state
 is part of the policy's memory; so is the noise's deviation where each episode has one of its own. `forward` is the

@@ -15,7 +15,7 @@ from habilis.presets.ppo import PPO_GENERAL, PPO_PRESETS
 from habilis.presets.reinforce import REINFORCE_GENERAL, REINFORCE_PRESETS
 from habilis.presets.sac import DISCRETE_SAC_PRESETS, SAC_GENERAL, SAC_NAMES, SAC_PRESETS
 from habilis.presets.tabular import TABULAR_GENERAL, TABULAR_NAMES, TABULAR_PRESETS
-from habilis.presets.td3 import TD3_GENERAL, TD3_NAMES, TD3_PRESETS
+from habilis.presets.td3 import FAST_TD3_GENERAL, TD3_GENERAL, TD3_NAMES, TD3_PRESETS
 from habilis.presets.trpo import TRPO_GENERAL, TRPO_NAMES, TRPO_PRESETS
 
 _GENERAL: dict[str, Mapping[str, Any]] = {
@@ -27,6 +27,7 @@ _GENERAL: dict[str, Mapping[str, Any]] = {
     **dict.fromkeys(DQN_NAMES, DQN_GENERAL),
     **dict.fromkeys(TABULAR_NAMES, TABULAR_GENERAL),
     **dict.fromkeys(TD3_NAMES, TD3_GENERAL),
+    "fast_td3": FAST_TD3_GENERAL,
 }
 _SPECIAL: dict[str, Mapping[str, Mapping[str, Any]]] = {
     "ppo": PPO_PRESETS,
