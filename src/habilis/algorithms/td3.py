@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional import losses
-from habilis.functional.value_losses import categorical_projection
+from habilis.functional.value_losses import categorical_loss, categorical_projection
 from habilis.nn.critics import IMAGE_ENCODER, Critics, share_images
 from habilis.nn.memory import MemoryConfig, make_encoder
 from habilis.nn.mlp import Activation
@@ -177,17 +178,14 @@ class TD3:
         critics = Critics(spec, c.n_critics, c.n_atoms, critic_network(c), c.normalize_obs, c.memory, init).to(device)
         share_images(policy.encoder, critics)
         target_policy, target_critics = copy.deepcopy((policy, critics))
+        optimizer = partial(Optimizer, weight_decay=c.weight_decay)
         self.state = TD3State(
             policy=policy,
             critics=critics,
             target_policy=target_policy.requires_grad_(False),
             target_critics=target_critics.requires_grad_(False),
-            policy_optimizer=Optimizer(
-                parameters_besides(policy, critics), c.learning_rate, weight_decay=c.weight_decay
-            ),
-            critic_optimizer=Optimizer(
-                critics.parameters(), c.critic_learning_rate or c.learning_rate, weight_decay=c.weight_decay
-            ),
+            policy_optimizer=optimizer(parameters_besides(policy, critics), c.learning_rate),
+            critic_optimizer=optimizer(critics.parameters(), c.critic_learning_rate or c.learning_rate),
             noise=streams.torch("update", device),
         )
         self._policy_target = flatten_parameters(parameters_besides(target_policy, target_critics))
@@ -270,7 +268,10 @@ class TD3:
                 probs = losses.lowest_distribution(next_values, self._atoms)
                 target = categorical_projection(self._atoms, target, probs)
         values, statistics = s.critics.learn(tree_part(data, "obs"), data["action"])
-        loss = (losses.critic_loss if c.n_atoms == 1 else losses.categorical_critic_loss)(values, target)
+        if c.n_atoms == 1:
+            loss = losses.critic_loss(values, target)
+        else:
+            loss = categorical_loss(values, target)[0].mean(1).sum()
         scalars = {"critic_loss": loss.detach(), "q_mean": self._means(values.detach()).mean()}
         return {**s.critic_optimizer.gradient(loss), "statistics": statistics, **scalars}
 

@@ -75,14 +75,6 @@ def critic_loss(values: Tensor, target: Tensor) -> Tensor:
     return 0.5 * (values - target).square().mean(1).sum()
 
 
-def categorical_critic_loss(logits: Tensor, target_probs: Tensor) -> Tensor:
-    """Return the cross-entropy (Bellemare et al. 2017, algorithm 1), averaged over the batch and summed over critics.
-
-    `logits` is `[critics, B, K]` and `target_probs` `[B, K]`, projected onto the same atoms.
-    """
-    return -(target_probs * logits.log_softmax(-1)).sum(-1).mean(1).sum()
-
-
 def quantile_critic_loss(values: Tensor, target: Tensor) -> Tensor:
     """Return the quantile Huber loss (Kuznetsov et al. 2020, equations 12 and 13), summed over the critics.
 

@@ -58,10 +58,14 @@ def categorical_projection(atoms: Tensor, target: Tensor, probs: Tensor) -> Tens
 
 
 def categorical_loss(logits: Tensor, target_probs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the cross-entropy `[B]` (Bellemare et al. 2017, algorithm 1), and the divergence of the two, `[B]`.
+    """Return the cross-entropy `[..., B]` (Bellemare et al. 2017, algorithm 1), and the divergence of the two, alike.
 
     The Kullback-Leibler divergence differs from the cross-entropy by the target's own entropy, which no gradient
-    changes; it is what prioritised replay goes by (Hessel et al. 2018). Both arguments are `[B, K]`.
+    changes; it is what prioritised replay goes by (Hessel et al. 2018).
+
+    Args:
+        logits: `[B, K]`, or `[critics, B, K]` of several that have one target.
+        target_probs: `[B, K]`.
     """
     cross_entropy = -(target_probs * logits.log_softmax(-1)).sum(-1)
     with torch.no_grad():
