@@ -114,7 +114,8 @@ class DeterministicPolicy(nn.Module):
         if generator is None:
             generator = fresh_generator(self.head.weight.device)
         rows = len(obs[self.encoder.names[0]])
-        std, where = self.std, generator.device
+        std: float | Tensor = self.std
+        where = generator.device
         if self.std_min is not None:
             memory = memory or {}
             drawn = self.std_min + (self.std - self.std_min) * torch.rand(rows, 1, generator=generator, device=where)
