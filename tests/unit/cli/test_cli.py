@@ -14,10 +14,13 @@ import torch
 import habilis
 from habilis.checkpoint import CheckpointStore
 from habilis.cli import COMMANDS, main
+from habilis.cli.train import read_config
 from habilis.core import acceleration
+from habilis.core.config import to_dict
 from habilis.core.errors import ConfigError
 from habilis.envs.make import register_native
 from habilis.envs.probes import ProbeEnv
+from habilis.plugins import PLUGINS
 
 ENV = "probe/ObservationReward-v0"
 TINY = ["--total-timesteps", "256", "--num-envs", "4", "--algo.n-steps", "32", "--algo.batch-size", "32"]
@@ -371,3 +374,21 @@ sys.exit(main(["train", "ppo", "--env", {ENV!r}, *{TINY}, "--total-timesteps", "
     assert CheckpointStore(Path("run/checkpoints")).steps()[-1] == 256
     assert main(["train", "--resume", "run"]) == 0
     assert CheckpointStore(Path("run/checkpoints")).steps()[-1] == 512
+
+
+def test_plugins_are_named_and_have_options_of_their_own(capsys):
+    flags = ["--env", "habilis/ReacherPixels-v0", "--seed", "3"]
+    named = ["--plugins", "random-shift", "contrastive", "--plugins.contrastive.tau", "0.1"]
+    plugins = read_config("sac", [*named, *flags]).plugins
+    assert {name: to_dict(options) for name, options in plugins.items()} == {
+        "random_shift": {"pad": 4},
+        "contrastive": {"learning_rate": 1e-3, "batch_size": 256, "tau": 0.1, "pad": 4},
+    }
+    assert read_config("sac", [*flags, "--plugins"]).plugins == {}
+    with pytest.raises(ConfigError, match=r"no plugin 'contrast'.*did you mean 'contrastive'"):
+        read_config("sac", [*flags, "--plugins", "contrast"])
+    with pytest.raises(SystemExit):
+        read_config("sac", [*flags, "--plugins.contrastive.tau", "0.1"])
+    assert main(["list", "plugins"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines if line] == list(PLUGINS)

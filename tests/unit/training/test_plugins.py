@@ -11,6 +11,10 @@ import torch
 from habilis.api import default_config
 from habilis.build import build_trainer
 from habilis.checkpoint import load_checkpoint, save_checkpoint
+from habilis.core.config import override
+from habilis.core.errors import CheckpointError, ConfigError
+from habilis.plugins import learn_with
+from habilis.plugins.random_shift import RandomShift
 from habilis.training.keeping import components, restore
 
 SMALL = {
@@ -75,3 +79,60 @@ def test_its_state_is_in_the_checkpoint(algorithm, tmp_path: Path):
     again = trainer_with(algorithm, 1.0)
     restore(again, load_checkpoint(tmp_path / "c")[0])
     assert again.plugins[0].seen == trainer.plugins[0].seen > 0
+
+
+def test_plugins_transform_in_their_order_and_learn_after_the_algorithm():
+    told = []
+
+    class Adds:
+        def __init__(self, name, number):
+            self.name, self.number = name, number
+
+        def transform(self, batch):
+            return batch * 10 + self.number
+
+        def update(self, batch):
+            told.append((self.name, batch))
+            return {self.name: torch.tensor(float(batch))}
+
+    class Learner:
+        def update(self, batch):
+            told.append(("algorithm", batch))
+            return {"loss": torch.tensor(0.0)}
+
+    metrics = learn_with([Adds("first", 2), Adds("second", 3)], Learner(), 1)
+    assert told == [("algorithm", 123), ("first", 1), ("second", 12)]
+    assert set(metrics) == {"loss", "first", "second"}
+
+
+def test_a_run_has_the_plugins_of_its_configuration(tmp_path: Path):
+    config = default_config(
+        "sac",
+        "habilis/ReacherPixels-v0",
+        **SMALL["sac"],
+        env_kwargs={"pixels": 20},
+        plugins={"random_shift": {"pad": 2}, "next_state_prediction": {"hidden": 8}},
+    )
+    trainer = build_trainer(config)
+    assert isinstance(trainer.plugins[0], RandomShift)
+    assert trainer.plugins[0].config.pad == 2
+    metrics = [trainer.iterate().metrics for _ in range(3)][-1]
+    assert metrics["next_state_prediction_loss"].isfinite()
+    save_checkpoint(tmp_path / "c", components(trainer), meta={"exact": True})
+    other = build_trainer(override(config, {"plugins": {"random_shift": {}}}))
+    with pytest.raises(CheckpointError, match="2 plugins and the run has 1"):
+        restore(other, load_checkpoint(tmp_path / "c")[0])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "env", "words"),
+    [
+        ("ppo", "habilis/Catch-v0", "learns from its own actions"),
+        ("a3c", "habilis/Catch-v0", "a3c takes no plugins, got random_shift"),
+        ("q_learning", "habilis/GridWorld-v0", "q_learning takes no plugins"),
+        ("sac", "probe/IdentityContinuous-v0", "shows none"),
+    ],
+)
+def test_who_has_no_place_for_a_plugin_says_so(algorithm, env, words):
+    with pytest.raises(ConfigError, match=words):
+        build_trainer(default_config(algorithm, env, plugins={"random_shift": {}}))
