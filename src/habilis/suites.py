@@ -327,6 +327,7 @@ SUITES.add(
             Case(algorithm=name, env=env, total_timesteps=steps, goals=(Goal(goal),), reference=reference)
             for name, env, steps, goal, reference in (
                 ("td3", "HalfCheetah-v5", 150_000, 6000, ""),
+                ("fast_td3", "HalfCheetah-v5", 300_000, 6000, ""),
                 ("tqc", "HalfCheetah-v5", 100_000, 6500, ""),
                 ("crossq", "HalfCheetah-v5", 100_000, 8100, "8112 ± 896 on v4 (SimbaV2 data)"),
                 ("droq", "HalfCheetah-v5", 17_000, 4200, "4271 ± 542 on v4 (SimbaV2 data)"),

@@ -39,6 +39,7 @@ _FAST: Mapping[str, Mapping[str, Any]] = {
     # more updates on smaller batches than a GPU would want
     "HalfCheetah-v5": {
         "total_timesteps": 300_000,
+        "algo.learning_starts": 5000,
         "algo.hidden": (256, 128),
         "algo.critic_hidden": (256, 256),
         "algo.batch_size": 1024,
