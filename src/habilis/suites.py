@@ -361,7 +361,7 @@ SUITES.add(
             )
             for name, steps in (("Pendulum", 20_000), ("InvertedPendulum", 12_000))
         ),
-        *_without_velocities("Pendulum", 300_000, -236, "four fifths of -189, which it reaches with velocities"),
+        *_without_velocities("Pendulum", 150_000, -236, "four fifths of -189, which it reaches with velocities"),
         *_without_velocities("InvertedPendulum", 100_000, 800, "four fifths of 1000"),
         *_without_velocities("Hopper", 1_000_000, 2000, "four fifths of 2500, which it reaches with velocities"),
         Case(
