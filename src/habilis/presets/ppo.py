@@ -56,8 +56,8 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
         )
     },
     "HalfCheetah-v5": {**_MUJOCO, "algo.init_std": 0.6},
-    # the values of rewards as large as -16 would take most of a gradient that is clipped as one; larger or more steps of
-    # the optimiser lose again what was learnt: what is remembered is no longer what was stored
+    # values of rewards as large as -16 would take most of a gradient that is clipped as one; with larger steps of the
+    # optimiser, or more of them, some seeds lost again what they had learnt
     "habilis/PendulumNoVelocity-v0": {
         **_GRU,
         "total_timesteps": 150_000,
