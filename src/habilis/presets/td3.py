@@ -30,8 +30,32 @@ _MUJOCO: Mapping[str, Any] = {"algo.learning_starts": 5000, "algo.hidden_precisi
 
 _PENDULUM: Mapping[str, Any] = {"total_timesteps": 20_000, "algo.learning_starts": 100}
 
+_REACHER: Mapping[str, Any] = {
+    "total_timesteps": 40_000,
+    "eval_episodes": 20,
+    "algo.learning_rate": 1e-3,
+    "algo.tau": 0.02,
+    "algo.action_noise_std": 0.1,
+    "algo.target_policy_noise": 0.02,
+    "algo.target_noise_clip": 0.05,
+    "algo.hidden_precision": "bfloat16",
+}
+"""A good reacher's actions are a tenth of their range: noise of the usual size would be all that the critics see."""
+
 _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
     "Pendulum-v1": _PENDULUM,
+    "Reacher-v5": {**_REACHER, "num_envs": 4, "algo.gradient_steps": 4, "algo.gamma": 0.95, "algo.batch_size": 128},
+    # a target is seen in one episode only, so many short ones teach more than many updates
+    "habilis/ReacherPixels-v0": {
+        **_REACHER,
+        "frame_stack": 3,
+        "num_envs": 16,
+        "plugins": {"random_shift": {"pad": 2}},
+        "algo.gradient_steps": 4,
+        "algo.gamma": 0.9,
+        "algo.batch_size": 64,
+        "algo.buffer_size": 40_000,
+    },
     **{f"{name}-v5": _MUJOCO for name in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d")},
 }
 
