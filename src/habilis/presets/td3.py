@@ -59,21 +59,27 @@ _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
     **{f"{name}-v5": _MUJOCO for name in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d")},
 }
 
+_CORES: Mapping[str, Any] = {
+    "algo.hidden": (256, 128),
+    "algo.critic_hidden": (256, 256),
+    "algo.batch_size": 1024,
+    "algo.gradient_steps": 8,
+    "algo.learning_rate": 1e-3,
+    "algo.action_noise_std_min": 0.1,
+}
+"""More updates on smaller batches than a GPU would want."""
+
 _FAST: Mapping[str, Mapping[str, Any]] = {
-    # more updates on smaller batches than a GPU would want
     "HalfCheetah-v5": {
+        **_CORES,
         "total_timesteps": 300_000,
         "algo.learning_starts": 5000,
-        "algo.hidden": (256, 128),
-        "algo.critic_hidden": (256, 256),
-        "algo.batch_size": 1024,
-        "algo.gradient_steps": 8,
         "algo.n_steps": 3,
-        "algo.learning_rate": 1e-3,
         "algo.v_min": -100.0,
         "algo.v_max": 900.0,
-        "algo.action_noise_std_min": 0.1,
     },
+    # rewards are those of a fiftieth of a second
+    "habilis/QuadrupedWalk-v0": {**_CORES, "algo.gamma": 0.98, "algo.v_min": -3.0, "algo.v_max": 7.0},
 }
 
 TD3_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
