@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
@@ -36,21 +39,33 @@ def test_every_plugin_is_tested() -> None:
     assert {name for settings in SEEING.values() for name in settings["plugins"]} == set(PLUGINS)
 
 
+@pytest.fixture(scope="module")
+def go_on_elsewhere() -> Iterator[Callable[[str, str, Path, int], str]]:
+    """Yield what goes on with a checkpoint in another process: one for all of them, since starting takes long."""
+    script = Path(__file__).with_name("resume_in_another_process.py")
+    with subprocess.Popen([sys.executable, str(script)], stdin=PIPE, stdout=PIPE, text=True) as child:
+        asked, answers = child.stdin, child.stdout
+        assert asked is not None
+        assert answers is not None
+
+        def go_on(algorithm: str, env: str, checkpoint: Path, count: int) -> str:
+            asked.write(json.dumps([algorithm, env, str(checkpoint), count]) + "\n")
+            asked.flush()
+            return answers.readline().strip()
+
+        yield go_on
+
+
 @pytest.mark.parametrize(("algorithm", "env"), ENVS)
-def test_resume_in_a_new_process_is_exact(algorithm: str, env: str, tmp_path: Path) -> None:
+def test_resume_in_another_process_is_exact(
+    algorithm: str, env: str, tmp_path: Path, go_on_elsewhere: Callable[[str, str, Path, int], str]
+) -> None:
     whole = small_trainer(algorithm, env, seed=1)
     iterate(whole, 4)
     before = fingerprint(whole)
     save(whole, tmp_path / "checkpoint")
     iterate(whole, 4)
-    script = Path(__file__).with_name("resume_in_new_process.py")
-    out = subprocess.run(
-        [sys.executable, str(script), algorithm, env, str(tmp_path / "checkpoint"), "4"],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert out.stdout.strip() == fingerprint(whole)
+    assert go_on_elsewhere(algorithm, env, tmp_path / "checkpoint", 4) == fingerprint(whole)
     assert fingerprint(whole) != before
 
 
