@@ -31,7 +31,7 @@ _MUJOCO: Mapping[str, Any] = {"algo.learning_starts": 5000, "algo.hidden_precisi
 _PENDULUM: Mapping[str, Any] = {"total_timesteps": 20_000, "algo.learning_starts": 100}
 
 _REACHER: Mapping[str, Any] = {
-    "total_timesteps": 40_000,
+    "total_timesteps": 80_000,
     "eval_episodes": 20,
     "algo.learning_rate": 1e-3,
     "algo.tau": 0.02,
@@ -54,7 +54,7 @@ _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
         "algo.gradient_steps": 4,
         "algo.gamma": 0.9,
         "algo.batch_size": 64,
-        "algo.buffer_size": 40_000,
+        "algo.buffer_size": 80_000,
     },
     **{f"{name}-v5": _MUJOCO for name in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d")},
 }
