@@ -378,6 +378,19 @@ SUITES.add(
             goals=(Goal(0.9, "success_rate"),),
         ),
         Case(
+            algorithm="td3",
+            env="Reacher-v5",
+            total_timesteps=80_000,
+            reference="-11.8 by doing nothing, -43.0 by acting at random",
+        ),
+        Case(
+            algorithm="td3",
+            env="habilis/ReacherPixels-v0",
+            total_timesteps=80_000,
+            goals=(Goal(-7.8),),
+            reference="half way from doing nothing to what TD3 reaches by the state",
+        ),
+        Case(
             algorithm="crossq",
             label="crossq at 50k",
             env="HalfCheetah-v5",

@@ -54,7 +54,7 @@ _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
         "algo.gradient_steps": 4,
         "algo.gamma": 0.9,
         "algo.batch_size": 64,
-        "algo.buffer_size": 80_000,
+        "algo.buffer_size": 40_000,
     },
     **{f"{name}-v5": _MUJOCO for name in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d")},
 }
