@@ -29,8 +29,8 @@ TensorFunction = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 RECORD_AFTER = 32
 """Calls with one set of shapes before it is recorded: recording takes about as long as a thousand calls save."""
 
-
-_TRACING = threading.Lock()
+_TRACING = threading.RLock()
+"""Held until a function is recorded: while it is, PyTorch changes what modules do in every thread."""
 
 
 class Recorded:
@@ -69,10 +69,13 @@ class Recorded:
         key = tuple([(x.shape, x.dtype) for x in tensors.values()])
         recording = self._recordings.get(key)
         if recording is None:
-            self._calls[key] += 1
-            if self._calls[key] <= self._patience or not all(map(_recordable, tensors.values())):
+            if not all(map(_recordable, tensors.values())):
                 return self._compute(tensors)
-            recording = self._recordings[key] = self._record(key, tensors)
+            self._calls[key] += 1
+            with _TRACING:
+                if self._calls[key] <= self._patience:
+                    return self._compute(tensors)
+                recording = self._recordings[key] = self._record(key, tensors)
         # TorchScript's optimiser would make one product of a sum of several, which rounds otherwise, and gains nothing
         with torch.inference_mode() if self.inference else torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
             return dict(zip(self._names[key], recording(*tensors.values()), strict=True))
@@ -90,10 +93,8 @@ class Recorded:
             self._names[key] = tuple(results)
             return tuple(results.values())
 
-        # tracing is not made for two threads at once
-        with _TRACING:
-            replay: Callable[..., tuple[Tensor, ...]] = _trace(flat, tuple(tensors.values()))
-        return replay
+        recording: Callable[..., tuple[Tensor, ...]] = _trace(flat, tuple(tensors.values()))
+        return recording
 
 
 def _trace(function: Callable[..., Any], values: tuple[Tensor, ...]) -> Any:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from itertools import chain
+import copy
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec
 from habilis.core.tree import tree_map
@@ -27,6 +26,19 @@ def share_images(policy: Encoder, critics: Critics | ChoiceCritics) -> None:
     """
     if policy.names == critics.encoder.names:
         single(policy).images = single(critics.encoder).images
+
+
+def choose_copies(ensemble: nn.Module, which: Tensor) -> nn.Module:
+    """Return an ensemble of the copies with indices `which`, whose gradients reach the parameters of the whole.
+
+    The whole stays as it is, as another thread may be computing with it.
+    """
+    chosen = copy.copy(ensemble)
+    for name in ("_parameters", "_buffers"):
+        tensors = getattr(ensemble, name)
+        setattr(chosen, name, {key: x.index_select(0, which) if x.dim() else x for key, x in tensors.items()})
+    chosen._modules = {key: choose_copies(part, which) for key, part in ensemble._modules.items() if part is not None}
+    return chosen
 
 
 class Critics(nn.Module):
@@ -69,9 +81,7 @@ class Critics(nn.Module):
         x = torch.cat([self.encoder(obs), action], -1)
         if which is None:
             return self.q(x, noise)  # type: ignore[no-any-return]
-        state = chain(self.q.named_parameters(), self.q.named_buffers())
-        chosen = {name: value.index_select(0, which) for name, value in state if value.dim()}
-        return functional_call(self.q, chosen, (x, None if noise is None else noise.index_select(0, which)))  # type: ignore[no-any-return]
+        return choose_copies(self.q, which)(x, None if noise is None else noise.index_select(0, which))  # type: ignore[no-any-return]
 
     @torch.no_grad()
     def see(self, obs: Obs) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ import torch
 from habilis.core import acceleration
 from habilis.core.recording import RECORD_AFTER, Recorded
 from habilis.nn import norms
+from habilis.nn.critics import choose_copies
 from habilis.nn.mlp import MLP, EnsembleMLP, dropout_factors
 
 
@@ -208,3 +211,27 @@ def test_normalisation_stays_in_float32_where_products_are_in_bfloat16(generator
     torch.testing.assert_close(reduced_statistics, statistics, atol=0.02, rtol=0.02)
     flat = [torch.cat([g.flatten() for g in gradients]) for gradients in (reduced_gradient, gradient)]
     assert float(torch.cosine_similarity(*flat, 0)) > 0.999
+
+
+def test_some_copies_can_be_asked_alone(generator):
+    ensemble = scatter(EnsembleMLP(4, 3, (6,), 2, "relu", generator, batch_renorm=True), generator)
+    x, which = torch.randn(7, 3, generator=generator), torch.tensor([3, 1])
+    chosen = choose_copies(ensemble, which)(x)
+    torch.testing.assert_close(chosen, ensemble(x)[which])
+    (gradient,) = torch.autograd.grad(chosen.sum(), ensemble.out.weight)
+    assert [bool(part.any()) for part in gradient] == [False, True, False, True]
+
+
+def test_some_copies_are_asked_while_another_thread_asks_all(generator):
+    ensemble = EnsembleMLP(4, 3, (6,), 2, "relu", generator)
+    x, which = torch.randn(7, 3, generator=generator), torch.tensor([3, 1])
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            some = pool.submit(lambda: [choose_copies(ensemble, which)(x).shape for _ in range(300)])
+            every = [ensemble(x).shape for _ in range(300)]
+    finally:
+        sys.setswitchinterval(interval)
+    assert set(some.result()) == {(2, 7, 2)}
+    assert set(every) == {(4, 7, 2)}

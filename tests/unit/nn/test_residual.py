@@ -8,11 +8,11 @@ import math
 import pytest
 import torch
 from torch import nn
-from torch.func import functional_call
 
 from habilis.core import acceleration
 from habilis.core.recording import RECORD_AFTER, Recorded
 from habilis.nn import residual
+from habilis.nn.critics import choose_copies
 from habilis.nn.optimizer import Optimizer
 from habilis.nn.residual import ResidualNetwork, SphericalLinear, unit
 
@@ -90,8 +90,7 @@ def test_ensemble_is_its_copies(generator, kind):
 def test_some_copies_can_be_asked_alone(generator, kind):
     ensemble, x = make(kind, 4, 2, generator), torch.randn(7, 3, generator=generator)
     which = torch.tensor([3, 1])
-    chosen = {name: value.index_select(0, which) for name, value in ensemble.named_parameters()}
-    torch.testing.assert_close(functional_call(ensemble, chosen, (x,)), ensemble(x)[which])
+    torch.testing.assert_close(choose_copies(ensemble, which)(x), ensemble(x)[which])
 
 
 @pytest.mark.parametrize("kind", ["simba", "simba_v2"])

@@ -92,8 +92,8 @@ def test_streams_without_a_hidden_layer_are_linear():
 def test_dueling_streams_by_hand(outputs):
     streams = make_streams(outputs, dueling=True)
     x = features()
-    value, advantage = streams.value(x, None), streams.advantage(x, None).view(4, 3, outputs)
-    got = streams(x, None)
+    value, advantage = streams.value(x, None).detach(), streams.advantage(x, None).detach().view(4, 3, outputs)
+    got = streams(x, None).detach()
     for b in range(4):
         for a in range(3):
             for k in range(outputs):
