@@ -105,7 +105,7 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
     env_seed = derive_seed(config.seed, "env")
     env = make_env(config, 1 if entry.asynchronous else config.num_envs, env_seed)
     say(describe_env(env))
-    collector = Collector(env, skip_nonfinite=config.on_nonfinite == "skip")
+    collector = Collector(env, skip_nonfinite=config.on_nonfinite == "skip", device=device)
     collector.reset(env_seed)
     if isinstance(config.algo, OffPolicyConfig):
         _reserve_replay(config.algo, env.spec, device, say)

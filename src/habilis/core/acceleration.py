@@ -55,6 +55,8 @@ def has_bfloat16(device_type: str) -> bool:
     """Return whether a kind of device has units for bfloat16 products: without them float32 is faster."""
     if device_type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device_type != "cpu":
+        return False
     units = torch.cpu.get_capabilities()
     return bool(units.get("avx512_bf16") or units.get("amx_bf16"))
 

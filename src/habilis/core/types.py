@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Obs = Mapping[str, Tensor]
@@ -45,6 +46,16 @@ class Step:
     def done(self) -> Tensor:
         """[N] bool: the episode ended, for either reason."""
         return self.terminated | self.truncated
+
+    def to(self, device: torch.device) -> Step:
+        """Return the step on another device, `info` left where it is; itself where it is there already."""
+        if self.reward.device == device:
+            return self
+        obs = {name: value.to(device) for name, value in self.obs.items()}
+        same = self.next_obs is self.obs
+        next_obs = obs if same else {name: value.to(device) for name, value in self.next_obs.items()}
+        reward, terminated, truncated = self.reward.to(device), self.terminated.to(device), self.truncated.to(device)
+        return Step(obs, next_obs, reward, terminated, truncated, self.valid.to(device), self.info)
 
 
 @dataclass(frozen=True, slots=True)

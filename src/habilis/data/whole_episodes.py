@@ -27,7 +27,7 @@ class EpisodeBuffer:
         spec: of the environments, named where an episode never ends.
         n_episodes: K.
         num_envs: N; all of them start anew with each rollout.
-        device: where actions are drawn.
+        device: where the data lies.
     """
 
     starts_anew = True
@@ -36,10 +36,10 @@ class EpisodeBuffer:
         self.spec = spec
         self.n_episodes = n_episodes
         self.device = torch.device(device)
-        self._envs = torch.arange(num_envs)
-        self._lengths = torch.zeros(num_envs, dtype=torch.long)
+        self._envs = torch.arange(num_envs, device=device)
+        self._lengths = torch.zeros(num_envs, dtype=torch.long, device=device)
         self._started = 0
-        self.wanted = torch.zeros(num_envs, dtype=torch.bool)
+        self.wanted = torch.zeros(num_envs, dtype=torch.bool, device=device)
         """`[N]` bool: which environments are in an episode that is kept."""
 
     @property

@@ -1,14 +1,19 @@
-"""Steps the environment: keeps the current observation, follows episodes, refuses what is not finite."""
+"""Steps the environment: keeps the current observation, follows episodes, refuses what is not finite.
+
+Where the networks live on another device than the environment, this is the border between the two: actions cross it one
+way, steps the other, once each. What looks at every step (episodes, faults) stays on the environment's side.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import replace
 
+import torch
 from torch import Tensor
 
 from habilis.core.protocols import VecEnv
-from habilis.core.tree import Tree, zero_rows
+from habilis.core.tree import Tree, tree_map, zero_rows
 from habilis.core.types import Obs, State, Step
 from habilis.data.episodes import EpisodeTracker
 from habilis.training.faults import Recorder, refuse
@@ -21,32 +26,41 @@ class Collector:
         env: what is stepped.
         skip_nonfinite: carry on when an observation or reward is not finite: the rows are replaced by zeros and marked
             invalid, so that nothing is learnt from them; otherwise raise.
+        device: where the policy acts and learning happens: where `obs`, `memory` and steps lie.
     """
 
-    def __init__(self, env: VecEnv, *, skip_nonfinite: bool = False) -> None:
+    def __init__(self, env: VecEnv, *, skip_nonfinite: bool = False, device: str | torch.device = "cpu") -> None:
         self.env = env
+        self.device = torch.device(device)
         self.episodes = EpisodeTracker(env.num_envs)
         self.recorder = Recorder(env)
         self.skip_nonfinite = skip_nonfinite
         self.skipped_rows = 0
         self.obs: Obs = {}
         self.memory: Tree | None = None
+        self._env_device = torch.device("cpu")
         self._untrusted: Tensor | None = None
         self._floats = [name for name, group in env.spec.obs.items() if group.dtype == "float32"]
 
     def reset(self, seed: int) -> None:
         """Start new episodes."""
         self.recorder.clear()
-        self.obs = self.env.reset(seed)
-        self.memory = None
+        self._start(self.env.reset(seed))
 
     def restart(self) -> None:
         """Break off the episodes under way and begin new ones, the environment's random streams going on."""
         self.recorder.clear()
         self.episodes.reset()
         self._untrusted = None
-        self.obs = self.env.reset()
+        self._start(self.env.reset())
+
+    def _start(self, obs: Obs) -> None:
+        self._env_device = next(iter(obs.values())).device
+        self.obs = self._here(obs)
         self.memory = None
+
+    def _here(self, tree: Tree) -> dict[str, Tensor]:
+        return tree_map(lambda value: value.to(self.device), tree)
 
     def step(self, env_action: Tensor, memory: Tree | None = None, wanted: Tensor | None = None) -> Step:
         """Apply actions in the environment's units and return what came of them.
@@ -59,6 +73,7 @@ class Collector:
         Raises:
             NonFiniteError: an observation or a reward is not finite, unless such rows are to be skipped.
         """
+        env_action = env_action.to(self._env_device)
         self.recorder.record(env_action)
         step = self.env.step(env_action)
         total = step.reward.sum()
@@ -70,8 +85,9 @@ class Collector:
             step, self._untrusted, count = refuse(step, self._untrusted, skip=self.skip_nonfinite)
             self.skipped_rows += count
         if wanted is not None:
-            step = replace(step, valid=step.valid & wanted)
+            step = replace(step, valid=step.valid & wanted.to(self._env_device))
         self.episodes.update(step)
+        step = step.to(self.device)
         self.obs = step.obs
         self.memory = zero_rows(memory, step.done | ~step.valid)
         return step
@@ -98,5 +114,6 @@ class Collector:
             self.reset(seed)
             return
         self.env.load_state_dict(state["env"])
-        self.obs, self.memory = state["obs"], state["memory"]
+        self.obs = self._here(state["obs"])
+        self.memory = None if state["memory"] is None else self._here(state["memory"])
         self._untrusted = state["untrusted"]
