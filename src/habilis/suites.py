@@ -169,6 +169,20 @@ def _lunar_lander(algorithm: str, label: str | None = None, goals: tuple[Goal, .
 
 
 SUITES.add(
+    "precision",
+    (
+        Case(
+            algorithm="sac",
+            env="HalfCheetah-v5",
+            total_timesteps=100_000,
+            overrides={"algo.hidden_precision": "float32"},
+            label="sac in float32",
+            reference="the preset's hidden layers in bfloat16, in the suite foundation",
+        ),
+    ),
+)
+
+SUITES.add(
     "value",
     (
         Case(
