@@ -2,6 +2,7 @@
 
     python benchmarks/learning_speed.py ppo --batch-size 64 --peers-python peers/bin/python
     python benchmarks/learning_speed.py sac --peers-python peers/bin/python
+    python benchmarks/learning_speed.py crossq --peers-python peers/bin/python
     python benchmarks/learning_speed.py dqn --num-envs 8 --peers-python peers/bin/python
     python benchmarks/learning_speed.py a2c --peers-python peers/bin/python
     python benchmarks/learning_speed.py trpo --peers-python peers/bin/python
@@ -21,17 +22,29 @@ import subprocess
 import sys
 import time
 
+OFF_POLICY = {
+    "sac": {},
+    "td3": {"policy_kwargs": {"net_arch": [256, 256]}},
+    "tqc": {},
+    "crossq": {},
+    "droq": {"gradient_steps": 20, "policy_delay": 20, "policy_kwargs": {"dropout_rate": 0.01, "layer_norm": True}},
+}
+"""What peers are told besides one environment and batches of 256: where it is silent, their defaults, ours and the
+papers' are the same, two layers of 256 among them (1024 in the critics of CrossQ)."""
 ENV = {
     "ppo": "HalfCheetah-v5",
-    "sac": "HalfCheetah-v5",
     "dqn": "CartPole-v1",
     "a2c": "CartPole-v1",
     "trpo": "Hopper-v5",
-}
-STEPS = {"ppo": 32_768, "sac": 3_000, "dqn": 12_000, "a2c": 60_000, "trpo": 40_960}
-WARMUP = {"ppo": 16_384, "sac": 800, "dqn": 4_000, "a2c": 10_000, "trpo": 81_920}
+} | dict.fromkeys(OFF_POLICY, "HalfCheetah-v5")
+STEPS = {"ppo": 32_768, "dqn": 12_000, "a2c": 60_000, "trpo": 40_960, "sac": 3_000, "td3": 3_000, "tqc": 2_000}
+STEPS |= {"crossq": 1_000, "droq": 400}
+WARMUP = {"ppo": 16_384, "dqn": 4_000, "a2c": 10_000, "trpo": 81_920, "sac": 800, "td3": 800, "tqc": 800}
+WARMUP |= {"crossq": 500, "droq": 350}
 SIDES = dict.fromkeys(ENV, ("habilis", "sb3", "sbx")) | dict.fromkeys(("a2c", "trpo"), ("habilis", "sb3"))
-"""SBX has neither A2C nor TRPO; TRPO is that of Stable-Baselines3 Contrib."""
+SIDES["droq"] = ("habilis", "sbx")
+"""SBX has neither A2C nor TRPO and Stable-Baselines3 no DroQ; its TRPO, TQC and CrossQ are those of its Contrib."""
+CONTRIB = ("trpo", "tqc", "crossq")
 ON_POLICY = {"a2c": {"n_steps": 5}, "trpo": {"n_steps": 256, "batch_size": 128}}
 """Of every side, with 8 environments and two layers of 64; all else is the default, which is the same."""
 DQN = {"batch_size": 64, "buffer_size": 100_000, "learning_starts": 256, "gradient_steps": -1, "learning_rate": 5e-4}
@@ -86,12 +99,12 @@ def measure_peer(args):
         import stable_baselines3 as package
     from stable_baselines3.common.env_util import make_vec_env
 
+    if args.worker == "sb3" and args.algorithm in CONTRIB:
+        import sb3_contrib as package
     if args.algorithm == "ppo":
         env = make_vec_env(ENV["ppo"], n_envs=8)
         model = package.PPO("MlpPolicy", env, n_steps=2048, batch_size=args.batch_size, n_epochs=10, device="cpu")
     elif args.algorithm in ON_POLICY:
-        if args.algorithm == "trpo":
-            import sb3_contrib as package
         env, settings = make_vec_env(ENV[args.algorithm], n_envs=8), ON_POLICY[args.algorithm]
         model = getattr(package, args.algorithm.upper())("MlpPolicy", env, device="cpu", **settings)
     elif args.algorithm == "dqn":
@@ -99,7 +112,10 @@ def measure_peer(args):
         layers = {"net_arch": [64, 64]}
         model = package.DQN("MlpPolicy", env, train_freq=args.train_freq, policy_kwargs=layers, device="cpu", **DQN)
     else:
-        model = package.SAC("MlpPolicy", make_vec_env(ENV["sac"]), learning_starts=256, batch_size=256, device="cpu")
+        # DroQ is SAC by its settings; CrossQ is the one name that is not in capitals
+        name = {"droq": "SAC", "crossq": "CrossQ"}.get(args.algorithm, args.algorithm.upper())
+        settings = {"learning_starts": 256, "batch_size": 256, "device": "cpu"} | OFF_POLICY[args.algorithm]
+        model = getattr(package, name)("MlpPolicy", make_vec_env(ENV[args.algorithm]), **settings)
     model.learn(args.warmup)
     before = model.num_timesteps
     start = time.perf_counter()
@@ -148,12 +164,11 @@ def main():
     medians = {side: statistics.median(values) for side, values in speeds.items()}
     details = {
         "ppo": f"minibatch {args.batch_size}",
-        "sac": "batch 256",
         "dqn": f"environments: {args.num_envs}, round: {args.train_freq}",
         "a2c": "8 environments, 5 steps",
         "trpo": "8 environments, 256 steps, minibatch 128",
     }
-    setting = f"{args.algorithm} {ENV[args.algorithm]} {details[args.algorithm]}"
+    setting = f"{args.algorithm} {ENV[args.algorithm]} {details.get(args.algorithm, 'batch 256')}"
     print(f"\n| {setting} | env steps/s (median of {args.rounds}) | Habilis is |\n|---|---|---|")
     for side, speed in medians.items():
         print(f"| {side} | {speed:,.0f} | {medians['habilis'] / speed:.2f} x |")

@@ -27,6 +27,7 @@ from habilis.checkpoint import CheckpointStore
 from habilis.checkpoint.files import replace_text
 from habilis.core.config import require
 from habilis.core.errors import HabilisError
+from habilis.evaluation.runs import read_run
 from habilis.evaluation.statistics import bootstrap_interval, iqm
 from habilis.suites import IDENTITY, SUITES, Case, Goal
 
@@ -198,7 +199,9 @@ def _describe(record: Mapping[str, Any]) -> str:
 
 def _write_case(case: Case, folder: Path, output: Path) -> None:
     """Gather what the seeds of a case have come to."""
-    records = [json.loads(path.read_text()) for path in folder.glob("s*/bench.json")]
+    records = [
+        {**json.loads(path.read_text()), "curve": _read_curve(path.parent)} for path in folder.glob("s*/bench.json")
+    ]
     records.sort(key=lambda record: record["seed"])
     evaluations = [record["evaluation"] for record in records]
     config = records[-1]["config"]
@@ -212,6 +215,7 @@ def _write_case(case: Case, folder: Path, output: Path) -> None:
         "results": [_over_seeds(evaluations, "return", None)] if not case.goals else [],
         "steps": [record["steps"] for record in records],
         "wall_seconds": [record["wall_seconds"] for record in records],
+        "curves": [record["curve"] for record in records],
         "commands": [record["command"] for record in records],
         "versions": records[-1]["versions"],
         "config": {key: value for key, value in config.items() if key not in IDENTITY},
@@ -219,6 +223,12 @@ def _write_case(case: Case, folder: Path, output: Path) -> None:
     tree["results"] += [_over_seeds(evaluations, goal.measure, goal) for goal in case.goals]
     output.mkdir(parents=True, exist_ok=True)
     replace_text(output / f"{case.name}.json", json.dumps(tree, indent=2) + "\n")
+
+
+def _read_curve(run_dir: Path) -> dict[str, list[float]]:
+    """Return what the evaluations during a run came to: their env steps and mean returns."""
+    evaluations = read_run(run_dir).evaluations
+    return {"steps": [e.step for e in evaluations], "returns": [round(e.deterministic.mean, 2) for e in evaluations]}
 
 
 def _over_seeds(evaluations: Sequence[Mapping[str, Any]], measure: str, goal: Goal | None) -> dict[str, Any]:

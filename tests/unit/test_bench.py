@@ -69,6 +69,10 @@ def test_results_hold_what_a_reader_needs(finished):
     assert result["mean"] == pytest.approx(sum(result["values"]) / 2)
     assert result["interval"][0] <= result["mean"] <= result["interval"][1]
     assert tree["steps"] == [512, 512]
+    curve, *_ = tree["curves"]
+    assert curve["steps"] == sorted(curve["steps"])
+    assert curve["steps"][-1] == 512
+    assert len(curve["returns"]) == len(curve["steps"])
     assert min(tree["wall_seconds"]) > 0
     assert "torch" in tree["versions"]
     assert tree["config"]["threads"] == 1
@@ -95,6 +99,7 @@ def test_goals_are_judged_by_the_mean_over_seeds(tmp_path):
         path = tmp_path / f"s{seed}" / "bench.json"
         path.parent.mkdir()
         path.write_text(json.dumps({**record, "config": {"total_timesteps": 9, "seed": seed}}))
+        path.with_name("config.json").write_text("{}")
     bench._write_case(case, tmp_path, tmp_path / "out" / "mine")
     results = json.loads((tmp_path / "out" / "mine" / f"{case.name}.json").read_text())["results"]
     assert [r["mean"] for r in results] == pytest.approx([6.0, 0.2, 0.5])

@@ -1,0 +1,111 @@
+"""Draw the learning curves of the suites' results for the pages of the algorithms.
+
+    python benchmarks/curves.py
+
+reads `benchmarks/results/<suite>/<case>.json` and writes `docs/algorithms/curves/<page>.svg`: one panel for each
+environment, in it a line for each algorithm of the page: the mean return of the evaluations during training, with the
+95% bootstrap interval over the seeds, and faintly each seed. A dashed line is the score that was to be reached.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.ticker import EngFormatter
+
+from habilis.evaluation.statistics import bootstrap_interval, mean
+
+RESULTS, PAGES = Path("benchmarks/results"), Path("docs/algorithms")
+COLOURS = ("#2563eb", "#ea580c", "#059669", "#c026d3", "#ca8a04", "#0891b2", "#dc2626", "#64748b", "#7c3aed", "#84cc16")
+COLOURS += ("#0f172a", "#f472b6", "#14b8a6", "#92400e")
+CROWD = 4
+"""Lines in one panel beyond which each is drawn without its band and its seeds."""
+COLUMNS = 3
+STYLE = {
+    "font.size": 9,
+    "font.family": "sans-serif",
+    "svg.fonttype": "none",
+    "svg.hashsalt": "habilis",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#94a3b8",
+    "axes.labelcolor": "#334155",
+    "xtick.color": "#64748b",
+    "ytick.color": "#64748b",
+    "axes.grid": True,
+    "grid.color": "#e2e8f0",
+    "grid.linewidth": 0.6,
+}
+
+
+def main():
+    cases = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/*.json"))]
+    cases = [case for case in cases if case.get("curves")]
+    (PAGES / "curves").mkdir(exist_ok=True)
+    for page in sorted(PAGES.glob("*.md")):
+        mine = [case for case in cases if is_of(case, page.stem)]
+        if mine:
+            draw(mine, PAGES / "curves" / f"{page.stem}.svg")
+            print(f"docs/algorithms/curves/{page.stem}.svg: {len(mine)} cases")
+
+
+def is_of(case, page):
+    """Whether a case belongs on a page: the page's commands train its algorithm, or name its label in a table."""
+    text = (PAGES / f"{page}.md").read_text()
+    return re.search(rf"^\| {re.escape(case['algorithm'])} \| {re.escape(case['environment'])} \|", text, re.M | re.I)
+
+
+def draw(cases, path):
+    """Draw one page's figure."""
+    envs = list(dict.fromkeys(case["environment"] for case in cases))
+    algorithms = list(dict.fromkeys(case["algorithm"] for case in cases))
+    colours = {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(algorithms)}
+    columns = min(COLUMNS, len(envs))
+    rows = -(-len(envs) // columns)
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(
+            rows, columns, figsize=(3.4 * columns + 0.4, 2.6 * rows), squeeze=False, layout="constrained"
+        )
+        for axis in axes.flat[len(envs) :]:
+            axis.remove()
+        for env, axis in zip(envs, axes.flat, strict=False):
+            shown = [case for case in cases if case["environment"] == env]
+            for case in shown:
+                draw_case(axis, case, colours[case["algorithm"]], alone=len(shown) <= CROWD)
+            axis.set_title(env, color="#0f172a", fontsize=10)
+            axis.set_xlabel("env steps")
+            axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+            if len(algorithms) > 1:
+                axis.legend(frameon=False, fontsize=7, loc="lower right")
+        for row in axes:
+            row[0].set_ylabel("return")
+        figure.savefig(path, metadata={"Date": None})
+        plt.close(figure)
+
+
+def draw_case(axis, case, colour, *, alone):
+    """Draw one line, and its band where there is room; seeds that went on for longer end where the first of them does."""
+    curves = [curve for curve in case["curves"] if curve["steps"]]
+    points = min(len(curve["steps"]) for curve in curves)
+    steps = np.array(curves[0]["steps"][:points])
+    returns = np.array([curve["returns"][:points] for curve in curves])
+    for seed in returns if alone else ():
+        axis.plot(steps, seed, color=colour, linewidth=0.6, alpha=0.25)
+    if alone and len(returns) > 1:
+        low, high = np.array(
+            [bootstrap_interval(column, np.random.default_rng(0), statistic=mean) for column in returns.T]
+        ).T
+        axis.fill_between(steps, low, high, color=colour, alpha=0.15, linewidth=0)
+    axis.plot(steps, returns.mean(0), color=colour, linewidth=1.6, label=case["algorithm"])
+    for result in case["results"]:
+        if result["measure"] == "return" and result["target"]:
+            axis.axhline(float(result["target"].split()[-1]), color=colour, linewidth=0.8, linestyle=(0, (4, 3)))
+
+
+if __name__ == "__main__":
+    main()
