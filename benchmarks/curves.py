@@ -89,7 +89,7 @@ def draw(cases, path):
 
 
 def draw_case(axis, case, colour, *, alone):
-    """Draw one line, and its band where there is room; seeds that went on for longer end where the first of them does."""
+    """Draw one line, and where there is room its band and seeds, as far as all of them have come."""
     curves = [curve for curve in case["curves"] if curve["steps"]]
     points = min(len(curve["steps"]) for curve in curves)
     steps = np.array(curves[0]["steps"][:points])
