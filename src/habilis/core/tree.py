@@ -17,6 +17,11 @@ def tree_map(function: Callable[..., Any], *trees: Mapping[str, Any]) -> dict[st
     return {name: function(*(tree[name] for tree in trees)) for name in trees[0]}
 
 
+def tree_to(tree: Tree, device: torch.device) -> dict[str, Tensor]:
+    """Return every tensor on a device."""
+    return {name: tensor.to(device) for name, tensor in tree.items()}
+
+
 def tree_stack(trees: Sequence[Tree], dim: int = 0) -> dict[str, Tensor]:
     """Stack trees of `[...]` to one of `[len(trees), ...]`."""
     return {name: torch.stack([tree[name] for tree in trees], dim) for name in trees[0]}

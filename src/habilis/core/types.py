@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from habilis.core.tree import tree_to
+
 Obs = Mapping[str, Tensor]
 """Observation groups. `"policy"` is what acts; `"critic"` may be privileged; images are uint8, all else float32."""
 
@@ -51,9 +53,8 @@ class Step:
         """Return the step on another device, `info` left where it is; itself where it is there already."""
         if self.reward.device == device:
             return self
-        obs = {name: value.to(device) for name, value in self.obs.items()}
-        same = self.next_obs is self.obs
-        next_obs = obs if same else {name: value.to(device) for name, value in self.next_obs.items()}
+        obs = tree_to(self.obs, device)
+        next_obs = obs if self.next_obs is self.obs else tree_to(self.next_obs, device)
         reward, terminated, truncated = self.reward.to(device), self.terminated.to(device), self.truncated.to(device)
         return Step(obs, next_obs, reward, terminated, truncated, self.valid.to(device), self.info)
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from habilis.core.actions import empty_actions
 from habilis.core.batches import TransitionBatch
 from habilis.core.errors import ConfigError
 from habilis.core.specs import ACHIEVED, DESIRED, EnvSpec
@@ -20,7 +21,6 @@ from habilis.core.types import Obs, State, Step
 from habilis.data.hindsight import Goals, Hindsight
 from habilis.data.observations import ObservationRing
 from habilis.data.priorities import Priorities
-from habilis.data.rollout import empty_actions
 from habilis.data.windows import Windows
 from habilis.functional.n_step import n_step_return
 

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from habilis.core.actions import empty_actions
 from habilis.core.batches import RolloutBatch
-from habilis.core.specs import BoxAction, EnvSpec, HybridAction, MultiDiscreteAction
+from habilis.core.specs import EnvSpec
 from habilis.core.tree import Tree, tree_index
 from habilis.core.types import Obs, PolicyStep, Step
 
@@ -105,12 +106,3 @@ def join_final(
     none = torch.zeros(0, dtype=torch.long, device=device)
     index = torch.cat([none, *(t for t, _, _ in parts)]), torch.cat([none, *(n for _, n, _ in parts)])
     return index, {name: torch.cat([rows, *(obs[name] for _, _, obs in parts)]) for name, rows in empty.items()}
-
-
-def empty_actions(spec: EnvSpec, shape: tuple[int, ...], device: str) -> Tensor:
-    """Make room for actions `[*shape, ...]` of an environment."""
-    if isinstance(spec.action, BoxAction | HybridAction):
-        return torch.zeros(*shape, spec.action.dim, device=device)
-    if isinstance(spec.action, MultiDiscreteAction):
-        return torch.zeros(*shape, len(spec.action.nvec), dtype=torch.long, device=device)
-    return torch.zeros(shape, dtype=torch.long, device=device)

@@ -1,7 +1,6 @@
 """Steps the environment: keeps the current observation, follows episodes, refuses what is not finite.
 
-Where the networks live on another device than the environment, this is the border between the two: actions cross it one
-way, steps the other, once each. What looks at every step (episodes, faults) stays on the environment's side.
+It is the border between the environment's device and that of the networks: actions cross it one way, steps the other.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.protocols import VecEnv
-from habilis.core.tree import Tree, tree_map, zero_rows
+from habilis.core.tree import Tree, tree_to, zero_rows
 from habilis.core.types import Obs, State, Step
 from habilis.data.episodes import EpisodeTracker
 from habilis.training.faults import Recorder, refuse
@@ -56,11 +55,7 @@ class Collector:
 
     def _start(self, obs: Obs) -> None:
         self._env_device = next(iter(obs.values())).device
-        self.obs = self._here(obs)
-        self.memory = None
-
-    def _here(self, tree: Tree) -> dict[str, Tensor]:
-        return tree_map(lambda value: value.to(self.device), tree)
+        self.obs, self.memory = tree_to(obs, self.device), None
 
     def step(self, env_action: Tensor, memory: Tree | None = None, wanted: Tensor | None = None) -> Step:
         """Apply actions in the environment's units and return what came of them.
@@ -114,6 +109,6 @@ class Collector:
             self.reset(seed)
             return
         self.env.load_state_dict(state["env"])
-        self.obs = self._here(state["obs"])
-        self.memory = None if state["memory"] is None else self._here(state["memory"])
+        self.obs = tree_to(state["obs"], self.device)
+        self.memory = None if state["memory"] is None else tree_to(state["memory"], self.device)
         self._untrusted = state["untrusted"]

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
-import torch
 from torch import Tensor
 
+from habilis.core.actions import uniform_actions
 from habilis.core.protocols import Algorithm, Plugin
 from habilis.core.random import RandomStreams
-from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction
 from habilis.core.types import Metrics, Obs, PolicyStep
 from habilis.data.replay import ReplayBuffer
 from habilis.plugins import learn_with
@@ -122,13 +121,3 @@ class OffPolicyTrainer:
             if td_error is not None and batch.index is not None:
                 self.buffer.update_priorities(batch.index, td_error)
         return metrics
-
-
-def uniform_actions(spec: ActionSpec, rows: int, generator: torch.Generator) -> Tensor:
-    """Draw actions uniformly, in the policy's units: `[rows, dim]` in [-1, 1), `[rows]` or `[rows, k]` choices."""
-    if isinstance(spec, BoxAction):
-        return torch.rand(rows, spec.dim, generator=generator, device=generator.device) * 2 - 1
-    if isinstance(spec, DiscreteAction):
-        return torch.randint(spec.n, (rows,), generator=generator, device=generator.device)
-    chance = torch.rand(rows, len(spec.nvec), generator=generator, device=generator.device)
-    return (chance * torch.tensor(spec.nvec, device=generator.device)).long()

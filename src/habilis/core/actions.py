@@ -1,0 +1,28 @@
+"""Room for the actions of an environment, and actions drawn at random."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction, EnvSpec, HybridAction, MultiDiscreteAction
+
+
+def empty_actions(spec: EnvSpec, shape: tuple[int, ...], device: str) -> Tensor:
+    """Make room for actions `[*shape, ...]` of an environment."""
+    if isinstance(spec.action, BoxAction | HybridAction):
+        return torch.zeros(*shape, spec.action.dim, device=device)
+    if isinstance(spec.action, MultiDiscreteAction):
+        return torch.zeros(*shape, len(spec.action.nvec), dtype=torch.long, device=device)
+    return torch.zeros(shape, dtype=torch.long, device=device)
+
+
+def uniform_actions(spec: ActionSpec, rows: int, generator: torch.Generator) -> Tensor:
+    """Draw actions uniformly, in the policy's units: `[rows, dim]` in [-1, 1), `[rows]` or `[rows, k]` choices."""
+    if isinstance(spec, BoxAction):
+        return torch.rand(rows, spec.dim, generator=generator, device=generator.device) * 2 - 1
+    if isinstance(spec, DiscreteAction):
+        return torch.randint(spec.n, (rows,), generator=generator, device=generator.device)
+    assert isinstance(spec, MultiDiscreteAction), "no algorithm that draws actions uniformly takes hybrid ones"
+    chance = torch.rand(rows, len(spec.nvec), generator=generator, device=generator.device)
+    return (chance * torch.tensor(spec.nvec, device=generator.device)).long()
