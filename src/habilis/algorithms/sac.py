@@ -216,7 +216,7 @@ class SAC:
         self._draw(acting, columns, len(batch.reward))
         s.gradient_steps += 1
         if s.gradient_steps % self.config.policy_delay:
-            return self._step_critics(self._critic_gradient(columns))
+            return self._step_critics(self._side_by_side.alone(lambda: self._critic_gradient(columns)))
         gradients = (lambda: self._critic_gradient(columns), lambda: self._policy_gradient(acting))
         critics, policy = self._side_by_side(*gradients)
         metrics = self._step_critics(critics)

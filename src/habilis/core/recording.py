@@ -121,6 +121,7 @@ class SideBySide:
     """
 
     def __init__(self, threads: int) -> None:
+        self._threads = threads
         self._worker = ThreadPoolExecutor(1, "habilis-side-by-side") if threads > 1 else None
 
     def __call__(self, first: Callable[[], R], second: Callable[[], S]) -> tuple[R, S]:
@@ -129,3 +130,14 @@ class SideBySide:
             return first(), second()
         later = self._worker.submit(second)
         return first(), later.result()
+
+    def alone(self, function: Callable[[], R]) -> R:
+        """Return what one function returns whose operations have all threads for themselves: the bits may be others."""
+        if self._worker is None:
+            return function()
+        before = torch.get_num_threads()
+        torch.set_num_threads(self._threads)
+        try:
+            return function()
+        finally:
+            torch.set_num_threads(before)

@@ -269,6 +269,16 @@ def test_side_by_side_gives_the_bits_of_one_after_the_other(lab):
     assert torch.equal(flat(one.state.critics), flat(two.state.critics))
 
 
+def test_critics_learn_the_same_with_all_threads_for_themselves(lab):
+    one, batch = make(lab, policy_delay=3)
+    two, _ = make(lab, policy_delay=3)
+    two._side_by_side = SideBySide(2)
+    for _ in range(2):
+        first, second = one.update(batch), two.update(batch)
+        assert first.keys() == second.keys()
+    torch.testing.assert_close(flat(one.state.critics), flat(two.state.critics))
+
+
 def test_reduced_precision_learns_by_nearly_the_same_gradient_and_acts_by_the_same_bits(lab, monkeypatch):
     monkeypatch.setattr(acceleration, "has_bfloat16", lambda device_type: True)
     full, batch = make(lab, hidden=(64, 64))

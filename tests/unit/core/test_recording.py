@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from habilis.core.recording import RECORD_AFTER, Recorded
+from habilis.core.recording import RECORD_AFTER, Recorded, SideBySide
 
 
 def make():
@@ -87,3 +88,12 @@ def test_products_that_are_summed_stay_products_of_their_own():
 
     recorded = Recorded(function)
     assert all(agree(function, recorded, {"x": torch.randn(5, 8, generator=generator)}) for _ in range(80))
+
+
+def test_one_function_may_have_all_threads_for_itself():
+    before = torch.get_num_threads()
+    assert SideBySide(2).alone(torch.get_num_threads) == 2
+    assert SideBySide(1).alone(torch.get_num_threads) == before
+    with pytest.raises(ZeroDivisionError):
+        SideBySide(2).alone(lambda: 1 // 0)
+    assert torch.get_num_threads() == before
