@@ -66,6 +66,7 @@ _CATCH: Mapping[str, Any] = {
     "frame_stack": 2,
     "algo.gradient_steps": 4,
     "algo.learning_rate": 5e-4,
+    "algo.learning_rate_schedule": "linear",
     "algo.batch_size": 64,
     "algo.gamma": 0.95,
     "algo.target_update_interval": 200,
