@@ -37,7 +37,7 @@ _LUNAR_LANDER: Mapping[str, Any] = {
     "algo.learning_rate_schedule": "linear",
     "algo.batch_size": 128,
     "algo.buffer_size": 100_000,
-    "algo.gradient_steps": 2,
+    "algo.gradient_steps": 4,
     "algo.target_update_interval": 250,
     "algo.exploration_fraction": 0.12,
     "algo.exploration_final_eps": 0.05,
