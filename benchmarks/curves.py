@@ -1,10 +1,11 @@
-"""Draw the learning curves of the suites' results for the pages of the algorithms.
+"""Draw the learning curves of the suites' results for the pages that speak of them.
 
     python benchmarks/curves.py
 
-reads `benchmarks/results/<suite>/<case>.json` and writes `docs/algorithms/curves/<page>.svg`: one panel for each
-environment, in it a line for each algorithm of the page: the mean return of the evaluations during training, with the
-95% bootstrap interval over the seeds, and faintly each seed. A dashed line is the score that was to be reached.
+reads `benchmarks/results/<suite>/<case>.json` and writes `curves/<page>.svg` beside every page of `docs/` with a table
+that has rows of these results: one panel for each environment, in it a line for each algorithm of the page: the mean
+return of the evaluations during training, with the 95% bootstrap interval over the seeds, and faintly each seed. A
+dashed line is the score that was to be reached.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from matplotlib.ticker import EngFormatter
 
 from habilis.evaluation.statistics import bootstrap_interval, mean
 
-RESULTS, PAGES = Path("benchmarks/results"), Path("docs/algorithms")
+RESULTS, PAGES = Path("benchmarks/results"), Path("docs")
 COLOURS = ("#2563eb", "#ea580c", "#059669", "#c026d3", "#ca8a04", "#0891b2", "#dc2626", "#64748b", "#7c3aed", "#84cc16")
 COLOURS += ("#0f172a", "#f472b6", "#14b8a6", "#92400e")
 CROWD = 4
@@ -46,17 +47,17 @@ STYLE = {
 def main():
     cases = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/*.json"))]
     cases = [case for case in cases if case.get("curves")]
-    (PAGES / "curves").mkdir(exist_ok=True)
-    for page in sorted(PAGES.glob("*.md")):
-        mine = [case for case in cases if is_of(case, page.stem)]
+    for page in sorted(PAGES.rglob("*.md")):
+        mine = [case for case in cases if is_of(case, page.read_text())]
         if mine:
-            draw(mine, PAGES / "curves" / f"{page.stem}.svg")
-            print(f"docs/algorithms/curves/{page.stem}.svg: {len(mine)} cases")
+            path = page.parent / "curves" / f"{page.stem}.svg"
+            path.parent.mkdir(exist_ok=True)
+            draw(mine, path)
+            print(f"{path}: {len(mine)} cases")
 
 
-def is_of(case, page):
-    """Whether a case belongs on a page: the page's commands train its algorithm, or name its label in a table."""
-    text = (PAGES / f"{page}.md").read_text()
+def is_of(case, text):
+    """Whether a page has a row of a case in a table."""
     return re.search(rf"^\| {re.escape(case['algorithm'])} \| {re.escape(case['environment'])} \|", text, re.M | re.I)
 
 

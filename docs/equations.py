@@ -21,4 +21,6 @@ def _convert(found: re.Match[str]) -> str:
     if found["code"]:
         return found[0]
     block = found["block"]
-    return convert(block or found["inline"], display="block" if block else "inline").translate(MARKDOWN)
+    equation = convert(block or found["inline"], display="block" if block else "inline").translate(MARKDOWN)
+    # Markdown takes an equation at the beginning of a line for a paragraph of its own
+    return equation if block else f"<span>{equation}</span>"
