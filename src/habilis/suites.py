@@ -220,7 +220,9 @@ SUITES.add(
         _lunar_lander("c51", goals=(Goal(230),)),
         Case(algorithm="dqn", env="habilis/PointReachDiscrete-v0", goals=(Goal(0.95, "success_rate"),)),
         Case(algorithm="dqn", env="habilis/Catch-v0", goals=(Goal(0.95, "success_rate"),)),
-        Case(algorithm="double_dqn", env="habilis/ObjectSorting-v0", goals=(Goal(0.9, "success/sorted"),)),
+        Case(
+            algorithm="double_dqn", env="habilis/ObjectSorting-v0", episodes=100, goals=(Goal(0.9, "success/sorted"),)
+        ),
     ),
 )
 SUITES.add(
