@@ -42,8 +42,8 @@ _LUNAR_LANDER: Mapping[str, Any] = {
     "algo.target_update_interval": 250,
     "algo.exploration_fraction": 0.12,
     "algo.exploration_final_eps": 0.05,
-    "algo.v_min": -300.0,
-    "algo.v_max": 300.0,
+    "algo.v_min": -150.0,
+    "algo.v_max": 200.0,
     "algo.hidden": (128, 128),
 }
 """A crash and a landing count 100: where errors are clipped at 1, what landing is worth is learnt too slowly."""
