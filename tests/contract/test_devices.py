@@ -20,6 +20,7 @@ from habilis.build import build_trainer
 from habilis.checkpoint import load_checkpoint
 from habilis.checkpoint.state_tree import flatten
 from habilis.core.config import override
+from habilis.core.errors import ConfigError
 from habilis.presets.tabular import TABULAR_NAMES
 from habilis.training.keeping import Trainer, components, restore
 
@@ -76,6 +77,17 @@ def test_tensors_of_two_devices_do_not_mix() -> None:
         assert float((there + 1).sum()) == 6
         with pytest.raises(RuntimeError, match="same device"):
             there + torch.ones(3)
+
+
+def test_a_run_does_not_change_its_device_on_the_way(tmp_path: Path) -> None:
+    with simulated_device() as device:
+        there = make("ppo", "CartPole-v1", device)
+        iterate(there, 1)
+        kept(there, tmp_path / "there")
+    here = make("ppo", "CartPole-v1", "cpu")
+    states, _ = load_checkpoint(tmp_path / "there", list(components(here)))
+    with pytest.raises(ConfigError, match="was on simulated and cannot go on on cpu: resume it with --device"):
+        restore(here, states)
 
 
 def train(device: str, run_dir: Path) -> None:

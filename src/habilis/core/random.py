@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from habilis.core.config import require
 from habilis.core.types import State
 
 
@@ -49,10 +50,19 @@ class RandomStreams:
         }
 
     def load_state_dict(self, state: State) -> None:
-        """Put every stream where it was."""
+        """Put every stream where it was.
+
+        Raises:
+            ConfigError: a stream was on another kind of device, which draws other numbers.
+        """
         self.seed = state["seed"]
         for name, saved in state["torch"].items():
-            self.torch(name, saved["device"]).set_state(saved["state"])
+            stream = self.torch(name, saved["device"])
+            was, now = torch.device(saved["device"]).type, stream.device.type
+            require(
+                was == now, f"the run was on {was} and cannot go on exactly on {now}: resume it with --device {was}"
+            )
+            stream.set_state(saved["state"])
         for name, saved in state["numpy"].items():
             set_generator_state(self.numpy(name), saved)
 
