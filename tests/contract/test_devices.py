@@ -86,7 +86,7 @@ def test_a_run_does_not_change_its_device_on_the_way(tmp_path: Path) -> None:
         kept(there, tmp_path / "there")
     here = make("ppo", "CartPole-v1", "cpu")
     states, _ = load_checkpoint(tmp_path / "there", list(components(here)))
-    with pytest.raises(ConfigError, match="was on simulated and cannot go on on cpu: resume it with --device"):
+    with pytest.raises(ConfigError, match="was on simulated and cannot continue on cpu: resume it with --device"):
         restore(here, states)
 
 

@@ -59,9 +59,7 @@ class RandomStreams:
         for name, saved in state["torch"].items():
             stream = self.torch(name, saved["device"])
             was, now = torch.device(saved["device"]).type, stream.device.type
-            require(
-                was == now, f"the run was on {was} and cannot go on exactly on {now}: resume it with --device {was}"
-            )
+            require(was == now, f"the run was on {was} and cannot continue on {now}: resume it with --device {was}")
             stream.set_state(saved["state"])
         for name, saved in state["numpy"].items():
             set_generator_state(self.numpy(name), saved)
