@@ -27,7 +27,7 @@ from habilis.checkpoint import CheckpointStore
 from habilis.checkpoint.files import replace_text
 from habilis.core.config import require
 from habilis.core.errors import HabilisError
-from habilis.evaluation.runs import read_run
+from habilis.evaluation.runs import read_evaluations
 from habilis.evaluation.statistics import bootstrap_interval, iqm
 from habilis.suites import IDENTITY, SUITES, Case, Goal
 
@@ -227,7 +227,7 @@ def _write_case(case: Case, folder: Path, output: Path) -> None:
 
 def _read_curve(run_dir: Path) -> dict[str, list[float]]:
     """Return what the evaluations during a run came to: their env steps and mean returns."""
-    evaluations = read_run(run_dir).evaluations
+    evaluations = list(read_evaluations(run_dir / "eval"))
     return {"steps": [e.step for e in evaluations], "returns": [round(e.deterministic.mean, 2) for e in evaluations]}
 
 

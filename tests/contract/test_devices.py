@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -98,16 +100,16 @@ def train(device: str, run_dir: Path) -> None:
     assert habilis.evaluate(run_dir, episodes=2).mean > 0
 
 
-def test_a_run_on_another_device(tmp_path: Path) -> None:
-    with simulated_device() as device:
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
+@pytest.mark.parametrize(
+    "make_device",
+    [simulated_device, pytest.param(partial(nullcontext, "cuda"), marks=[pytest.mark.gpu, NO_GPU])],
+    ids=["simulated", "cuda"],
+)
+def test_a_run_on_another_device(make_device: Callable[[], AbstractContextManager[str]], tmp_path: Path) -> None:
+    with make_device() as device:
         train(device, tmp_path / "run")
-    exported = habilis.export(tmp_path / "run", tmp_path / "exported")
-    assert (exported / "policy.onnx").is_file()
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-def test_a_run_on_a_gpu(tmp_path: Path) -> None:
-    train("cuda", tmp_path / "run")
     exported = habilis.export(tmp_path / "run", tmp_path / "exported")
     assert (exported / "policy.onnx").is_file()

@@ -99,7 +99,6 @@ def test_goals_are_judged_by_the_mean_over_seeds(tmp_path):
         path = tmp_path / f"s{seed}" / "bench.json"
         path.parent.mkdir()
         path.write_text(json.dumps({**record, "config": {"total_timesteps": 9, "seed": seed}}))
-        path.with_name("config.json").write_text("{}")
     bench._write_case(case, tmp_path, tmp_path / "out" / "mine")
     results = json.loads((tmp_path / "out" / "mine" / f"{case.name}.json").read_text())["results"]
     assert [r["mean"] for r in results] == pytest.approx([6.0, 0.2, 0.5])

@@ -17,7 +17,7 @@ def tree_map(function: Callable[..., Any], *trees: Mapping[str, Any]) -> dict[st
     return {name: function(*(tree[name] for tree in trees)) for name in trees[0]}
 
 
-def tree_to(tree: Tree, device: torch.device) -> dict[str, Tensor]:
+def tree_to(tree: Tree, device: str | torch.device) -> dict[str, Tensor]:
     """Return every tensor on a device."""
     return {name: tensor.to(device) for name, tensor in tree.items()}
 

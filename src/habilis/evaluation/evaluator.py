@@ -21,7 +21,7 @@ from torch import nn
 from habilis.core.errors import ConfigError, EnvError, NonFiniteError
 from habilis.core.protocols import Policy, VecEnv
 from habilis.core.random import derive_seed
-from habilis.core.tree import tree_map, zero_rows
+from habilis.core.tree import tree_to, zero_rows
 from habilis.core.types import Step
 from habilis.data.episodes import Episode, EpisodeTracker
 from habilis.evaluation.statistics import bootstrap_interval, iqm, wilson_interval
@@ -249,7 +249,7 @@ def rollout(
         while True:
             env_device = next(iter(obs.values())).device
             with torch.no_grad():
-                here = tree_map(lambda value: value.to(device), obs)
+                here = tree_to(obs, device)
                 acted = policy.act(here, memory, deterministic=deterministic, generator=generator)
             step = env.step(acted.env_action.to(env_device))
             obs, memory = step.obs, zero_rows(acted.memory, (step.done | ~step.valid).to(device))

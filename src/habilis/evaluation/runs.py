@@ -123,7 +123,7 @@ def read_run(path: Path) -> RunRecord:
         versions=saved.get("versions", {}),
         command=(path / "command.txt").read_text().strip() if (path / "command.txt").is_file() else "",
         curves=_read_curves(path / "metrics.jsonl"),
-        evaluations=tuple(_read_evaluations(path / "eval")),
+        evaluations=tuple(read_evaluations(path / "eval")),
         videos=tuple(sorted(path.glob("videos/*.mp4"), key=lambda video: video.stat().st_mtime)),
     )
 
@@ -169,7 +169,8 @@ def _curve(rows: list[tuple[int, float | None]]) -> Curve:
     return Curve(steps, values, len(rows) - len(finite))
 
 
-def _read_evaluations(folder: Path) -> Iterator[Evaluation]:
+def read_evaluations(folder: Path) -> Iterator[Evaluation]:
+    """Yield what the files of a run's folder `eval` hold, in the order of their steps."""
     for path in sorted(folder.glob("step_*.json")):
         tree = _read_json(path)
         if tree is not None:

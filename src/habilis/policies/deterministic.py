@@ -102,8 +102,7 @@ class DeterministicPolicy(nn.Module):
         Args:
             obs: raw observation groups `[N, *shape]`.
             memory: what was remembered of the steps before, the last Ornstein-Uhlenbeck noise (which starts at zero)
-                and deviation
-                included; None for fresh episodes.
+                and the deviation included; None for fresh episodes.
             deterministic: leave the noise out, and its memory as it is.
             generator: source of the noise; None draws from the operating system's entropy, each time anew.
         """

@@ -276,6 +276,8 @@ def test_critics_learn_the_same_with_all_threads_for_themselves(lab):
     for _ in range(2):
         first, second = one.update(batch), two.update(batch)
         assert first.keys() == second.keys()
+        # the norm of the gradient too: Adam's steps would not tell it from twice as much
+        torch.testing.assert_close(first, second)
     torch.testing.assert_close(flat(one.state.critics), flat(two.state.critics))
 
 
