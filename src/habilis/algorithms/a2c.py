@@ -26,10 +26,10 @@ from habilis.core.tree import Tree, tree_index, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.policy_losses import masked_standardize
 from habilis.functional.returns import generalized_advantage
+from habilis.nn.activations import Activation
 from habilis.nn.distributions import deviation
 from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
 from habilis.nn.memory import MemoryConfig, MemoryEncoder
-from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
 from habilis.nn.value import ValueNetwork

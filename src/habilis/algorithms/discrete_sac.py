@@ -27,10 +27,10 @@ from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional import losses
+from habilis.nn.activations import Activation
 from habilis.nn.critics import IMAGE_ENCODER, ChoiceCritics, share_images
 from habilis.nn.heads import CategoricalHead
 from habilis.nn.memory import MemoryConfig, make_encoder
-from habilis.nn.mlp import Activation
 from habilis.nn.network import NetworkKind, critic_network, make_trunk, policy_network
 from habilis.nn.optimizer import Optimizer, flatten_parameters, parameters_besides
 from habilis.policies.stochastic import StochasticPolicy

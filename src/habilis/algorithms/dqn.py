@@ -25,9 +25,10 @@ from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.value_losses import td_target
+from habilis.nn.activations import Activation
 from habilis.nn.encoder import ImageEncoderKind
 from habilis.nn.memory import MemoryConfig, make_encoder
-from habilis.nn.mlp import MLP, Activation
+from habilis.nn.mlp import MLP
 from habilis.nn.optimizer import Optimizer, flatten_parameters
 from habilis.nn.value_heads import make_value_head, of_action
 from habilis.policies.value import Exploration, ValuePolicy

@@ -27,10 +27,10 @@ from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_index, tree_map, tree_split, tree_stack
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.policy_losses import masked_standardize, mean, ppo_clip, standardize, value_loss
+from habilis.nn.activations import Activation
 from habilis.nn.distributions import deviation
 from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
 from habilis.nn.memory import MemoryConfig
-from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
 from habilis.nn.value import ValueNetwork

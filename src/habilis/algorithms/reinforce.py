@@ -28,9 +28,9 @@ from habilis.core.tree import Tree, tree_index, tree_join, tree_map
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.policy_losses import standardize
 from habilis.functional.returns import generalized_advantage, terminating_episodes
+from habilis.nn.activations import Activation
 from habilis.nn.distributions import deviation
 from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
-from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
 from habilis.nn.value import ValueNetwork, ValueRegression

@@ -28,10 +28,10 @@ from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional import losses
+from habilis.nn.activations import Activation
 from habilis.nn.critics import Critics, share_images
 from habilis.nn.heads import require_sde
 from habilis.nn.memory import MemoryConfig
-from habilis.nn.mlp import Activation
 from habilis.nn.network import NetworkKind, critic_network
 from habilis.nn.optimizer import Optimizer, flatten_parameters, parameters_besides
 from habilis.policies.action_filter import ActionConfig

@@ -29,9 +29,9 @@ from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional import losses
 from habilis.functional.value_losses import categorical_loss, categorical_projection
+from habilis.nn.activations import Activation
 from habilis.nn.critics import IMAGE_ENCODER, Critics, share_images
 from habilis.nn.memory import MemoryConfig, make_encoder
-from habilis.nn.mlp import Activation
 from habilis.nn.network import NetworkKind, critic_network, make_trunk, policy_network
 from habilis.nn.optimizer import Optimizer, flatten_parameters, parameters_besides
 from habilis.policies.action_filter import ActionConfig

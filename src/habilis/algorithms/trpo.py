@@ -27,9 +27,9 @@ from habilis.core.tree import Tree, tree_index, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.linear_algebra import conjugate_gradient, flatten, gauss_newton_product
 from habilis.functional.policy_losses import standardize
+from habilis.nn.activations import Activation
 from habilis.nn.distributions import deviation
 from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
-from habilis.nn.mlp import Activation
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer, flatten_parameters
 from habilis.nn.value import ValueNetwork, ValueRegression

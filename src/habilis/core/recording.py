@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from habilis.core.acceleration import HiddenPrecision, hidden_precision
+from habilis.core.simplification import simplify
 
 R = TypeVar("R")
 S = TypeVar("S")
@@ -101,6 +102,7 @@ def _trace(function: Callable[..., Any], values: tuple[Tensor, ...]) -> Any:
     """Return what replays the operations that a function of tensors performs."""
     # what the function reads besides its arguments is a parameter or buffer of the graph, shared with its owner
     graph = make_fx(function)(*values)
+    simplify(graph, values)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is announced to be superseded; nothing yet replays as fast
         return torch.jit.trace(graph, values, check_trace=False).forward

@@ -7,6 +7,7 @@ restored exactly.
 
 from __future__ import annotations
 
+import copy
 import os
 import time
 from collections.abc import Callable
@@ -43,7 +44,7 @@ class Simulation:
     ) -> None:
         if num_envs < 1 or (threads is not None and threads < 1):
             raise ConfigError(f"num_envs and threads must be at least 1, got {num_envs} and {threads}")
-        self.model = model
+        model = self.model = _without_islands(model)
         self.num_envs = num_envs
         self.threads = min(num_envs, threads) if threads else _fastest_threads(model, num_envs)
         self.diverged_total = 0
@@ -206,6 +207,18 @@ class _ExternalForces:
             self._batch.get_data(i, self._scratch)
             mujoco.mj_rnePostConstraint(self._batch.model, self._scratch)
             self.values[i] = self._result
+
+
+def _without_islands(model: mujoco.MjModel) -> mujoco.MjModel:
+    """Return a model that is not searched for islands of constraints where there can be one alone.
+
+    The bits stay the same, and a step takes a twentieth to a twelfth less. Sleeping needs islands.
+    """
+    if model.ntree > 1 or model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
+        return model
+    model = copy.copy(model)
+    model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND
+    return model
 
 
 def _fastest_threads(model: mujoco.MjModel, num_envs: int) -> int:

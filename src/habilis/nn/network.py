@@ -14,7 +14,8 @@ from typing import Any, Literal
 import torch
 
 from habilis.core.config import require
-from habilis.nn.mlp import MLP, Activation, EnsembleMLP
+from habilis.nn.activations import Activation
+from habilis.nn.mlp import MLP, EnsembleMLP
 from habilis.nn.residual import ResidualNetwork
 
 NetworkKind = Literal["mlp", "simba", "simba_v2"]

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from habilis.core.acceleration import hidden_layers
+from habilis.nn.activations import ACTIVATIONS, Activation
 from habilis.nn.init import init_, linear
-from habilis.nn.mlp import ACTIVATIONS, Activation, EnsembleLinear
+from habilis.nn.mlp import EnsembleLinear
 from habilis.nn.norms import LayerNorm
 
 EXPANSION = 4

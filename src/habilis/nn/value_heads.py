@@ -23,8 +23,8 @@ from habilis.functional.value_losses import (
     quantile_loss,
     td_loss,
 )
+from habilis.nn.activations import ACTIVATIONS, Activation
 from habilis.nn.init import linear
-from habilis.nn.mlp import ACTIVATIONS, Activation
 from habilis.nn.noisy import NoisyLinear
 
 COSINES = 64

@@ -51,15 +51,15 @@ class ActionMap(nn.Module):
         """Return real values `[..., dim]` of the policy within [-1, 1], or as near to their bounds as they have any."""
         if self.squash:
             action = torch.cat([action[..., : self.values].tanh(), action[..., self.values :]], -1)
-        return torch.minimum(torch.maximum(action, self.lower), self.upper)
+        return action.clamp(self.lower, self.upper)
 
     def forward(self, action: Tensor) -> Tensor:
         """Map `[..., dim]` in the policy's units to the environment's, unfiltered."""
-        return self.bound(action) * self.scale + self.offset if self.values else action
+        return torch.addcmul(self.offset, self.bound(action), self.scale) if self.values else action
 
     def step(self, action: Tensor, data: Tree) -> tuple[Tensor, dict[str, Tensor]]:
         """Map the actions `[N, dim]` of one step; what the filter remembers is in `data`, and in the second result."""
         if self.filter is None:
             return self(action), {}
         filtered, after = self.filter(self.bound(action), data)
-        return filtered * self.scale + self.offset, after
+        return torch.addcmul(self.offset, filtered, self.scale), after

@@ -12,9 +12,10 @@ from habilis.core.config import require
 from habilis.core.specs import EnvSpec
 from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part
 from habilis.functional.returns import explained_variance, generalized_advantage
+from habilis.nn.activations import Activation
 from habilis.nn.heads import HeadConfig, make_head
 from habilis.nn.memory import Encoder, MemoryConfig, MemoryEncoder, make_encoder
-from habilis.nn.mlp import MLP, Activation
+from habilis.nn.mlp import MLP
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.value import ValueNetwork
 from habilis.policies.action_filter import ActionConfig

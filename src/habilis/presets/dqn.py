@@ -110,21 +110,29 @@ _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
 # a fall ends few transitions and puts their values wrong by up to 100: clipped at 1, their errors count too little
 _CARTPOLE_MEAN: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": None}
 _CARTPOLE_QUANTILES: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": 10.0}
-# with half the steps that its relatives are given; targets that follow slowly, since nothing else keeps its maximum low
+# with half the steps that its relatives are given; targets that follow slowly, since nothing else keeps its maximum
+# low, and chance for half the run: from what a good policy alone remembers it forgets what a fall looks like
 _CARTPOLE_PLAIN: Mapping[str, Any] = {
     **_CARTPOLE_MEAN,
+    "algo.exploration_fraction": 0.5,
     "algo.gradient_steps": 256,
     "algo.batch_size": 128,
     "algo.tau": 0.01,
     "algo.target_update_interval": 1,
 }
 
+# large errors would be drawn again and again, and would not be small for it
+_LUNAR_LANDER_PRIORITIES: Mapping[str, Any] = {**_LUNAR_LANDER, "algo.huber_threshold": 1.0}
+# as many updates as steps: both end at 220 to 245 with half of them
+_LUNAR_LANDER_OFTEN: Mapping[str, Any] = {**_LUNAR_LANDER, "algo.gradient_steps": 4}
+
 # what an update costs grows with the quantiles by which it ranks the actions
 _IMPLICIT_QUANTILES: Mapping[str, Any] = {"algo.n_acting_fractions": 8, "matmul_precision": "medium"}
 
 _ONE_NAME: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "dqn": {"CartPole-v1": _CARTPOLE_PLAIN},
-    **{name: {"CartPole-v1": _CARTPOLE_MEAN} for name in ("dueling_dqn", "per_dqn", "n_step_dqn", "noisy_dqn")},
+    **{name: {"CartPole-v1": _CARTPOLE_MEAN} for name in ("dueling_dqn", "n_step_dqn", "noisy_dqn")},
+    "per_dqn": {"CartPole-v1": _CARTPOLE_MEAN, "LunarLander-v3": _LUNAR_LANDER_PRIORITIES},
     "double_dqn": {
         "CartPole-v1": _CARTPOLE_MEAN,
         # a reward lies many steps behind what earned it, and most actions change little
@@ -134,8 +142,9 @@ _ONE_NAME: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "iqn": {
         "CartPole-v1": {**_CARTPOLE_QUANTILES, **_IMPLICIT_QUANTILES},
         # its actions differ by less than a reduced precision tells apart
-        "LunarLander-v3": {**_LUNAR_LANDER, "algo.n_acting_fractions": 8},
+        "LunarLander-v3": {**_LUNAR_LANDER_OFTEN, "algo.n_acting_fractions": 8},
     },
+    "rainbow": {"LunarLander-v3": _LUNAR_LANDER_OFTEN},
 }
 
 DQN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import gymnasium
 import mujoco
 import numpy as np
 import pytest
+from mujoco.batch import Batch
 
 from habilis.core.errors import CheckpointError, ConfigError
 from habilis.envs import simulation as simulation_module
@@ -201,3 +205,24 @@ def test_refuses_what_does_not_fit():
         make(0)
     with pytest.raises(CheckpointError, match="number of environments"):
         make(3).load_state_dict(make(2).state_dict())
+
+
+def test_one_tree_without_islands_moves_as_with_them_and_two_trees_keep_them():
+    disabled = mujoco.mjtDisableBit.mjDSBL_ISLAND
+    path = Path(gymnasium.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
+    model = mujoco.MjModel.from_xml_path(str(path))
+    simulation, plain = Simulation(model, 2, threads=1), Batch(model, 2, 1)
+    assert simulation.model.opt.disableflags & disabled
+    assert not model.opt.disableflags & disabled
+    generator = np.random.default_rng(0)
+    for _ in range(100):
+        simulation.ctrl[:] = plain.ctrl[:] = generator.uniform(-1, 1, simulation.ctrl.shape)
+        simulation.step(5)
+        plain.step(nstep=5)
+    assert np.array_equal(simulation.qpos, plain.qpos)
+    assert np.array_equal(simulation.qvel, plain.qvel)
+    two = mujoco.MjModel.from_xml_string(
+        "<mujoco><worldbody><body><freejoint/><geom size='1'/></body><body pos='3 0 0'><freejoint/><geom size='1'/>"
+        "</body></worldbody></mujoco>"
+    )
+    assert Simulation(two, 1, threads=1).model is two

@@ -25,13 +25,14 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-def test_ensemble_equals_separate_networks(generator):
-    ensemble = EnsembleMLP(3, 5, (8, 6), 2, "relu", generator)
+@pytest.mark.parametrize("out", [1, 2])
+def test_ensemble_equals_separate_networks(out, generator):
+    ensemble = EnsembleMLP(3, 5, (8, 6), out, "relu", generator)
     x = torch.randn(7, 5, generator=generator)
     together = ensemble(x)
-    assert together.shape == (3, 7, 2)
+    assert together.shape == (3, 7, out)
     for k in range(3):
-        alone = MLP(5, (8, 6), 2, "relu", generator)
+        alone = MLP(5, (8, 6), out, "relu", generator)
         stacked = [layer for layer in (*ensemble.hidden, ensemble.out) if isinstance(layer, EnsembleLinear)]
         plain = [layer for layer in (*alone.hidden, alone.out) if isinstance(layer, nn.Linear)]
         with torch.no_grad():

@@ -1,0 +1,103 @@
+"""A simplified graph computes the same bits from fewer operations, and takes nothing for constant that may change."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from habilis.core.simplification import simplify
+
+
+def operations(function, *values) -> tuple[list[str], torch.fx.GraphModule]:
+    """The names of what is left of a function, after its results are found to be the same."""
+    module = make_fx(function)(*values)
+    expected = function(*values)
+    simplify(module, values)
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(module(*values), expected, strict=True))
+    called = [node.target for node in module.graph.nodes if node.op == "call_function"]
+    return [str(target).removeprefix("aten.").partition(".")[0] for target in called], module
+
+
+def numbers(*shape) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_views_that_lead_back_are_left_out():
+    left, _ = operations(lambda x: (x.t().t().detach().view(3, 4).exp(), x.t().sin()), numbers(3, 4))
+    assert left == ["t", "exp", "sin"]
+
+
+def test_a_view_of_other_numbers_stays():
+    left, _ = operations(lambda x: (x.t().t()[1:].t().exp(), x.expand(2, 4).exp()), numbers(1, 4))
+    assert left == ["slice", "t", "exp", "expand", "exp"]
+
+
+def test_what_was_computed_before_is_not_computed_again():
+    left, _ = operations(lambda x: (x.exp() * x.exp().sin(),), numbers(5))
+    assert left == ["exp", "sin", "mul"]
+
+
+def test_a_whole_number_is_not_a_real_one():
+    left, _ = operations(lambda x: (x.float() + (x * 2), x.float() * (x * 2.0)), torch.arange(3))
+    assert left.count("mul") == 3
+
+
+def test_two_results_are_two_tensors_and_none_is_an_input():
+    _, module = operations(lambda x: (x.exp(), x.exp(), x * 1.0), numbers(5))
+    x = numbers(5)
+    one, other, third = module(x)
+    one.zero_(), third.zero_()
+    assert torch.equal(other, x.exp())
+    assert x.all()
+
+
+def test_constants_of_a_gradient_are_folded_and_parameters_are_not():
+    weight = numbers(4).requires_grad_()
+
+    def gradient(x: Tensor) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(((x * weight).square().mean() * 0.5).sum(), weight)
+
+    x = numbers(3, 4)
+    left, module = operations(gradient, x)
+    assert "ones_like" not in left
+    assert "expand" not in left
+    assert "div" not in left
+    with torch.no_grad():
+        weight.mul_(-3.0)
+    assert torch.equal(module(x)[0], gradient(x)[0])
+
+
+def test_a_result_that_never_changes_is_fresh_each_time():
+    _, module = operations(lambda x: (torch.ones_like(x) * 2, x.exp()), numbers(3))
+    module(numbers(3))[0].zero_()
+    assert module(numbers(3))[0].tolist() == [2.0, 2.0, 2.0]
+
+
+def test_what_autograd_writes_in_place_is_simplified_too():
+    def gradient(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        leaf = x.detach().requires_grad_()
+        return torch.autograd.grad(torch.minimum(leaf * y, leaf.clamp(-0.5, 0.5) * y).mean(), leaf)
+
+    left, _ = operations(gradient, numbers(50), numbers(50).flip(0))
+    assert not any(name.endswith("_") for name in left)
+    assert left.count("eq") == 1
+
+
+def test_a_function_that_writes_into_its_arguments_is_left_alone():
+    def accumulate(x: Tensor, total: Tensor) -> tuple[Tensor, ...]:
+        total.add_(x.detach().detach())
+        return (total * 2,)
+
+    module = make_fx(accumulate)(numbers(3), torch.zeros(3))
+    before = len(module.graph.nodes)
+    simplify(module, (numbers(3), torch.zeros(3)))
+    assert len(module.graph.nodes) == before
+
+
+def test_signs_of_zero_and_what_is_no_number_pass_through_a_factor_of_one():
+    x = torch.tensor([-0.0, 0.0, torch.nan, torch.inf])
+    module = make_fx(lambda x: ((x * 1.0).sin(),))(x)
+    simplify(module, (x,))
+    assert [str(n.target) for n in module.graph.nodes if n.op == "call_function"] == ["aten.sin.default"]
+    assert torch.equal(module(x)[0].view(torch.int32), x.sin().view(torch.int32))
