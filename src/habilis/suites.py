@@ -330,6 +330,15 @@ SUITES.add(
             goals=(Goal(2600),),
             reference="2046 ± 1038 (Tianshou, best evaluation, 10 seeds)",
         ),
+        Case(
+            algorithm="ppo",
+            label="ppo with 64 environments",
+            env="HalfCheetah-v5",
+            total_timesteps=1_000_000,
+            goals=(Goal(4000),),
+            overrides={"num_envs": 64, "algo.n_steps": 32, "env_threads": 2},
+            reference="in at most 1.5 minutes on two cores",
+        ),
         *(
             Case(algorithm=name, env="Pendulum-v1", total_timesteps=20_000, goals=(Goal(-160),), reference=reference)
             for name, reference in {

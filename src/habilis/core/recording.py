@@ -101,8 +101,7 @@ class Recorded:
 def _trace(function: Callable[..., Any], values: tuple[Tensor, ...]) -> Any:
     """Return what replays the operations that a function of tensors performs."""
     # what the function reads besides its arguments is a parameter or buffer of the graph, shared with its owner
-    graph = make_fx(function)(*values)
-    simplify(graph, values)
+    graph = simplify(make_fx(function)(*values), values)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is announced to be superseded; nothing yet replays as fast
         return torch.jit.trace(graph, values, check_trace=False).forward

@@ -7,7 +7,8 @@ transposed once forwards and once backwards. In PPO's minibatch these are two op
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,23 +30,35 @@ _OF_SHAPE_ALONE = frozenset(
 _BY_ONE = frozenset({_aten.mul.Tensor, _aten.div.Tensor, _aten.pow.Tensor_Scalar})
 """Operations that leave a number as it is when the other one is 1."""
 
+_WITHOUT_WRITING: Mapping[OpOverload, OpOverload] = {
+    _aten.masked_fill_.Scalar: _aten.masked_fill.Scalar,
+    _aten.logical_and_.default: _aten.logical_and.default,
+    _aten.sub_.Tensor: _aten.sub.Tensor,
+    _aten.fill_.Scalar: _aten.full_like.default,
+}
+"""What autograd writes into results of its own, and what computes the same anew."""
 
-def simplify(module: GraphModule, values: Sequence[Tensor]) -> None:
-    """Shorten a graph in place; it computes the same bits.
+
+def simplify(module: GraphModule, values: Sequence[Tensor]) -> GraphModule:
+    """Return a shorter graph that computes the same bits, or the graph itself where it cannot be told what it writes.
 
     Args:
-        module: what `make_fx` made of a function that draws nothing at random and writes into nothing of the caller's.
+        module: what `make_fx` made of a function.
         values: arguments of the shapes it is for.
     """
-    if not _without_writes(module.graph):
-        return
-    known = _Values(module)
+    shorter = copy.copy(module)
+    shorter.graph = copy.deepcopy(module.graph)
+    if not _without_writes(shorter.graph):
+        return module
+    known = _Values(shorter)
     known.run(*values)
-    constants = _drop_what_stands_already(module.graph, known.values)
-    _keep(module, constants - set(module.graph.output_node().all_input_nodes), known.values)
-    module.graph.eliminate_dead_code()
-    module.graph.lint()
-    module.recompile()
+    exposed = {_place(known.values[node]) for node in shorter.graph.output_node().all_input_nodes}
+    constants = _drop_what_stands_already(shorter.graph, known.values, exposed)
+    _keep(shorter, constants, known.values, exposed)
+    shorter.graph.eliminate_dead_code()
+    shorter.graph.lint()
+    shorter.recompile()
+    return shorter
 
 
 class _Values(Interpreter):
@@ -63,26 +76,28 @@ class _Values(Interpreter):
 
 
 def _without_writes(graph: Graph) -> bool:
-    """Replace what writes into a result that nothing else reads; return whether nothing that writes is left."""
+    """Let nothing write into what was made for it alone; return whether nothing is left that writes, or draws."""
     for node in graph.nodes:
-        if not isinstance(node.target, OpOverload) or not node.target._schema.is_mutable:
+        if not isinstance(node.target, OpOverload):
             continue
-        written, pure = node.args[0], _pure(node.target)
-        if pure is None or written.op != "call_function" or len(written.users) > 1:
+        if torch.Tag.nondeterministic_seeded in node.target.tags:
             return False
-        node.target = pure
+        if not node.target._schema.is_mutable:
+            continue
+        written = node.args[0]
+        if node.target not in _WITHOUT_WRITING or not _is_own(written):
+            return False
+        node.target = _WITHOUT_WRITING[node.target]
     return True
 
 
-def _pure(operation: OpOverload) -> OpOverload | None:
-    """Return what computes the same without writing; None where there is nothing."""
-    if operation is _aten.fill_.Scalar:  # `fill` is none that TorchScript knows
-        return _aten.full_like.default
-    packet = getattr(_aten, operation._schema.name.removeprefix("aten::").removesuffix("_"), None)
-    return getattr(packet, operation._overloadname, None)
+def _is_own(node: Node) -> bool:
+    """Whether one operation alone reads a node, which is no view of another, no argument and no parameter."""
+    made = isinstance(node.target, OpOverload) and not any(r.alias_info for r in node.target._schema.returns)
+    return made and len(node.users) == 1
 
 
-def _drop_what_stands_already(graph: Graph, values: dict[Node, Any]) -> set[Node]:
+def _drop_what_stands_already(graph: Graph, values: dict[Node, Any], exposed: set[int]) -> set[Node]:
     """Let users of a node use an earlier one that is the same tensor or number; return what is always the same."""
     results = set(graph.output_node().all_input_nodes)
     constants: set[Node] = set()
@@ -99,28 +114,31 @@ def _drop_what_stands_already(graph: Graph, values: dict[Node, Any]) -> set[Node
         key = (node.target, repr(node.args), repr(node.kwargs))
         earlier = seen.get(key, node)
         if earlier is node and isinstance(value, Tensor):
-            if _is_view(value, inputs, values):
+            if inputs and _place(value) == _place(values[inputs[0]]) != 0:
                 views[node] = inputs[0]
                 earlier = _same_view(node, views, values)
-            elif node.target in _BY_ONE and node.args[1] in (1, 1.0) and _alike(value, values[inputs[0]]):
-                earlier = inputs[0]
+            elif node.target in _BY_ONE and node.args[1] in (1, 1.0) and _is_plain(inputs[0], views):
+                earlier = inputs[0] if _alike(value, values[inputs[0]]) else node
+        # results stay what they were: tensors of their own, or views of the same ones
+        lends = _place(value) in exposed and _place(value) != _place(values[earlier])
+        if lends or (node in results and earlier.op != "call_function"):
+            earlier = node
         seen[key] = earlier
-        # a result is nobody else's: neither another result's nor a parameter
-        if earlier is not node and not (node in results and (earlier in results or earlier.op != "call_function")):
-            if node in results:
-                results.add(earlier)
+        if earlier is not node:
             node.replace_all_uses_with(earlier)
     return constants
 
 
-def _is_view(value: Tensor, inputs: Sequence[Node], values: dict[Node, Any]) -> bool:
-    """Whether a value lies where the first input does."""
-    source = values[inputs[0]] if inputs else None
-    return (
-        isinstance(source, Tensor)
-        and value.numel() > 0
-        and value.untyped_storage().data_ptr() == source.untyped_storage().data_ptr()
-    )
+def _is_plain(node: Node, views: dict[Node, Node]) -> bool:
+    """Whether a node's order in memory is the same in every call, as that of arguments need not be."""
+    return node.op == "call_function" and node not in views
+
+
+def _place(value: Any) -> int:
+    """Return where the numbers of a tensor lie, 0 for what is none or empty; of several, as of their first."""
+    if isinstance(value, tuple | list):
+        return _place(value[0]) if value else 0
+    return value.untyped_storage().data_ptr() if isinstance(value, Tensor) else 0
 
 
 def _same_view(node: Node, views: dict[Node, Node], values: dict[Node, Any]) -> Node:
@@ -128,20 +146,24 @@ def _same_view(node: Node, views: dict[Node, Node], values: dict[Node, Any]) -> 
     found = source = node
     while source in views:
         source = views[source]
-        if _alike(values[source], values[node]) and values[source].storage_offset() == values[node].storage_offset():
+        if isinstance(values[source], Tensor) and _alike(values[source], values[node]):
             found = source
     return found
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors have shape, order in memory and type in common."""
-    return one.shape == other.shape and one.stride() == other.stride() and one.dtype == other.dtype
+    """Whether two tensors have type, shape and order in memory in common, and no number twice."""
+    layout = one.shape == other.shape and one.stride() == other.stride()
+    kind = one.dtype == other.dtype and one.is_conj() == other.is_conj() and one.is_neg() == other.is_neg()
+    repeats = any(step == 0 and size > 1 for step, size in zip(one.stride(), one.shape, strict=True))
+    return layout and kind and not repeats and one.storage_offset() == other.storage_offset()
 
 
-def _keep(module: GraphModule, constants: set[Node], values: dict[Node, Any]) -> None:
-    """Replace what is always the same, and used where something is not, by its value."""
+def _keep(module: GraphModule, constants: set[Node], values: dict[Node, Any], exposed: set[int]) -> None:
+    """Replace what is always the same, and used where something is not, by its value; results are fresh ones."""
     for node in constants:
-        if all(user in constants for user in node.users) or not isinstance(values[node], Tensor):
+        known = all(user in constants for user in node.users)
+        if known or not isinstance(values[node], Tensor) or _place(values[node]) in exposed:
             continue
         name = f"_folded_{node.name}"
         module.register_buffer(name, values[node])

@@ -18,14 +18,9 @@ from dataclasses import asdict, dataclass, field
 from math import isnan, nan
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from habilis.core.errors import EnvError
 from habilis.core.types import State, Step
-
-PENDING = 64
-"""Steps that are added up together, which takes a fraction of the time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,43 +68,28 @@ class EpisodeTracker:
         self._keys = 0  # length of info when `_names` was made; an environment may show more later, never fewer
         self._sums = np.zeros((1, num_envs))  # [1 + names, N]: the reward, then `_names`
         self._lengths = np.zeros(num_envs, dtype=np.int64)
-        self._pending: list[tuple[list[Tensor], Tensor]] = []  # numbers and `valid` of steps not added up yet
 
     def update(self, step: Step) -> list[Episode]:
         """Add one step of all environments; return the episodes that ended in it, by environment index."""
         if len(step.info) != self._keys:
             self._adopt(step)
-        try:
-            self._pending.append(([step.reward, *[step.info[name] for name in self._names]], step.valid))
-        except KeyError as error:
-            raise EnvError(
-                f"info lacks {error} in this step: an environment must give the same keys every step"
-            ) from None
-        goes_on = step.next_obs is step.obs and bool(step.valid.all())
-        if goes_on and len(self._pending) < PENDING:
-            return []
-        last = self._add_up()
-        stopped = (step.done | ~step.valid).numpy(force=True)
-        return self._finish(np.flatnonzero(stopped & (self._lengths > 0)), last) if stopped.any() else []
-
-    def _add_up(self) -> np.ndarray:
-        """Take pending steps into the sums, in their order; return the numbers `[1 + names, N]` of the last."""
-        shape = (len(self._pending), len(self._sums), self.num_envs)
-        numbers = [number for row, _ in self._pending for number in row]
-        values = torch.stack(numbers).numpy(force=True).reshape(shape).astype(np.float64)
-        valid = torch.stack([valid for _, valid in self._pending]).numpy(force=True)
-        self._pending.clear()
-        counted = values if valid.all() else np.where(valid[:, None], values, 0)
-        # one after the other: pairwise sums would depend on how many wait
-        self._sums = np.add.accumulate(np.concatenate([self._sums[None], counted]))[-1]
-        self._lengths += valid.sum(axis=0)
-        last: np.ndarray = values[-1]
-        return last
+        values = step.reward.numpy(force=True)[None]
+        if self._names:
+            try:
+                terms = [step.info[name].numpy(force=True) for name in self._names]
+            except KeyError as error:
+                raise EnvError(
+                    f"info lacks {error} in this step: an environment must give the same keys every step"
+                ) from None
+            values = np.stack([values[0], *terms])
+        valid = step.valid.numpy(force=True)
+        self._sums += values if valid.all() else np.where(valid, values, 0)
+        self._lengths += valid
+        stopped = step.done.numpy(force=True) | ~valid
+        return self._finish(np.flatnonzero(stopped & (self._lengths > 0)), values) if stopped.any() else []
 
     def _adopt(self, step: Step) -> None:
         """Make room for the numbers that `step` brings."""
-        if self._pending:
-            self._add_up()
         self._keys = len(step.info)
         new = sorted(name for name, value in step.info.items() if value.dim() == 1 and name not in self._names)
         self._names = self._names + new
@@ -142,7 +122,6 @@ class EpisodeTracker:
         """Forget the episodes under way, because the environments were reset; `recent` stays."""
         self._sums[:] = 0
         self._lengths[:] = 0
-        self._pending.clear()
 
     def summary(self) -> dict[str, float]:
         """Return the scalars of the recent episodes (see the function `summary`); empty before the first ended."""
@@ -150,8 +129,6 @@ class EpisodeTracker:
 
     def state_dict(self) -> State:
         """Return the episodes under way and the recent ones."""
-        if self._pending:
-            self._add_up()
         return {
             "names": list(self._names),
             "sums": self._sums.copy(),
@@ -164,7 +141,6 @@ class EpisodeTracker:
         """Restore what `state_dict` returned."""
         self._names = list(state["names"])
         self._keys = 0
-        self._pending.clear()
         self._sums = state["sums"].copy()
         self._lengths = state["lengths"].copy()
         self.count = state.get("count", 0)  # which checkpoints of older versions lack

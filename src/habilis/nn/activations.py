@@ -14,16 +14,27 @@ _LARGE = 4096
 
 
 class _LargeTanh(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        result = torch.rsub(torch.sigmoid(x + x), -1, alpha=-2)
-        ctx.save_for_backward(result)
-        return result
+    def forward(x: Tensor) -> Tensor:
+        return torch.rsub(torch.sigmoid(x + x), -1, alpha=-2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(output)
+        ctx.save_for_forward(output)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        gradient: Tensor = torch.ops.aten.tanh_backward(gradients[0], *ctx.saved_tensors)
+        return gradient
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor) -> Tensor:
         (result,) = ctx.saved_tensors
-        return torch.ops.aten.tanh_backward(gradients[0], result)  # type: ignore[no-any-return]
+        tangent: Tensor = tangents[0] * (1 - result * result)
+        return tangent
 
 
 class Tanh(nn.Module):
@@ -35,7 +46,8 @@ class Tanh(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Apply it."""
-        if torch.compiler.is_compiling() or x.device.type != "cpu" or x.numel() < _LARGE:
+        quick = x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+        if not quick or x.numel() < _LARGE:
             return x.tanh()
         return _LargeTanh.apply(x)  # type: ignore[no-any-return, no-untyped-call]
 

@@ -110,16 +110,8 @@ _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
 # a fall ends few transitions and puts their values wrong by up to 100: clipped at 1, their errors count too little
 _CARTPOLE_MEAN: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": None}
 _CARTPOLE_QUANTILES: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": 10.0}
-# with half the steps that its relatives are given; targets that follow slowly, since nothing else keeps its maximum
-# low, and chance for half the run: from what a good policy alone remembers it forgets what a fall looks like
-_CARTPOLE_PLAIN: Mapping[str, Any] = {
-    **_CARTPOLE_MEAN,
-    "algo.exploration_fraction": 0.5,
-    "algo.gradient_steps": 256,
-    "algo.batch_size": 128,
-    "algo.tau": 0.01,
-    "algo.target_update_interval": 1,
-}
+# with half the steps that its relatives are given; targets that follow slowly, since nothing else keeps its maximum low
+_CARTPOLE_PLAIN: Mapping[str, Any] = {**_CARTPOLE_MEAN, "algo.tau": 0.01, "algo.target_update_interval": 1}
 
 # large errors would be drawn again and again, and would not be small for it
 _LUNAR_LANDER_PRIORITIES: Mapping[str, Any] = {**_LUNAR_LANDER, "algo.huber_threshold": 1.0}

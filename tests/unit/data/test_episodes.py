@@ -9,20 +9,20 @@ import torch
 
 from habilis.core.errors import EnvError
 from habilis.core.types import Step
-from habilis.data.episodes import PENDING, Episode, EpisodeTracker, summary
+from habilis.data.episodes import Episode, EpisodeTracker, summary
 
 
 def make_step(reward, *, terminated=None, truncated=None, valid=None, **info):
     """A step of `len(reward)` environments; observations do not matter here. `__` in a name of info stands for `/`."""
     n = len(reward)
     flag = lambda value, default: torch.full((n,), default) if value is None else torch.tensor(value, dtype=torch.bool)  # noqa: E731
-    obs, ended, cut = {"policy": torch.zeros(n, 1)}, flag(terminated, False), flag(truncated, False)
+    obs = {"policy": torch.zeros(n, 1)}
     return Step(
         obs=obs,
-        next_obs=dict(obs) if (ended | cut).any() else obs,
+        next_obs=obs,
         reward=torch.tensor(reward, dtype=torch.float32),
-        terminated=ended,
-        truncated=cut,
+        terminated=flag(terminated, False),
+        truncated=flag(truncated, False),
         valid=flag(valid, True),
         info={name.replace("__", "/"): torch.as_tensor(value) for name, value in info.items()},
     )
@@ -185,28 +185,3 @@ def timed(function, repeats):
     for _ in range(repeats):
         function()
     return (time.perf_counter() - start) / repeats
-
-
-@pytest.mark.parametrize("terms", [{}, {"reward__a": [0.1]}])
-def test_sums_do_not_depend_on_how_many_steps_wait(terms):
-    generator = torch.Generator().manual_seed(0)
-    waiting, read = EpisodeTracker(1), EpisodeTracker(1)
-    for _ in range(PENDING + 30):
-        step = make_step(torch.randn(1, generator=generator).tolist(), **terms)
-        assert waiting.update(step) == read.update(step) == []
-        read.state_dict()  # which adds up what waits
-    end = make_step([0.3], truncated=[True], **terms)
-    assert waiting.update(end) == read.update(end)
-    assert waiting.recent[0].length == PENDING + 31
-
-
-def test_a_reset_forgets_steps_that_wait():
-    tracker = EpisodeTracker(1)
-    tracker.update(make_step([5.0]))
-    tracker.reset()
-    assert tracker.update(make_step([1.0], terminated=[True])) == [Episode(0, 1.0, 1)]
-    tracker.update(make_step([5.0]))
-    other = EpisodeTracker(1)
-    other.update(make_step([9.0]))
-    other.load_state_dict(tracker.state_dict())
-    assert other.update(make_step([1.0], terminated=[True])) == [Episode(0, 6.0, 2)]

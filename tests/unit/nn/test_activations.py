@@ -25,3 +25,12 @@ def test_the_tangent_of_what_has_no_bounds_and_is_no_number():
     assert Tanh()(x)[:2].tolist() == [-1.0, 1.0]
     assert Tanh()(x)[2].isnan()
     assert Tanh()(x)[3] == 0
+
+
+def test_the_tangent_under_functional_transforms_and_in_half_precision():
+    x = torch.linspace(-3, 3, 2 * 8192).view(2, 8192)
+    slope = 1 - x.tanh().square()
+    torch.testing.assert_close(torch.func.grad(lambda x: Tanh()(x).sum())(x), slope, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.func.jvp(Tanh(), (x,), (torch.ones_like(x),))[1], slope, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.vmap(Tanh())(x), x.tanh(), atol=2e-7, rtol=0)
+    assert torch.equal(Tanh()(x.bfloat16()), x.bfloat16().tanh())
