@@ -56,7 +56,8 @@ _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
         "algo.batch_size": 64,
         "algo.buffer_size": 40_000,
     },
-    **{f"{name}-v5": _MUJOCO for name in ("Ant", "HalfCheetah", "Hopper", "Humanoid", "Swimmer", "Walker2d")},
+    **{f"{name}-v5": _MUJOCO for name in ("Ant", "Hopper", "Humanoid", "Swimmer", "Walker2d")},
+    "HalfCheetah-v5": {**_MUJOCO, "algo.learning_rate": 1e-3},
 }
 
 _CORES: Mapping[str, Any] = {
