@@ -40,7 +40,7 @@ _WITHOUT_WRITING: Mapping[OpOverload, OpOverload] = {
 
 
 def simplify(module: GraphModule, values: Sequence[Tensor]) -> GraphModule:
-    """Return a shorter graph that computes the same bits, or the graph itself where it cannot be told what it writes.
+    """Return a shorter graph that computes the same bits; the graph itself where it draws, or writes where others read.
 
     Args:
         module: what `make_fx` made of a function.
@@ -117,7 +117,7 @@ def _drop_what_stands_already(graph: Graph, values: dict[Node, Any], exposed: se
             if inputs and _place(value) == _place(values[inputs[0]]) != 0:
                 views[node] = inputs[0]
                 earlier = _same_view(node, views, values)
-            elif node.target in _BY_ONE and node.args[1] in (1, 1.0) and _is_plain(inputs[0], views):
+            elif node.target in _BY_ONE and node.args[1] == 1 and _is_plain(inputs[0], views):
                 earlier = inputs[0] if _alike(value, values[inputs[0]]) else node
         # results stay what they were: tensors of their own, or views of the same ones
         lends = _place(value) in exposed and _place(value) != _place(values[earlier])

@@ -55,11 +55,11 @@ class ActionMap(nn.Module):
 
     def forward(self, action: Tensor) -> Tensor:
         """Map `[..., dim]` in the policy's units to the environment's, unfiltered."""
-        return torch.addcmul(self.offset, self.bound(action), self.scale) if self.values else action
+        return self.bound(action) * self.scale + self.offset if self.values else action
 
     def step(self, action: Tensor, data: Tree) -> tuple[Tensor, dict[str, Tensor]]:
         """Map the actions `[N, dim]` of one step; what the filter remembers is in `data`, and in the second result."""
         if self.filter is None:
             return self(action), {}
         filtered, after = self.filter(self.bound(action), data)
-        return torch.addcmul(self.offset, filtered, self.scale), after
+        return filtered * self.scale + self.offset, after

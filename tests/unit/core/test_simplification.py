@@ -141,3 +141,8 @@ def test_signs_of_zero_and_what_is_no_number_pass_through_a_factor_of_one():
         "aten.sin.default",
     ]
     assert torch.equal(module(x)[0].view(torch.int32), function(x)[0].view(torch.int32))
+
+
+def test_other_factors_and_divisors_stay():
+    left, _ = operations(lambda x: (x.exp() * 2.0, x.exp() / 3.0, x.sin() ** 2), numbers(4))
+    assert [name for name in left if name in ("mul", "div", "pow")] == ["mul", "div", "pow"]

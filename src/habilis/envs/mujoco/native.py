@@ -179,9 +179,8 @@ class NativeMujocoEnv:
             next_obs[diverged] = self._obs[diverged]
 
         self._obs[:] = next_obs
-        if self._renderer is not None:
-            self._look(np.flatnonzero(~diverged))
-        after = self._observed(next_obs)
+        self._look(np.flatnonzero(~diverged))
+        after = self._observed()
         self._position[:] = position
         ended = np.flatnonzero(terminated | truncated)
         if ended.size:
@@ -242,10 +241,10 @@ class NativeMujocoEnv:
             for row in rows:
                 self._pictures[row] = self._renderer.frame(row)
 
-    def _observed(self, state: np.ndarray | None = None) -> Obs:
-        """Return fresh tensors of what N environments show; `state` is a fresh array of it where there is one."""
+    def _observed(self) -> Obs:
+        """Return fresh tensors of what N environments show."""
         pictures = None if self._pixels is None else torch.from_numpy(self._pictures.copy())
-        return self._groups(torch.from_numpy(self._obs.copy() if state is None else state), pictures)
+        return self._groups(torch.from_numpy(self._obs.copy()), pictures)
 
     def _groups(self, state: T, picture: T | None) -> dict[str, T]:
         """Return what is shown of a state and its picture, by groups."""
@@ -255,9 +254,8 @@ class NativeMujocoEnv:
 
     def _notice_writes(self) -> None:
         """Measure anew the position of environments whose state was written from outside, as Gymnasium would."""
-        differs = self._dynamics != self.simulation.dynamics
-        if differs.any():
-            written = differs.any(axis=1)
+        written = (self._dynamics != self.simulation.dynamics).any(axis=1)
+        if written.any():
             self.simulation.forward(written)
             self._position[written] = self.robot.position(self.simulation)[written]
 
@@ -272,7 +270,9 @@ class NativeMujocoEnv:
         named = {"reward": sum(terms.values()), **{f"reward/{name}": term for name, term in terms.items()}}
         if velocity.shape[1]:
             named |= {"x_position": self.simulation.qpos[:, 0], "x_velocity": velocity[:, 0]}
-        rows = np.array(list(named.values()), dtype=np.float32)
+        rows = np.empty((len(named), self.num_envs), dtype=np.float32)
+        for row, values in zip(rows, named.values(), strict=True):
+            row[:] = values
         if diverged.any():
             rows[:, diverged] = 0.0
         info = dict(zip(named, torch.from_numpy(rows).unbind(), strict=True))
