@@ -110,7 +110,7 @@ _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
 # a fall ends few transitions and puts their values wrong by up to 100: clipped at 1, their errors count too little
 _CARTPOLE_MEAN: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": None}
 _CARTPOLE_QUANTILES: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": 10.0}
-# with half the steps that its relatives are given; targets that follow slowly, since nothing else keeps its maximum low,
+# with half the steps of its relatives; targets that follow slowly, since nothing else keeps its maximum low,
 # and a discount that lets it see the end of the track while the cart still drifts there slowly
 _CARTPOLE_PLAIN: Mapping[str, Any] = {
     **_CARTPOLE_MEAN,
@@ -121,8 +121,13 @@ _CARTPOLE_PLAIN: Mapping[str, Any] = {
 
 # as many updates as steps: with half of them Rainbow and IQN end at 220 to 245
 _LUNAR_LANDER_OFTEN: Mapping[str, Any] = {**_LUNAR_LANDER, "algo.gradient_steps": 4}
-# what is drawn by its error has larger gradients (Schaul et al. 2016 divide the rate by four)
-_LUNAR_LANDER_PRIORITIES: Mapping[str, Any] = {**_LUNAR_LANDER_OFTEN, "algo.learning_rate": 2e-4}
+# what is drawn by its error has larger gradients (Schaul et al. 2016 divide the rate by four) and is drawn often enough
+_LUNAR_LANDER_PRIORITIES: Mapping[str, Any] = {
+    **_LUNAR_LANDER,
+    "algo.learning_rate": 3e-4,
+    "algo.batch_size": 64,
+    "algo.hidden": (256, 128),
+}
 
 # what an update costs grows with the quantiles by which it ranks the actions
 _IMPLICIT_QUANTILES: Mapping[str, Any] = {"algo.n_acting_fractions": 8, "matmul_precision": "medium"}
