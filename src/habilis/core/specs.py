@@ -24,10 +24,13 @@ class ObsGroup:
     one_hot: tuple[int, ...] = ()
     """Sizes of the one-hot codes of which a vector consists, where it consists of nothing else: a discrete state, or
     several side by side."""
+    starts: tuple[int, ...] = ()
+    """What the environment itself calls the first state of each code; 0 where it is left out."""
 
     def __post_init__(self) -> None:
         if self.is_image and self.channel_axis is None:
             object.__setattr__(self, "channel_axis", -3 if self.shape[0] < self.shape[2] else -1)
+        object.__setattr__(self, "starts", self.starts or (0,) * len(self.one_hot))
 
     @property
     def is_image(self) -> bool:
@@ -38,6 +41,48 @@ class ObsGroup:
     def size(self) -> int:
         """Number of values in a row."""
         return prod(self.shape)
+
+    def rows(self, value: Any) -> tuple[np.ndarray, bool]:
+        """Return observations from outside as `[N, *shape]` of the group's dtype, and whether it was one alone.
+
+        Args:
+            value: one observation or a batch of them. Where the group is a code, integers are the numbers of states, as
+                the environment itself has them; a grey image needs no axis for its one channel.
+
+        Raises:
+            ValueError: it is of another shape, or no such state.
+        """
+        array = np.asarray(value)
+        if self.one_hot and array.dtype.kind in "iu" and array.shape[1:] != self.shape:
+            array = self._encode(array)
+        elif (
+            self.is_image
+            and self.shape[-1] == 1
+            and array.shape in (self.shape[:-1], (*array.shape[:1], *self.shape[:-1]))
+        ):
+            array = array[..., None]
+        single = array.shape == self.shape
+        if not single and array.shape[1:] != self.shape:
+            raise ValueError(f"has shape {array.shape}: expected {self.shape} or a batch of them")
+        array = array.astype(self.dtype, copy=False)
+        return (array[None] if single else array), single
+
+    def _encode(self, numbers: np.ndarray) -> np.ndarray:
+        """Return the codes of `[N]` or of no axis, or of one more axis where several codes stand side by side."""
+        if len(self.one_hot) == 1:
+            numbers = numbers[..., None]
+        if numbers.ndim not in (1, 2) or numbers.shape[-1] != len(self.one_hot):
+            shape = numbers.shape[:-1] if len(self.one_hot) == 1 else numbers.shape
+            raise ValueError(
+                f"has shape {shape}: expected the numbers of {len(self.one_hot)} states, or a batch of them"
+            )
+        codes = []
+        for column, n, start in zip(np.moveaxis(numbers, -1, 0), self.one_hot, self.starts, strict=True):
+            wrong = (column < start) | (column >= start + n)
+            if wrong.any():
+                raise ValueError(f"holds the state {column[wrong].flat[0]}: expected {start} to {start + n - 1}")
+            codes.append(column[..., None] == np.arange(start, start + n))
+        return np.concatenate(codes, -1)
 
 
 @dataclass(frozen=True)
@@ -66,16 +111,24 @@ class BoxAction:
 
 @dataclass(frozen=True)
 class DiscreteAction:
-    """One choice among `n`: actions are `[N]` int64 in `[0, n)`."""
+    """One choice among `n`: actions are `[N]` int64 in `[start, start + n)`; policies count from 0."""
 
     n: int
+    start: int = 0
 
 
 @dataclass(frozen=True)
 class MultiDiscreteAction:
-    """Several choices at once: actions are `[N, len(nvec)]` int64, column k in `[0, nvec[k])`."""
+    """Several choices at once: actions are `[N, len(nvec)]` int64, column k in `[starts[k], starts[k] + nvec[k])`.
+
+    Policies count each from 0, which is also what `starts` are where they are left out.
+    """
 
     nvec: tuple[int, ...]
+    starts: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "starts", self.starts or (0,) * len(self.nvec))
 
 
 @dataclass(frozen=True)
@@ -101,6 +154,13 @@ def action_parts(
     if isinstance(action, HybridAction):
         return action.box, action.choices
     return (action, None) if isinstance(action, BoxAction) else (None, action)
+
+
+def choices_of(action: DiscreteAction | MultiDiscreteAction) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the sizes of all choices and what the environment calls the first of each."""
+    if isinstance(action, DiscreteAction):
+        return (action.n,), (action.start,)
+    return action.nvec, action.starts
 
 
 ACHIEVED, DESIRED = "achieved_goal", "desired_goal"
@@ -188,9 +248,9 @@ def spec_to_dict(spec: EnvSpec) -> dict[str, Any]:
     if box is not None:
         action |= {"low": list(map(str, box.low.tolist())), "high": list(map(str, box.high.tolist()))}
     if isinstance(choices, DiscreteAction):
-        action |= {"n": choices.n}
+        action |= {"n": choices.n, "start": choices.start}
     elif choices is not None:
-        action |= {"nvec": list(choices.nvec)}
+        action |= {"nvec": list(choices.nvec), "starts": list(choices.starts)}
     return {
         "id": spec.id,
         "obs": {
@@ -199,6 +259,7 @@ def spec_to_dict(spec: EnvSpec) -> dict[str, Any]:
                 "dtype": group.dtype,
                 "channel_axis": group.channel_axis,
                 "one_hot": list(group.one_hot),
+                "starts": list(group.starts),
             }
             for name, group in spec.obs.items()
         },
@@ -214,20 +275,26 @@ def spec_to_dict(spec: EnvSpec) -> dict[str, Any]:
 
 def spec_from_dict(tree: Mapping[str, Any]) -> EnvSpec:
     """Read what `spec_to_dict` returned."""
+    # an older file names neither the axis of the channels nor a stack of frames nor codes nor where choices start
     given = dict(tree["action"])
-    action: ActionSpec
     if "low" in given:
-        action = BoxAction(*(np.array([float(x) for x in given[k]], dtype=np.float32) for k in ("low", "high")))
-        if "nvec" in given:
-            action = HybridAction(action, MultiDiscreteAction(tuple(given["nvec"])))
-    elif "n" in given:
-        action = DiscreteAction(given["n"])
+        box = BoxAction(*(np.array([float(x) for x in given[k]], dtype=np.float32) for k in ("low", "high")))
+    if "nvec" in given:
+        choices = MultiDiscreteAction(tuple(given["nvec"]), tuple(given.get("starts", ())))
+    action: ActionSpec
+    if "n" in given:
+        action = DiscreteAction(given["n"], given.get("start", 0))
+    elif "low" in given:
+        action = HybridAction(box, choices) if "nvec" in given else box
     else:
-        action = MultiDiscreteAction(tuple(given["nvec"]))
-    # an older file names neither the axis of the channels nor a stack of frames nor one-hot codes
+        action = choices
     obs = {
         name: ObsGroup(
-            tuple(group["shape"]), group["dtype"], group.get("channel_axis"), tuple(group.get("one_hot", ()))
+            tuple(group["shape"]),
+            group["dtype"],
+            group.get("channel_axis"),
+            tuple(group.get("one_hot", ())),
+            tuple(group.get("starts", ())),
         )
         for name, group in tree["obs"].items()
     }

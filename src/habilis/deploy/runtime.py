@@ -75,11 +75,8 @@ class OnnxPolicy:
         for name, group in self.spec.obs.items():
             if name not in groups:
                 raise ExportError(f"the observation lacks the group {name!r}: the policy reads {list(self.spec.obs)}")
-            array = np.asarray(groups[name], group.dtype)
-            single = array.shape == group.shape
-            inputs[name] = array[None] if single else array
-            if inputs[name].shape[1:] != group.shape:
-                raise ExportError(
-                    f"the observation group {name!r} has shape {array.shape}: expected {group.shape} or a batch of them"
-                )
+            try:
+                inputs[name], single = group.rows(groups[name])
+            except ValueError as error:
+                raise ExportError(f"the observation group {name!r} {error}") from error
         return inputs, single

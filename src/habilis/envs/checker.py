@@ -15,7 +15,7 @@ from torch import Tensor
 
 from habilis.core.errors import EnvError
 from habilis.core.protocols import VecEnv
-from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, action_parts
+from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, action_parts, choices_of
 from habilis.core.types import Obs, Step
 
 HUGE_OBSERVATION = 1e3
@@ -94,8 +94,9 @@ def _actions(env: VecEnv, steps: int, seed: int) -> list[Tensor]:
 
     def draw_choices(spec: DiscreteAction | MultiDiscreteAction) -> Tensor:
         if isinstance(spec, DiscreteAction):
-            return torch.randint(spec.n, (n,), generator=generator)
-        return torch.stack([torch.randint(k, (n,), generator=generator) for k in spec.nvec], 1)
+            return torch.randint(spec.n, (n,), generator=generator) + spec.start
+        sizes = zip(spec.nvec, spec.starts, strict=True)
+        return torch.stack([torch.randint(size, (n,), generator=generator) + start for size, start in sizes], 1)
 
     def draw() -> Tensor:
         if box is None:
@@ -130,7 +131,8 @@ def _check_spec(spec: EnvSpec) -> Iterator[Finding]:
         yield Finding("error", "there is no observation group 'policy'", "it is what acts", "name a group 'policy'")
     box, choices = action_parts(spec.action)
     if choices is not None:
-        yield Finding("ok", f"actions are {spec.action}" if box is None else f"beside values, actions are {choices}")
+        among = f"choices among {', '.join(map(str, choices_of(choices)[0]))}"
+        yield Finding("ok", f"actions are {among}" if box is None else f"beside values, actions are {among}")
     if box is None:
         return
     low, high = box.low, box.high

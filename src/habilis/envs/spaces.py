@@ -1,6 +1,7 @@
 """Gymnasium spaces in our words: an observation space becomes groups, an action space an `ActionSpec`.
 
-A group is either an image (uint8, three axes, in the environment's own axis order) or a float32 vector of one axis:
+A group is either an image (uint8, three axes, in the environment's own axis order; a grey one, of two axes and with
+values to 255, is given a third for its one channel) or a float32 vector of one axis:
 
 - A plain space is the group `"policy"`.
 - A Dict that has the key `"policy"` keeps its keys as groups, so that `"critic"` may be privileged.
@@ -22,7 +23,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -41,6 +41,7 @@ from habilis.core.specs import (
     MultiDiscreteAction,
     ObsGroup,
     action_parts,
+    choices_of,
 )
 
 Path = tuple[str | int, ...]
@@ -110,28 +111,22 @@ class LeafLayout:
 
     def __init__(self, space: spaces.Space) -> None:
         self._shape, self._dtype = space.shape, space.dtype
-        self._start: Any = 0
         self.spec: ActionSpec
         if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
             self.spec = BoxAction(space.low.astype(np.float32).ravel(), space.high.astype(np.float32).ravel())
         elif isinstance(space, spaces.Box):
-            self._start = space.low
-            counts = space.high.astype(np.int64) - space.low.astype(np.int64) + 1
-            self.spec = MultiDiscreteAction(tuple(counts.ravel().tolist()))
+            low, high = space.low.astype(np.int64).ravel(), space.high.astype(np.int64).ravel()
+            self.spec = MultiDiscreteAction(tuple((high - low + 1).tolist()), tuple(low.tolist()))
         elif isinstance(space, spaces.Discrete):
-            self._start = space.start
-            self.spec = DiscreteAction(int(space.n))
+            self.spec = DiscreteAction(int(space.n), int(space.start))
         elif isinstance(space, spaces.MultiDiscrete):
-            self._start = space.start
-            self.spec = MultiDiscreteAction(tuple(space.nvec.ravel().tolist()))
+            self.spec = MultiDiscreteAction(tuple(space.nvec.ravel().tolist()), tuple(space.start.ravel().tolist()))
         else:
             self.spec = MultiDiscreteAction((2,) * int(np.prod(space.shape)))
-        self._shifted = bool(np.any(self._start))
 
     def __call__(self, action: Tensor) -> np.ndarray:
         """Convert `[N, dim]`, `[N]` or `[N, k]` to the array `[N, *space.shape]` of the space's own dtype."""
-        rows = action.numpy(force=True).reshape(-1, *self._shape)
-        return (rows + self._start if self._shifted else rows).astype(self._dtype)
+        return action.numpy(force=True).reshape(-1, *self._shape).astype(self._dtype)
 
 
 def _join(parts: list[ActionSpec]) -> tuple[ActionSpec, list[slice]]:
@@ -140,9 +135,12 @@ def _join(parts: list[ActionSpec]) -> tuple[ActionSpec, list[slice]]:
         return parts[0], [slice(None)]
     boxes: list[BoxAction] = []
     nvec: list[int] = []
+    starts: list[int] = []
     for box, choices in map(action_parts, parts):
         boxes += [] if box is None else [box]
-        nvec += [] if choices is None else [choices.n] if isinstance(choices, DiscreteAction) else choices.nvec
+        sizes, firsts = ((), ()) if choices is None else choices_of(choices)
+        nvec += sizes
+        starts += firsts
     value, choice, columns = 0, sum(box.dim for box in boxes), []
     for part in parts:
         if isinstance(part, BoxAction):
@@ -150,10 +148,11 @@ def _join(parts: list[ActionSpec]) -> tuple[ActionSpec, list[slice]]:
         else:
             count = 1 if isinstance(part, DiscreteAction) else len(part.nvec)
             columns.append(slice(choice, choice := choice + count))
+    several = MultiDiscreteAction(tuple(nvec), tuple(starts))
     if not boxes:
-        return MultiDiscreteAction(tuple(nvec)), columns
+        return several, columns
     joined = BoxAction(*(np.concatenate([getattr(box, bound) for box in boxes]) for bound in ("low", "high")))
-    return (HybridAction(joined, MultiDiscreteAction(tuple(nvec))) if nvec else joined), columns
+    return (HybridAction(joined, several) if nvec else joined), columns
 
 
 def _nest(space: spaces.Space, leaves: Mapping[Path, np.ndarray], path: Path = ()) -> Any:
@@ -183,22 +182,20 @@ def _leaves(space: spaces.Space, what: str, path: Path = ()) -> Iterator[tuple[P
 
 
 def _is_image(space: spaces.Space) -> bool:
-    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3
+    if not isinstance(space, spaces.Box) or space.dtype != np.uint8:
+        return False
+    return len(space.shape) == 3 or (len(space.shape) == 2 and bool((space.high == 255).all()))
 
 
 def _group(parts: list[tuple[Path, spaces.Space]]) -> ObsGroup:
     first = parts[0][1]
     if _is_image(first):
-        return ObsGroup(first.shape, "uint8")
-    codes = [_codes(space) for _, space in parts]
-    return ObsGroup((sum(_width(s) for _, s in parts),), one_hot=tuple(chain(*codes)) if all(codes) else ())
-
-
-def _codes(space: spaces.Space) -> tuple[int, ...]:
-    """Sizes of the one-hot codes that a leaf becomes; none where it becomes something else."""
-    if isinstance(space, spaces.Discrete):
-        return (int(space.n),)
-    return tuple(space.nvec.ravel().tolist()) if isinstance(space, spaces.MultiDiscrete) else ()
+        return ObsGroup(first.shape if len(first.shape) == 3 else (*first.shape, 1), "uint8")
+    width, leaves = sum(_width(space) for _, space in parts), [space for _, space in parts]
+    if not all(isinstance(leaf, spaces.Discrete | spaces.MultiDiscrete) for leaf in leaves):
+        return ObsGroup((width,))
+    codes = [choices_of(LeafLayout(leaf).spec) for leaf in leaves]
+    return ObsGroup((width,), one_hot=sum((sizes for sizes, _ in codes), ()), starts=sum((at for _, at in codes), ()))
 
 
 def _width(space: spaces.Space) -> int:

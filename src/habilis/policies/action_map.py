@@ -6,15 +6,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from habilis.core.specs import ActionSpec, HybridAction, action_parts
+from habilis.core.specs import ActionSpec, HybridAction, action_parts, choices_of
 from habilis.core.tree import Tree
 from habilis.policies.action_filter import PLAIN, ActionConfig, ActionFilter
 
 
 class ActionMap(nn.Module):
-    """Bound real values to [-1, 1], filter them, and scale them to the bounds of the environment; choices pass.
+    """Bound real values to [-1, 1], filter them, and scale them to the bounds of the environment.
 
-    A value without bounds passes too, and one with a single bound is clipped to it.
+    A value without bounds passes, and one with a single bound is clipped to it. A choice is counted from what the
+    environment calls the first; mostly that is 0, and it passes.
 
     Args:
         spec: what the environment takes.
@@ -29,12 +30,16 @@ class ActionMap(nn.Module):
 
     def __init__(self, spec: ActionSpec, config: ActionConfig = PLAIN, *, squash: bool = False) -> None:
         super().__init__()
-        box, _ = action_parts(spec)
+        box, choosing = action_parts(spec)
+        starts = () if choosing is None else choices_of(choosing)[1]
         self.values = 0 if box is None else box.dim
         self.squash = squash
         choices = len(spec.choices.nvec) if isinstance(spec, HybridAction) else 0
         self.filter = ActionFilter(config, self.values, choices) if config.remembers else None
+        self.shifts = any(starts)
         if box is None:
+            if self.shifts:
+                self.register_buffer("offset", torch.tensor(starts))
             return
         # choices that stand beside real values are like values without bounds
         low = np.pad(box.low.astype(np.float64), (0, choices), constant_values=-np.inf)
@@ -43,7 +48,9 @@ class ActionMap(nn.Module):
         # infinities are left out before the arithmetic, not after it, so that none is subtracted from another
         finite_low, finite_high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
         self.register_buffer("scale", torch.from_numpy((finite_high - finite_low) / 2).float())
-        self.register_buffer("offset", torch.from_numpy((finite_high + finite_low) / 2).float())
+        offset = (finite_high + finite_low) / 2
+        offset[self.values :] = starts
+        self.register_buffer("offset", torch.from_numpy(offset).float())
         self.register_buffer("lower", torch.from_numpy(np.where(bounded, -1.0, low)).float())
         self.register_buffer("upper", torch.from_numpy(np.where(bounded, 1.0, high)).float())
 
@@ -55,7 +62,9 @@ class ActionMap(nn.Module):
 
     def forward(self, action: Tensor) -> Tensor:
         """Map `[..., dim]` in the policy's units to the environment's, unfiltered."""
-        return self.bound(action) * self.scale + self.offset if self.values else action
+        if self.values:
+            return self.bound(action) * self.scale + self.offset
+        return action + self.offset if self.shifts else action
 
     def step(self, action: Tensor, data: Tree) -> tuple[Tensor, dict[str, Tensor]]:
         """Map the actions `[N, dim]` of one step; what the filter remembers is in `data`, and in the second result."""

@@ -114,7 +114,7 @@ def as_batch(
     """Return the groups `names` as tensors `[N, *shape]`, and whether it was one observation without a batch axis.
 
     Args:
-        obs: one observation or a batch, for the group "policy"; or a mapping of groups.
+        obs: one observation or a batch, for the group "policy"; or a mapping of groups, each as of `ObsGroup.rows`.
         spec: what the policy was made for.
         names: the groups it reads.
         device: where it computes.
@@ -126,15 +126,11 @@ def as_batch(
     tensors: dict[str, Tensor] = {}
     single = False
     for name in names:
-        group = spec.obs[name]
         if name not in groups:
             raise HabilisError(f"the observation lacks the group {name!r}: the policy reads {tuple(names)}")
-        array = np.asarray(groups[name])
-        single = array.shape == group.shape
-        if not single and array.shape[1:] != group.shape:
-            raise HabilisError(
-                f"the observation group {name!r} has shape {array.shape}: expected {group.shape} or a batch of them"
-            )
-        tensor = torch.as_tensor(array, device=device).to(getattr(torch, group.dtype))
-        tensors[name] = tensor.unsqueeze(0) if single else tensor
+        try:
+            rows, single = spec.obs[name].rows(groups[name])
+        except ValueError as error:
+            raise HabilisError(f"the observation group {name!r} {error}") from error
+        tensors[name] = torch.as_tensor(rows, device=device)
     return tensors, single

@@ -68,8 +68,8 @@ class TabularPolicy(nn.Module):
         return {}
 
     def forward(self, obs: Obs, memory: Tree | None = None) -> tuple[Tensor, Tree | None]:
-        """Return the best action `[N]`, the first of equals, and the memory as it is."""
-        return self._mean(self.encoder(obs)).argmax(-1), memory
+        """Return the best action `[N]` in the environment's units, the first of equals, and the memory as it is."""
+        return self.action_map(self._mean(self.encoder(obs)).argmax(-1)), memory
 
     @torch.no_grad()
     def act(
@@ -86,13 +86,13 @@ class TabularPolicy(nn.Module):
         scores = self.scores(obs)
         if deterministic:
             action = scores.argmax(-1)
-            return PolicyStep(action, action, memory=memory)
+            return PolicyStep(action, self.action_map(action), memory=memory)
         if generator is None:
             generator = fresh_generator()
         explores = torch.rand(len(scores), 1, generator=generator) < self.exploration_level
         allowed = explores | (scores == scores.amax(-1, keepdim=True))
         action = torch.rand(scores.shape, generator=generator).masked_fill_(~allowed, -1.0).argmax(-1)
-        return PolicyStep(action, action, memory=memory)
+        return PolicyStep(action, self.action_map(action), memory=memory)
 
     def predict(
         self, obs: np.ndarray | Mapping[str, np.ndarray], memory: Any = None, *, deterministic: bool = True

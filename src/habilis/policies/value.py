@@ -68,9 +68,9 @@ class ValuePolicy(nn.Module):
         return fresh_memory(self.encoder, rows)
 
     def forward(self, obs: Obs, memory: Tree | None = None) -> tuple[Tensor, Tree | None]:
-        """Return the best action `[B]`, and the memory for the next step."""
+        """Return the best action `[B]` in the environment's units, and the memory for the next step."""
         features, after = encode(self.encoder, with_memory(self.encoder, obs, memory))
-        return self._rank(features).argmax(-1), remember(memory, after)
+        return self.action_map(self._rank(features).argmax(-1)), remember(memory, after)
 
     def _rank(self, features: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.head.scores(self.head(self.trunk(features), noise))
@@ -93,13 +93,14 @@ class ValuePolicy(nn.Module):
         """
         if deterministic:
             with torch.no_grad():
-                action, memory = self(obs, memory)
-            return PolicyStep(action, action, memory=memory)
+                features, after = encode(self.encoder, with_memory(self.encoder, obs, memory))
+                action = self._rank(features).argmax(-1)
+            return PolicyStep(action, self.action_map(action), memory=remember(memory, after))
         if generator is None:
             generator = fresh_generator(next(self.parameters()).device)
         noise = self.noise(len(obs[self.encoder.names[0]]), generator)
         step = self._explore({NOISE: noise} | with_memory(self.encoder, obs, memory))
-        return PolicyStep(step["action"], step["action"], memory=remember(memory, step))
+        return PolicyStep(step["action"], self.action_map(step["action"]), memory=remember(memory, step))
 
     def noise(self, rows: int, generator: torch.Generator) -> Tensor:
         """Draw what exploration turns into `rows` actions."""

@@ -296,15 +296,15 @@ def test_actions_of_spaces():
     assert converted.shape == (2, 1, 2)
     assert converted.dtype == np.float64
     discrete = ActionLayout(spaces.Discrete(3, start=5))
-    assert discrete.spec == DiscreteAction(3)
-    assert discrete(torch.tensor([0, 2])).tolist() == [5, 7]
+    assert discrete.spec == DiscreteAction(3, start=5)
+    assert discrete(torch.tensor([5, 7])).tolist() == [5, 7]
     several = ActionLayout(spaces.MultiDiscrete([[2, 3]], start=[[1, -1]]))
-    assert several.spec == MultiDiscreteAction((2, 3))
-    assert several(torch.tensor([[1, 2]])).tolist() == [[[2, 1]]]
+    assert several.spec == MultiDiscreteAction((2, 3), starts=(1, -1))
+    assert several(torch.tensor([[2, 1]])).tolist() == [[[2, 1]]]
     assert ActionLayout(spaces.MultiBinary((2, 2))).spec == MultiDiscreteAction((2, 2, 2, 2))
     integers = ActionLayout(spaces.Box(np.array([-1, 0]), np.array([1, 4]), dtype=np.int32))
-    assert integers.spec == MultiDiscreteAction((3, 5))
-    assert integers(torch.tensor([[2, 4]])).tolist() == [[1, 4]]
+    assert integers.spec == MultiDiscreteAction((3, 5), starts=(-1, 0))
+    assert integers(torch.tensor([[1, 4]])).tolist() == [[1, 4]]
     with pytest.raises(EnvError, match="actions of a Text space"):
         ActionLayout(spaces.Tuple([spaces.Discrete(2), spaces.Text(3)]))
 
@@ -323,8 +323,8 @@ def test_actions_of_nested_spaces_stand_side_by_side():
     assert layout.spec.dim == 6
     assert layout.spec.box.low.tolist() == [0, -2, -2]
     assert layout.spec.box.high.tolist() == [1, 3, 3]
-    assert layout.spec.choices == MultiDiscreteAction((3, 2, 4))
-    action = layout(torch.tensor([[0.25, 0.5, -1.0, 2, 1, 3], [1.0, 2.0, 3.0, 0, 0, 1]]))
+    assert layout.spec.choices == MultiDiscreteAction((3, 2, 4), starts=(1, 0, 0))
+    action = layout(torch.tensor([[0.25, 0.5, -1.0, 3, 1, 3], [1.0, 2.0, 3.0, 1, 0, 1]]))
     first, second = iterate(batch_space(space, 2), action)
     assert first in space
     assert second in space
@@ -344,8 +344,8 @@ def test_actions_of_nested_spaces_stand_side_by_side():
     assert choices.spec == MultiDiscreteAction((2, 2))
     assert {k: v.tolist() for k, v in choices(torch.tensor([[1, 0]])).items()} == {"a": [1], "b": [[0]]}
     alone = ActionLayout(spaces.Dict(a=spaces.Discrete(3, start=1)))
-    assert alone.spec == DiscreteAction(3)
-    assert alone(torch.tensor([0, 2]))["a"].tolist() == [1, 3]
+    assert alone.spec == DiscreteAction(3, start=1)
+    assert alone(torch.tensor([1, 3]))["a"].tolist() == [1, 3]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True])
@@ -384,9 +384,23 @@ def test_actions_reach_the_environment(action_space):
 
     env = make_gymnasium(make, 2)
     env.reset(0)
-    start = getattr(action_space, "start", 0)
-    step = env.step(torch.tensor([[0, 1], [1, 0]]))
-    assert step.obs["policy"].tolist() == (np.array([[0, 1], [1, 0]]) + start).tolist()
+    step = env.step(torch.tensor([[0, 1], [1, 1]]))
+    assert step.obs["policy"].tolist() == [[0, 1], [1, 1]]
+
+
+def test_grey_images_are_images():
+    """As Atari's preprocessing gives them: two axes, to 255. Two axes of something else are a vector."""
+    grey = ObsLayout(spaces.Box(0, 255, (4, 5), np.uint8))
+    assert (grey.groups["policy"].shape, grey.groups["policy"].channel_axis) == ((4, 5, 1), -1)
+    picture = np.arange(20, dtype=np.uint8).reshape(4, 5)
+    rows = grey(picture[None], 1)["policy"]
+    assert rows.dtype == torch.uint8
+    assert np.array_equal(rows[0, ..., 0], picture)
+    for seen in (picture, picture[..., None]):
+        assert np.array_equal(grey.groups["policy"].rows(seen)[0], rows)
+    two, single = grey.groups["policy"].rows(np.stack([picture, picture]))
+    assert (two.shape, single) == ((2, 4, 5, 1), False)
+    assert ObsLayout(spaces.Box(0, 9, (4, 5), np.uint8)).groups["policy"].shape == (20,)
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))

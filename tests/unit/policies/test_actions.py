@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from habilis.algorithms import a2c, discrete_sac, dqn, ppo, sac, tabular, td3
+from habilis.build import ALGORITHMS
 from habilis.core.config import override, to_dict
-from habilis.core.errors import ConfigError
+from habilis.core.errors import ConfigError, HabilisError
 from habilis.core.specs import (
     BoxAction,
     DiscreteAction,
@@ -16,10 +19,12 @@ from habilis.core.specs import (
     HybridAction,
     MultiDiscreteAction,
     ObsGroup,
+    action_parts,
     spec_from_dict,
     spec_to_dict,
 )
 from habilis.core.tree import zero_rows
+from habilis.envs.gymnasium import make_gymnasium
 from habilis.nn.memory import MemoryConfig
 from habilis.policies.action_filter import LAST, ActionConfig
 from habilis.policies.action_map import ActionMap
@@ -242,3 +247,61 @@ def test_state_dependent_exploration_is_of_the_mean_and_the_features():
         features = policy.trunk(policy.encoder(OBS))
         noise = torch.einsum("nf,nfa->na", features, policy.head.sde.log_std.exp() * step.memory["sde_matrix"])
         torch.testing.assert_close(step.action, policy.head.mean(features) + noise, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "dqn", "q_learning"])
+def test_policies_answer_in_the_numbers_of_the_environment(algorithm):
+    """Actions that start at -1 and states that start at 2: learnt by what acts, and told from outside in the same."""
+
+    class Shifted(gym.Env):
+        observation_space = spaces.Discrete(3, start=2)
+        action_space = spaces.Discrete(3, start=-1)
+
+        def reset(self, *, seed=None, options=None):
+            super().reset(seed=seed)
+            self.state = 3
+            return self.state, {}
+
+        def step(self, action):
+            assert action in self.action_space
+            return self.state, float(action == -1), False, False, {}
+
+    env = make_gymnasium(Shifted, 2)
+    assert (env.spec.obs["policy"].one_hot, env.spec.obs["policy"].starts) == ((3,), (2,))
+    policy = ALGORITHMS[algorithm].make_policy(env.spec, ALGORITHMS[algorithm].config(), torch.Generator())
+    obs = env.reset(0)
+    for deterministic in (True, False):
+        acted = policy.act(obs, deterministic=deterministic, generator=torch.Generator().manual_seed(0))
+        assert torch.equal(acted.env_action, acted.action - 1)
+        env.step(acted.env_action)
+    assert int(policy.predict(np.int64(3))[0]) == int(policy.predict(np.eye(3, dtype=np.float32)[1])[0])
+    assert set(policy.predict(np.array([2, 3, 4, 4]))[0].tolist()) <= {-1, 0, 1}
+    with pytest.raises(HabilisError, match="holds the state 5: expected 2 to 4"):
+        policy.predict(np.int64(5))
+
+
+def test_choices_are_counted_from_where_the_environment_starts():
+    """Beside values, alone and several; a spec that was written down and read again keeps it."""
+    several = MultiDiscreteAction((3, 2), starts=(1, 0))
+    assert ActionMap(several)(torch.tensor([[2, 1], [0, 0]])).tolist() == [[3, 1], [1, 0]]
+    assert ActionMap(HybridAction(box([0], [4]), several))(torch.tensor([[0.5, 2, 1], [-1, 0, 0]])).tolist() == [
+        [3, 3, 1],
+        [0, 1, 0],
+    ]
+    assert not ActionMap(DiscreteAction(3)).state_dict()
+    for action in (several, HybridAction(box([0], [4]), several), DiscreteAction(4, start=-2)):
+        spec = EnvSpec("codes", {"policy": ObsGroup((5,), one_hot=(3, 2), starts=(4, 0))}, action)
+        again = spec_from_dict(spec_to_dict(spec))
+        assert again.obs == spec.obs
+        assert action_parts(again.action)[1] == action_parts(action)[1]
+
+
+def test_numbers_of_states_become_codes():
+    group = ObsGroup((5,), one_hot=(3, 2), starts=(4, 0))
+    rows, single = group.rows(np.array([5, 1]))
+    assert (rows.tolist(), single, rows.dtype) == ([[0, 1, 0, 0, 1]], True, np.float32)
+    rows, single = group.rows(np.array([[6, 0], [4, 1]]))
+    assert (rows.tolist(), single) == ([[0, 0, 1, 1, 0], [1, 0, 0, 0, 1]], False)
+    for wrong, what in (([7, 0], "holds the state 7: expected 4 to 6"), ([4, 0, 0], "has shape"), (4, "has shape")):
+        with pytest.raises(ValueError, match=what):
+            group.rows(np.array(wrong))
