@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_fractions
+from habilis.core.config import require, require_shares
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
 from habilis.core.schedules import Schedule
@@ -99,8 +99,7 @@ class A2CConfig:
     def __post_init__(self) -> None:
         require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
-        require_fractions(self, "gamma")
-        require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
+        require_shares(self, "gamma", "gae_lambda")
         require_head(self)
         require_memory(self)
         owns_trunk = not self.share_trunk or self.critic_hidden is None

@@ -95,7 +95,7 @@ class DiscreteSACConfig:
         require_positive(self, "learning_rate", "critic_learning_rate", "batch_size", "train_freq", "n_steps")
         require_positive(self, "n_critics", "init_ent_coef")
         require_replay(self)
-        require_fractions(self, "gamma", "tau")
+        require_fractions(self, "tau")
         require(self.ent_coef is None or self.ent_coef >= 0, f"ent_coef must not be negative, got {self.ent_coef}")
         ratio = self.target_entropy_ratio
         require(0 <= ratio < 1, f"target_entropy_ratio must be at least 0 and less than 1, got {ratio}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require, require_fractions, require_positive, require_replay
+from habilis.core.config import require, require_fractions, require_positive, require_replay, require_shares
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
 from habilis.core.schedules import Schedule
@@ -83,7 +83,8 @@ class DQNConfig:
     n_acting_fractions: int = 32
     """Evenly spaced quantiles by which actions are ranked (implicit quantiles)."""
     huber_threshold: float | None = 1.0
-    """Error beyond which the loss grows linearly; None: squared error (mean head); 0: plain quantile loss."""
+    """Error beyond which the loss grows linearly; None: squared error for a mean, 1 for quantiles; 0: plain quantile
+    loss."""
     risk_level: float = 1.0
     """Rank actions by the mean of this share of the worst returns (distributions only); 1: by the mean of all."""
     prioritized: bool = False
@@ -123,9 +124,8 @@ class DQNConfig:
         positive = ("learning_rate", "batch_size", "train_freq", "n_steps", "target_update_interval")
         parts = ("n_quantiles", "n_fractions", "n_acting_fractions", "exploration_fraction", "n_sampled_goal")
         require_positive(self, *positive, *parts)
-        require_fractions(self, "gamma", "tau", "risk_level", "exploration_decay")
-        for name in ("priority_alpha", "priority_beta"):
-            require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
+        require_fractions(self, "tau", "risk_level", "exploration_decay")
+        require_shares(self, "priority_alpha", "priority_beta")
         require_replay(self)
         require(self.n_atoms > 1, f"n_atoms must be at least 2, got {self.n_atoms}")
         require(self.v_min < self.v_max, f"v_min must be less than v_max, got {self.v_min} and {self.v_max}")
@@ -133,9 +133,7 @@ class DQNConfig:
         why = f"exploration_*_eps must not be negative, and positive as temperatures, got {least}"
         require(least > 0 if self.exploration == "boltzmann" else least >= 0, why)
         require(self.risk_level == 1 or self.head != "mean", "risk_level needs a distribution: use another head")
-        fits: dict[float | None, bool] = {None: self.head == "mean", 0: "quantile" in self.head}
-        why = "a huber_threshold of none (squared error) is for the head mean, 0 for quantiles alone"
-        require(fits.get(self.huber_threshold, True), why)
+        require(self.huber_threshold != 0 or self.head != "mean", "a huber_threshold of 0 is for quantiles alone")
         require((self.huber_threshold or 0) >= 0, f"huber_threshold must not be negative, got {self.huber_threshold}")
 
 

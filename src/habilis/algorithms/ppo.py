@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_fractions
+from habilis.core.config import require, require_shares
 from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
@@ -116,8 +116,7 @@ class PPOConfig:
     def __post_init__(self) -> None:
         require(self.n_steps > 0 and self.batch_size > 1, "n_steps must be positive and batch_size at least 2")
         require(self.n_epochs > 0, f"n_epochs must be positive, got {self.n_epochs}")
-        require_fractions(self, "gamma")
-        require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
+        require_shares(self, "gamma", "gae_lambda")
         require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
         require(self.clip_range > 0, f"clip_range must be positive, got {self.clip_range}")
         require_head(self)

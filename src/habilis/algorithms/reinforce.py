@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_fractions
+from habilis.core.config import require, require_shares
 from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
 from habilis.core.schedules import Schedule
@@ -93,7 +93,7 @@ class ReinforceConfig:
     def __post_init__(self) -> None:
         for name in ("n_episodes", "learning_rate", "critic_learning_rate", "n_critic_updates", "batch_size"):
             require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
-        require_fractions(self, "gamma")
+        require_shares(self, "gamma")
         require_head(self)
 
 

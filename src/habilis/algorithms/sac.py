@@ -125,7 +125,7 @@ class SACConfig:
         require_positive(self, "learning_rate", "critic_learning_rate", "batch_size", "train_freq", "n_steps")
         require_positive(self, "n_critics", "n_quantiles", "n_target_critics", "policy_delay", "init_ent_coef")
         require_replay(self)
-        require_fractions(self, "gamma", "tau")
+        require_fractions(self, "tau")
         require(self.ent_coef is None or self.ent_coef >= 0, f"ent_coef must not be negative, got {self.ent_coef}")
         require(0 <= self.adam_beta1 < 1, f"adam_beta1 must be in [0, 1), got {self.adam_beta1}")
         drawn, dropped = self.n_target_critics or 1, self.top_quantiles_to_drop_per_net

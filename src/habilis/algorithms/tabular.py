@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require, require_fractions
+from habilis.core.config import require, require_fractions, require_shares
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.specs import DiscreteAction, EnvSpec, require_action
@@ -65,7 +65,8 @@ class TabularConfig:
     """Steps of each environment in an iteration; every one is learnt from at once."""
 
     def __post_init__(self) -> None:
-        require_fractions(self, "learning_rate", "gamma", "exploration_decay")
+        require_fractions(self, "learning_rate", "exploration_decay")
+        require_shares(self, "gamma")
         for name in ("exploration_initial_eps", "exploration_final_eps"):
             require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
         require(
@@ -74,7 +75,8 @@ class TabularConfig:
         require(self.train_freq > 0, f"train_freq must be positive, got {self.train_freq}")
         require(min(self.bins, default=1) > 0, f"bins must be positive, got {self.bins}")
         require(min(self.rounding, default=1) > 0, f"rounding must be positive, got {self.rounding}")
-        require(not (self.bins and self.rounding), "bins and rounding exclude each other: give one of them")
+        cleared = "the bins of a preset are cleared by --algo.bins --algo.bins-low --algo.bins-high without values"
+        require(not (self.bins and self.rounding), f"bins and rounding exclude each other: give one; {cleared}")
         bounds = bool(self.bins_low), bool(self.bins_high)
         require(bounds == (bool(self.bins),) * 2, "bins, bins_low and bins_high belong together: give all or none")
 

@@ -121,7 +121,7 @@ class TD3Config:
         least, std = self.action_noise_std_min, self.action_noise_std
         require(least is None or least <= std, f"action_noise_std_min must be at most {std}, got {least}")
         require_replay(self)
-        require_fractions(self, "gamma", "tau", "action_noise_theta")
+        require_fractions(self, "tau", "action_noise_theta")
         for name in ("target_policy_noise", "target_noise_clip", "action_noise_std", "weight_decay"):
             require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
         critic_network(self)  # says what does not go together

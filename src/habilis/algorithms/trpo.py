@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_fractions
+from habilis.core.config import require, require_shares
 from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
@@ -105,9 +105,8 @@ class TRPOConfig:
         require(self.cg_damping >= 0, f"cg_damping must not be negative, got {self.cg_damping}")
         factor = self.line_search_shrinking_factor
         require(0 < factor < 1, f"line_search_shrinking_factor must be in (0, 1), got {factor}")
-        require_fractions(self, "gamma")
+        require_shares(self, "gamma", "gae_lambda")
         require_head(self)
-        require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
 
 
 @dataclass

@@ -1,10 +1,11 @@
-"""Room for the actions of an environment, and actions drawn at random."""
+"""Room for the actions of an environment, actions drawn at random, and those that do not exist."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from habilis.core.errors import EnvError
 from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction, EnvSpec, HybridAction, MultiDiscreteAction
 
 
@@ -26,3 +27,14 @@ def uniform_actions(spec: ActionSpec, rows: int, generator: torch.Generator) -> 
     assert isinstance(spec, MultiDiscreteAction), "no algorithm that draws actions uniformly takes hybrid ones"
     chance = torch.rand(rows, len(spec.nvec), generator=generator, device=generator.device)
     return (chance * torch.tensor(spec.nvec, device=generator.device)).long()
+
+
+def require_choices(spec: EnvSpec, action: Tensor, num_envs: int) -> None:
+    """Raise `EnvError` unless `action` is one choice for each environment, `[N]`, among those that there are."""
+    assert isinstance(spec.action, DiscreteAction)
+    last = spec.action.n - 1
+    what = f"{spec.id} takes an action from 0 to {last} for each environment, `[{num_envs}]`"
+    if action.shape != (num_envs,):
+        raise EnvError(f"{what}, got the shape {list(action.shape)}")
+    if action.min() < 0 or action.max() > last:
+        raise EnvError(f"{what}, got {int(action[(action < 0) | (action > last)][0])}")

@@ -33,9 +33,17 @@ def require_fractions(config: Any, *names: str) -> None:
         require(0 < value <= 1, f"{name} must be in (0, 1], got {value}")
 
 
+def require_shares(config: Any, *names: str) -> None:
+    """Raise `ConfigError` unless each of these fields is at least 0 and at most 1."""
+    for name in names:
+        value = getattr(config, name)
+        require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
+
+
 def require_replay(config: Any) -> None:
-    """Raise `ConfigError` unless the replay buffer holds a batch and a round of gradient steps has a length."""
+    """Raise `ConfigError` unless the discount, the buffer and the rounds of what learns from replay make sense."""
     size, steps = config.buffer_size, config.gradient_steps
+    require_shares(config, "gamma")
     require(size >= config.batch_size, f"buffer_size must be at least batch_size, got {size}")
     require(steps > 0 or steps == -1, "gradient_steps must be positive or -1")
 

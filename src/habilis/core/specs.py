@@ -235,6 +235,28 @@ def require_action(spec: EnvSpec, kind: type[BoxAction] | type[DiscreteAction], 
         raise ConfigError(f"{learner} needs {KINDS[kind][0]} and {spec.id} has {has}: use {use}")
 
 
+def require_fit(learnt: EnvSpec, env: EnvSpec) -> None:
+    """Raise `ConfigError` where a policy that was made for one environment cannot read or move another."""
+    for name in learnt.policy_groups:
+        have = env.obs[name].shape if name in env.obs else None
+        if have != learnt.obs[name].shape:
+            raise ConfigError(
+                f"a policy for {learnt.id} reads the observation group {name!r} of shape {learnt.obs[name].shape}, and "
+                f"{env.id} has {'no such group' if have is None else have}: choose an environment like its own"
+            )
+    does, takes = (_what_is_done(spec.action) for spec in (learnt, env))
+    if does != takes:
+        raise ConfigError(
+            f"a policy for {learnt.id} gives {does}, and {env.id} takes {takes}: choose an environment like its own"
+        )
+
+
+def _what_is_done(action: ActionSpec) -> str:
+    box, choices = action_parts(action)
+    values = [] if box is None else [f"{box.dim} values"]
+    return " and ".join(values + ([] if choices is None else [f"choices among {choices_of(choices)[0]}"]))
+
+
 def by_group(obs: Any) -> Mapping[str, Any]:
     """Return an observation from outside by its groups: a bare array, or Gymnasium's "observation", is "policy"."""
     groups = obs if isinstance(obs, Mapping) else {"policy": obs}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from habilis.core.actions import require_choices
 from habilis.core.random import derive_seed
 from habilis.core.specs import ACHIEVED, DESIRED, DiscreteAction, EnvSpec, ObsGroup
 from habilis.core.types import Obs, State, Step
@@ -62,6 +63,7 @@ class BitFlip:
 
     def step(self, action: Tensor) -> Step:
         """Flip the bit `[N]` of each row."""
+        require_choices(self.spec, action, self.num_envs)
         place = action.unsqueeze(1)
         self._now = self._now.scatter(1, place, 1 - self._now.gather(1, place))
         self._time = self._time + 1

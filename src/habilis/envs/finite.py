@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from habilis.core.actions import require_choices
 from habilis.core.errors import EnvError
 from habilis.core.random import derive_seed
 from habilis.core.specs import DiscreteAction, EnvSpec, ObsGroup
@@ -121,6 +122,7 @@ class FiniteEnv:
 
     def step(self, action: Tensor) -> Step:
         """Apply one action `[N]` to each environment."""
+        require_choices(self.spec, action, self.num_envs)
         actions, outcomes = self._shape
         row = self._state * actions + action
         if outcomes > 1:

@@ -176,7 +176,9 @@ def make_gridworld(
     Raises:
         ConfigError: the cells do not make a grid on which the goal can be reached.
     """
-    require(0 <= slip <= 1, f"slip is a probability, got {slip}")
+    require(isinstance(slip, int | float) and 0 <= slip <= 1, f"slip is a probability, got {slip!r}")
+    require(isinstance(size, int) and size > 1, f"size is the number of rows and columns, at least 2, got {size!r}")
+    require(isinstance(obstacles, Sequence), f"obstacles are a list of cells, [[1, 1]] say, got {obstacles!r}")
     require(max_episode_steps > 0, f"max_episode_steps must be positive, got {max_episode_steps}")
     if map is not None:
         grid = Grid.read(map)
@@ -195,5 +197,6 @@ def make_gridworld(
 
 
 def _cell(pair: Sequence[int]) -> Cell:
-    require(len(pair) == 2, f"a cell is a row and a column, got {list(pair)}")
-    return int(pair[0]), int(pair[1])
+    whole = isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(number, int) for number in pair)
+    require(whole, f"a cell is a row and a column, [0, 3] say, got {pair!r}")
+    return pair[0], pair[1]

@@ -77,7 +77,13 @@ def make_vec_env(
         return _make_gymnasium(id, num_envs, seed=seed, asynchronous=asynchronous, **kwargs)
     builder = _native_builder(id)
     if builder is not None:
-        return builder(id, num_envs, seed=seed, threads=threads, **kwargs)
+        try:
+            return builder(id, num_envs, seed=seed, threads=threads, **kwargs)
+        except TypeError as error:
+            unknown = next((key for key in kwargs if f"unexpected keyword argument {key!r}" in str(error)), None)
+            if unknown is None:
+                raise
+            raise ConfigError(f"{id} takes no argument {unknown!r}: see its page in the docs") from error
     if backend == "native":
         raise ConfigError(
             f"{id!r} has no native environment{did_you_mean(id, list_env_ids('native'))}: choose another backend"

@@ -21,6 +21,7 @@ from torch import nn
 from habilis.core.errors import ConfigError, EnvError, NonFiniteError
 from habilis.core.protocols import Policy, VecEnv
 from habilis.core.random import derive_seed
+from habilis.core.specs import EnvSpec, require_fit
 from habilis.core.tree import tree_to, zero_rows
 from habilis.core.types import Step
 from habilis.data.episodes import Episode, EpisodeTracker
@@ -236,6 +237,9 @@ def rollout(
         deterministic: whether the policy acts by its mode or mean instead of drawing.
         device: where the policy computes; None for where its parameters are.
     """
+    made_for = getattr(policy, "spec", None)
+    if isinstance(made_for, EnvSpec):
+        require_fit(made_for, env.spec)
     modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
     modes = [(module, module.training) for module in modules]
     if device is None:

@@ -332,11 +332,10 @@ def make_value_head(in_dim: int, actions: int, c: Any, generator: torch.Generato
         return MeanHead(streams, c.huber_threshold)
     if c.head == "categorical":
         return CategoricalHead(streams, c.v_min, c.v_max, c.risk_level)
+    threshold = 1.0 if c.huber_threshold is None else c.huber_threshold  # without any they would not be quantiles
     if c.head == "quantile":
-        return QuantileHead(streams, c.huber_threshold, c.risk_level)
-    return ImplicitQuantileHead(
-        streams, c.huber_threshold, c.risk_level, c.n_fractions, c.n_acting_fractions, generator
-    )
+        return QuantileHead(streams, threshold, c.risk_level)
+    return ImplicitQuantileHead(streams, threshold, c.risk_level, c.n_fractions, c.n_acting_fractions, generator)
 
 
 def midpoints(count: int) -> Tensor:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from habilis.core.errors import EnvError
+from habilis.core.actions import require_choices
 from habilis.core.random import derive_seed, generator_state, set_generator_state
 from habilis.core.specs import DiscreteAction, EnvSpec, ObsGroup
 from habilis.core.types import Obs, State, Step
@@ -66,9 +66,8 @@ class Catch:
 
     def step(self, action: Tensor) -> Step:
         """Move each paddle by one of `ACTIONS` `[N]`, then each ball."""
+        require_choices(self.spec, action, self.num_envs)
         choice = action.detach().cpu().numpy()
-        if choice.shape != (self.num_envs,):
-            raise EnvError(f"{self.spec.id} takes actions of shape ({self.num_envs},), got {choice.shape}")
         self._paddle = np.clip(self._paddle + choice - 1, 1, SIZE - 2)
         self._row += 1
         column = self._column + self._drift

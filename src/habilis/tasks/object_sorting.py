@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from habilis.core.errors import EnvError
+from habilis.core.actions import require_choices
 from habilis.core.random import derive_seed, generator_state, set_generator_state
 from habilis.core.specs import DiscreteAction, EnvSpec, ObsGroup
 from habilis.core.types import Obs, State, Step
@@ -188,9 +188,8 @@ class ObjectSorting:
 
     def step(self, action: Tensor) -> Step:
         """Apply one of `ACTIONS` `[N]` to each environment; those whose episode ended begin the next."""
+        require_choices(self.spec, action, self.num_envs)
         choice = action.detach().cpu().numpy()
-        if choice.shape != (self.num_envs,):
-            raise EnvError(f"{self.spec.id} takes actions of shape ({self.num_envs},), got {choice.shape}")
         self._command(choice)
         diverged = self.simulation.step(SUBSTEPS)
         self._elapsed += 1

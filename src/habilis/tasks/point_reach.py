@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from habilis.core.actions import require_choices
 from habilis.core.errors import EnvError
 from habilis.core.random import derive_seed, generator_state, set_generator_state
 from habilis.core.specs import ACHIEVED, DESIRED, ActionSpec, BoxAction, DiscreteAction, EnvSpec, ObsGroup
@@ -138,11 +139,12 @@ class PointReach:
 
     def _acceleration(self, action: Tensor) -> np.ndarray:
         given = action.detach().cpu().numpy()
-        discrete = isinstance(self.spec.action, DiscreteAction)
-        shape = (self.num_envs,) if discrete else (self.num_envs, 3)
-        if given.shape != shape:
-            raise EnvError(f"{self.spec.id} takes actions of shape {shape}, got {given.shape}")
-        return ACCELERATIONS[given] if discrete else np.clip(given, -1.0, 1.0)
+        if isinstance(self.spec.action, DiscreteAction):
+            require_choices(self.spec, action, self.num_envs)
+            return ACCELERATIONS[given]
+        if given.shape != (self.num_envs, 3):
+            raise EnvError(f"{self.spec.id} takes actions of shape ({self.num_envs}, 3), got {given.shape}")
+        return np.clip(given, -1.0, 1.0)
 
     def _observe(self) -> Obs:
         rows = torch.from_numpy(self._rows.copy())

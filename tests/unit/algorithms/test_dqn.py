@@ -260,9 +260,8 @@ def test_the_normaliser_of_the_target_follows(lab):
     [
         ({"risk_level": 0.5}, "risk_level needs a distribution"),
         ({"risk_level": 0.0, "head": "quantile"}, "risk_level must be in"),
-        ({"huber_threshold": None, "head": "quantile"}, "none .squared error. is for the head mean"),
-        ({"huber_threshold": None, "head": "categorical"}, "none .squared error. is for the head mean"),
-        ({"huber_threshold": 0.0}, "0 for quantiles alone"),
+        ({"gamma": 1.5}, "gamma must be in .0, 1."),
+        ({"huber_threshold": 0.0}, "0 is for quantiles alone"),
         ({"huber_threshold": -1.0}, "must not be negative"),
         ({"exploration": "boltzmann", "exploration_final_eps": 0.0}, "positive as temperatures"),
         ({"exploration_final_eps": -0.1}, "must not be negative"),

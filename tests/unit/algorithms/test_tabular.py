@@ -272,7 +272,7 @@ def test_optimism():
     [
         ({"learning_rate": 0.0}, "learning_rate"),
         ({"learning_rate": 1.5}, "learning_rate"),
-        ({"gamma": 0.0}, "gamma"),
+        ({"gamma": -0.1}, "gamma"),
         ({"exploration_decay": 1.1}, "exploration_decay"),
         ({"exploration_final_eps": -0.1}, "exploration_final_eps"),
         ({"learning_rate_power": -1.0}, "learning_rate_power"),

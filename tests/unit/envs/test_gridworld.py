@@ -120,6 +120,14 @@ def test_maps_and_arguments():
         ({"goal": (1, 1)}, "an obstacle on the goal"),
         ({"obstacles": ((0, 1), (1, 0))}, "shut"),
         ({"start": [1]}, "a row and a column"),
+        ({"start": 5}, "a row and a column, .0, 3. say, got 5"),
+        ({"obstacles": [1, 1]}, "a row and a column"),
+        ({"obstacles": 3}, "a list of cells"),
+        ({"size": "four"}, "number of rows and columns"),
+        ({"size": 2.5}, "number of rows and columns"),
+        ({"size": 1}, "at least 2"),
+        ({"slip": "a"}, "probability"),
+        ({"colour": 1}, "takes no argument 'colour'"),
         ({"slip": 1.5}, "probability"),
         ({"max_episode_steps": 0}, "positive"),
         ({"map": ["S.", "G"]}, "equal length"),
@@ -135,6 +143,15 @@ def test_keeps_the_contract(id, kwargs):
     findings = check_env(make_vec_env(id, 3, seed=1, **kwargs), 200)
     assert [f for f in findings if f.level == "error"] == []
     assert any("restores its state exactly" in f.what for f in findings)
+
+
+@pytest.mark.parametrize("wrong", [-1, 4])
+def test_no_action_leads_into_another_row_of_the_table(wrong):
+    env = make_vec_env(ID, 2)
+    with pytest.raises(EnvError, match=f"from 0 to 3 .*got {wrong}"):
+        env.step(torch.tensor([0, wrong]))
+    with pytest.raises(EnvError, match=r"got the shape \[1\]"):
+        env.step(torch.tensor([0]))
 
 
 def test_picture_and_text():

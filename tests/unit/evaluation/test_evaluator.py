@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
@@ -9,9 +10,19 @@ import pytest
 import torch
 from torch import nn
 
+from habilis.build import ALGORITHMS
 from habilis.core.errors import ConfigError, EnvError, NonFiniteError
-from habilis.core.specs import BoxAction, EnvSpec, ObsGroup
+from habilis.core.specs import (
+    BoxAction,
+    DiscreteAction,
+    EnvSpec,
+    HybridAction,
+    MultiDiscreteAction,
+    ObsGroup,
+    require_fit,
+)
 from habilis.core.types import PolicyStep, Step
+from habilis.envs.make import make_vec_env
 from habilis.evaluation import evaluator
 from habilis.evaluation.evaluator import EvaluationResult, evaluate, evaluation_seed, rollout
 
@@ -165,6 +176,25 @@ def test_episodes_that_never_end_are_reported(monkeypatch):
 def test_a_return_that_is_not_finite_is_reported():
     with pytest.raises(NonFiniteError, match="environment 0 of Countdown-v0 returned inf"):
         evaluate(Counter(), Countdown([3], reward=float("inf")), episodes=1, seed=0)
+
+
+def test_a_policy_must_fit_the_environment():
+    """Not a network deep inside says so, but what the policy was made for."""
+    learnt = make_vec_env("CartPole-v1", 1).spec
+    policy = ALGORITHMS["dqn"].make_policy(learnt, ALGORITHMS["dqn"].config(), torch.Generator())
+    with pytest.raises(
+        ConfigError, match=r"reads .*'policy' of shape \(4,\), and Acrobot-v1 has \(6,\)"
+    ):
+        evaluate(policy, make_vec_env("Acrobot-v1", 1), episodes=1, seed=0)
+    swing = dataclasses.replace(learnt, id="Swing-v0", action=DiscreteAction(3))
+    with pytest.raises(ConfigError, match=r"gives choices among \(2,\), and Swing-v0 takes choices among \(3,\)"):
+        require_fit(learnt, swing)
+    hybrid = HybridAction(BoxAction(np.zeros(2), np.ones(2)), MultiDiscreteAction((3,)))
+    with pytest.raises(ConfigError, match=r"gives 2 values and choices among \(3,\), and CartPole-v1 takes"):
+        require_fit(dataclasses.replace(learnt, action=hybrid), learnt)
+    with pytest.raises(ConfigError, match="has no such group"):
+        require_fit(learnt, dataclasses.replace(learnt, obs={"camera": learnt.obs["policy"]}))
+    require_fit(learnt, dataclasses.replace(learnt, id="Other-v0"))
 
 
 def test_no_episodes_are_refused():

@@ -143,8 +143,11 @@ def test_the_checker_finds_nothing_and_shapes_are_asked_for():
     assert env.spec.obs["policy"].is_image
     assert env.spec.obs["policy"].channel_axis == -1
     assert {finding.level for finding in check_env(env, 160)} == {"ok"}
-    with pytest.raises(EnvError, match=r"takes actions of shape \(3,\)"):
+    with pytest.raises(EnvError, match=r"an action from 0 to 2 for each environment, `\[3\]`, got the shape \[3, 1\]"):
         env.step(torch.zeros(3, 1, dtype=torch.int64))
+    for wrong in (-1, 3):
+        with pytest.raises(EnvError, match=f"got {wrong}"):
+            env.step(torch.tensor([0, 1, wrong]))
 
 
 def test_gymnasium_gets_an_ordinary_environment():

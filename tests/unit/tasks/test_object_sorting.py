@@ -310,8 +310,10 @@ def test_the_checker_finds_nothing_and_shapes_are_asked_for():
     assert env.spec.action_names == ACTIONS
     assert env.spec.control_dt == pytest.approx(0.05)
     assert {finding.level for finding in check_env(env, 210)} == {"ok"}
-    with pytest.raises(EnvError, match=r"takes actions of shape \(3,\)"):
+    with pytest.raises(EnvError, match=r"got the shape \[3, 4\]"):
         env.step(torch.zeros(3, 4))
+    with pytest.raises(EnvError, match=r"from 0 to 7 .*got 8"):
+        env.step(torch.tensor([0, 8, 1]))
 
 
 def test_the_camera_sees_the_same_tray_and_the_lamp_of_the_suction():

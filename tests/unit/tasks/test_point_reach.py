@@ -140,8 +140,15 @@ def test_a_picture_shows_the_point_and_its_target_in_both_views():
 def test_the_checker_finds_nothing_and_shapes_are_asked_for(id):
     env = make_vec_env(id, 3)
     assert {finding.level for finding in check_env(env, 110)} == {"ok"}
-    with pytest.raises(EnvError, match=r"takes actions of shape \(3,"):
+    with pytest.raises(EnvError, match=r"shape .*\[?2, 5"):
         env.step(torch.zeros(2, 5))
+
+
+def test_there_are_27_accelerations():
+    env = make_vec_env(DISCRETE_ID, 2)
+    for wrong in (-1, 27):
+        with pytest.raises(EnvError, match=f"from 0 to 26 .*got {wrong}"):
+            env.step(torch.tensor([26, wrong]))
 
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space m.*imum value")
