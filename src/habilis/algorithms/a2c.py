@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_shares
+from habilis.core.config import require, require_positive, require_shares, require_widths
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
 from habilis.core.schedules import Schedule
@@ -98,7 +98,9 @@ class A2CConfig:
 
     def __post_init__(self) -> None:
         require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
-        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
+        require_positive(self, "learning_rate", "max_grad_norm", "rms_prop_eps")
+        require_widths(self, "hidden", "critic_hidden")
+        require(self.vf_coef >= 0, f"vf_coef must not be negative, got {self.vf_coef}")
         require_shares(self, "gamma", "gae_lambda")
         require_head(self)
         require_memory(self)

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require, require_fractions, require_positive, require_replay, require_shares
+from habilis.core.config import (
+    require,
+    require_fractions,
+    require_positive,
+    require_replay,
+    require_shares,
+    require_widths,
+)
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
 from habilis.core.schedules import Schedule
@@ -123,7 +130,8 @@ class DQNConfig:
     def __post_init__(self) -> None:
         positive = ("learning_rate", "batch_size", "train_freq", "n_steps", "target_update_interval")
         parts = ("n_quantiles", "n_fractions", "n_acting_fractions", "exploration_fraction", "n_sampled_goal")
-        require_positive(self, *positive, *parts)
+        require_positive(self, *positive, *parts, "max_grad_norm")
+        require_widths(self, "hidden")
         require_fractions(self, "tau", "risk_level", "exploration_decay")
         require_shares(self, "priority_alpha", "priority_beta")
         require_replay(self)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_shares
+from habilis.core.config import require, require_positive, require_shares, require_widths
 from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
@@ -117,8 +117,9 @@ class PPOConfig:
         require(self.n_steps > 0 and self.batch_size > 1, "n_steps must be positive and batch_size at least 2")
         require(self.n_epochs > 0, f"n_epochs must be positive, got {self.n_epochs}")
         require_shares(self, "gamma", "gae_lambda")
-        require(self.learning_rate > 0, f"learning_rate must be positive, got {self.learning_rate}")
-        require(self.clip_range > 0, f"clip_range must be positive, got {self.clip_range}")
+        require_positive(self, "learning_rate", "clip_range", "max_grad_norm")
+        require_widths(self, "hidden", "critic_hidden")
+        require(self.vf_coef >= 0, f"vf_coef must not be negative, got {self.vf_coef}")
         require_head(self)
         require_memory(self)
         window = self.memory.window

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_shares
+from habilis.core.config import require_positive, require_shares, require_widths
 from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
 from habilis.core.schedules import Schedule
@@ -91,8 +91,9 @@ class ReinforceConfig:
     """What becomes of an action before the environment takes it."""
 
     def __post_init__(self) -> None:
-        for name in ("n_episodes", "learning_rate", "critic_learning_rate", "n_critic_updates", "batch_size"):
-            require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+        learning = ("learning_rate", "critic_learning_rate", "n_critic_updates", "max_grad_norm")
+        require_positive(self, "n_episodes", "batch_size", *learning)
+        require_widths(self, "hidden", "critic_hidden")
         require_shares(self, "gamma")
         require_head(self)
 

@@ -131,9 +131,9 @@ def make_policy(spec: EnvSpec, config: TD3Config, generator: torch.Generator) ->
     """Build TD3's policy for an environment.
 
     Raises:
-        ConfigError: there are choices among the actions.
+        ConfigError: there are choices among the actions, or actions without bounds.
     """
-    require_action(spec, BoxAction, "TD3")
+    require_action(spec, BoxAction, "TD3", bounded=True)
     require_smoothness(config.smoothness, spec, memory=config.memory.used, n_steps=config.n_steps)
     encoder = make_encoder(
         spec.obs, spec.policy_groups, config.normalize_obs, config.memory, generator, IMAGE_ENCODER, stored=True

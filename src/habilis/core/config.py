@@ -40,6 +40,13 @@ def require_shares(config: Any, *names: str) -> None:
         require(0 <= value <= 1, f"{name} must be in [0, 1], got {value}")
 
 
+def require_widths(config: Any, *names: str) -> None:
+    """Raise `ConfigError` unless each of these fields is None or the positive widths of hidden layers."""
+    for name in names:
+        widths = getattr(config, name)
+        require(widths is None or min(widths, default=1) > 0, f"{name} widths must be positive, got {widths}")
+
+
 def require_replay(config: Any) -> None:
     """Raise `ConfigError` unless the discount, the buffer and the rounds of what learns from replay make sense."""
     size, steps = config.buffer_size, config.gradient_steps

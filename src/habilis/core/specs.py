@@ -228,11 +228,27 @@ KINDS = {
 """What actions are called, and which algorithms take them."""
 
 
-def require_action(spec: EnvSpec, kind: type[BoxAction] | type[DiscreteAction], learner: str) -> None:
-    """Raise `ConfigError` unless an environment takes the kind of action that a learner gives."""
-    if not isinstance(spec.action, kind):
-        has, use = KINDS[type(spec.action)]
+def require_action(
+    spec: EnvSpec, kind: type[BoxAction] | type[DiscreteAction], learner: str, *, bounded: bool = False
+) -> None:
+    """Raise `ConfigError` unless an environment takes the kind of action that a learner gives, with bounds or without.
+
+    Args:
+        spec: what the environment takes.
+        kind: what the learner gives.
+        learner: what it is called.
+        bounded: whether it needs two finite bounds of every value.
+    """
+    action = spec.action
+    if not isinstance(action, kind):
+        has, use = KINDS[type(action)]
         raise ConfigError(f"{learner} needs {KINDS[kind][0]} and {spec.id} has {has}: use {use}")
+    if bounded and isinstance(action, BoxAction) and not action.is_bounded:
+        unbounded = np.flatnonzero(~(np.isfinite(action.low) & np.isfinite(action.high))).tolist()
+        raise ConfigError(
+            f"{learner} scales its actions to their bounds, and the actions {unbounded} of {spec.id} do not have two "
+            "finite ones: bound them in the environment, or use ppo"
+        )
 
 
 def require_fit(learnt: EnvSpec, env: EnvSpec) -> None:

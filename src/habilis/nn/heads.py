@@ -315,7 +315,7 @@ def make_head(
         generator: source of the initial weights.
 
     Raises:
-        ConfigError: the distribution is bounded and the actions are not, or `use_sde` meets choices.
+        ConfigError: the distribution is bounded and the actions are not, or what is for real values meets choices.
     """
     if isinstance(action, HybridAction):
         real = make_head(action.box, in_dim, config, generator)
@@ -324,6 +324,8 @@ def make_head(
         return HybridHead(real, CategoricalHead(in_dim, action.choices, generator))
     if not isinstance(action, BoxAction):
         require(not config.use_sde, "use_sde is for real-valued actions, and these are choices: leave it out")
+        only = f"distribution {config.distribution!r} is for real-valued actions, and these are choices: leave it out"
+        require(config.distribution == "gaussian", only)
         return CategoricalHead(in_dim, action, generator)
     require(
         config.distribution == "gaussian" or action.is_bounded,

@@ -59,14 +59,18 @@ class NetworkConfig:
                 "choose one of them",
             )
         else:
-            extra = [name for name in ("layer_norm", "dropout", "batch_renorm") if getattr(self, name)]
+            off = {"layer_norm": "--algo.no-layer-norm", "dropout": "--algo.dropout 0"}
+            off |= {"batch_renorm": "--algo.no-batch-renorm"}
+            extra = [name for name in off if getattr(self, name)]
             require(
                 not extra,
-                f"{' and '.join(extra)} are for network mlp: {self.kind} has normalisation of its own; leave them out",
+                f"{' and '.join(extra)} of a network mlp: {self.kind} has normalisation of its own; "
+                f"switch off what the algorithm gives by {' '.join(off[name] for name in extra)}",
             )
             require(
                 len(set(self.hidden)) == 1,
-                f"hidden of a {self.kind} is one width, repeated for each block, such as (128, 128), got {self.hidden}",
+                f"hidden, and critic_hidden where it is given, of a {self.kind} is one width, repeated for each block, "
+                f"such as (128, 128), got {self.hidden}",
             )
 
 

@@ -40,7 +40,8 @@ class TransformerEncoder(nn.Module):
     ) -> None:
         super().__init__()
         require(layers > 0, f"a transformer needs at least one layer, got {layers}")
-        require(width % heads == 0, f"the width of a transformer must be a multiple of its heads, got {width}, {heads}")
+        fits = heads > 0 and width % heads == 0
+        require(fits, f"the width of a transformer must be a multiple of its heads, got {width} and {heads}")
         self.out_dim = width
         self.embedding = linear(in_dim, width, generator)
         self.positions = nn.Parameter(torch.empty(window, width))

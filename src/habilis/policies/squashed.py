@@ -22,9 +22,9 @@ def make_policy(spec: EnvSpec, config: Any, generator: torch.Generator) -> Stoch
     """Build the policy for an environment by the fields that `SACConfig` has.
 
     Raises:
-        ConfigError: there are choices among the actions, or the environment has nothing to be smooth over.
+        ConfigError: there are choices among the actions, or actions without bounds, or nothing to be smooth over.
     """
-    require_action(spec, BoxAction, "SAC")
+    require_action(spec, BoxAction, "SAC", bounded=True)
     assert isinstance(spec.action, BoxAction)
     c = config
     require_smoothness(c.smoothness, spec, memory=c.memory.used, n_steps=c.n_steps)

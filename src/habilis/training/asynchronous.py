@@ -169,7 +169,7 @@ class AsynchronousTrainer:
         size = ROLLOUTS * self._work.n_steps * self._count
         self._shared.claimed.value = counters.env_steps
         for index, (_, connection) in enumerate(self._workers):
-            self._tell(index, connection, counters.env_steps + size)
+            self._tell(index, connection, min(counters.env_steps + size, self.total_timesteps))
         rounds = self._gather()
         counters.iteration += 1
         counters.env_steps = self._shared.claimed.value
@@ -249,9 +249,15 @@ class AsynchronousTrainer:
     def _death(self, index: int) -> HabilisError:
         process = self._workers[index][0]
         process.join(PATIENCE)
+        died = f"worker {index} died with exit code {process.exitcode}"
+        if self.counters.iteration == 0 and process.exitcode == 1:
+            return HabilisError(
+                f"{died} before it did anything: it reads the script anew, so that one which trains on many processes "
+                "must be a file and do so under `if __name__ == '__main__':`; what else it may be stands above"
+            )
+        memory = ", which often means that the system ran out of memory" if process.exitcode == -signal.SIGKILL else ""
         return HabilisError(
-            f"worker {index} died with exit code {process.exitcode}: -9 often means that the system ran out of memory; "
-            "what was learnt up to the last checkpoint is kept: go on with fewer workers by --resume"
+            f"{died}{memory}: what was learnt up to the last checkpoint is kept: go on with fewer workers by --resume"
         )
 
 

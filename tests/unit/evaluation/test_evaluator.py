@@ -182,9 +182,7 @@ def test_a_policy_must_fit_the_environment():
     """Not a network deep inside says so, but what the policy was made for."""
     learnt = make_vec_env("CartPole-v1", 1).spec
     policy = ALGORITHMS["dqn"].make_policy(learnt, ALGORITHMS["dqn"].config(), torch.Generator())
-    with pytest.raises(
-        ConfigError, match=r"reads .*'policy' of shape \(4,\), and Acrobot-v1 has \(6,\)"
-    ):
+    with pytest.raises(ConfigError, match=r"reads .*'policy' of shape \(4,\), and Acrobot-v1 has \(6,\)"):
         evaluate(policy, make_vec_env("Acrobot-v1", 1), episodes=1, seed=0)
     swing = dataclasses.replace(learnt, id="Swing-v0", action=DiscreteAction(3))
     with pytest.raises(ConfigError, match=r"gives choices among \(2,\), and Swing-v0 takes choices among \(3,\)"):

@@ -140,7 +140,7 @@ def test_state_and_beginning(generator):
 
 
 def test_what_does_not_fit_is_refused(generator):
-    with pytest.raises(ConfigError, match="multiple of its heads, got 8, 3"):
+    with pytest.raises(ConfigError, match="multiple of its heads, got 8 and 3"):
         TransformerEncoder(IN, T, 8, 1, 3, generator)
     with pytest.raises(ConfigError, match="at least one layer"):
         TransformerEncoder(IN, T, 8, 0, 2, generator)

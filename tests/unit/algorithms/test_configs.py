@@ -1,0 +1,64 @@
+"""What no algorithm accepts: numbers that would turn learning round, or stop it, without a word."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from habilis.build import ALGORITHMS
+from habilis.core.config import override
+from habilis.core.errors import ConfigError
+from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, ObsGroup
+
+
+def has(algorithm, name):
+    return name in {field.name for field in dataclasses.fields(ALGORITHMS[algorithm].config)}
+
+
+def cases(name, *values):
+    return [(algorithm, name, value) for algorithm in ALGORITHMS if has(algorithm, name) for value in values]
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name", "value"),
+    [
+        *cases("max_grad_norm", -1.0, 0.0),
+        *cases("hidden", (8, 0), (-4,)),
+        *((algorithm, "critic_hidden", (0,)) for algorithm in ("ppo", "a2c", "trpo", "reinforce")),
+        *cases("gamma", -0.1, 1.1),
+        *cases("gae_lambda", 1.1),
+        *cases("learning_rate", 0.0),
+        *cases("vf_coef", -1.0),
+        *cases("rms_prop_eps", -1.0),
+    ],
+)
+def test_impossible_numbers_are_refused(algorithm, name, value):
+    spec = EnvSpec("toy", {"policy": ObsGroup((3,), one_hot=(3,))}, DiscreteAction(2))
+    if ALGORITHMS[algorithm].config.__name__ in ("SACConfig", "TD3Config"):
+        spec = dataclasses.replace(spec, action=BoxAction(-np.ones(2, np.float32), np.ones(2, np.float32)))
+    with pytest.raises(ConfigError, match=name):  # some widths are looked at where networks are made
+        ALGORITHMS[algorithm].make_policy(
+            spec, override(ALGORITHMS[algorithm].config(), {name: value}), torch.Generator()
+        )
+
+
+@pytest.mark.parametrize("algorithm", ["sac", "tqc", "crossq", "td3", "ddpg", "fast_td3"])
+@pytest.mark.parametrize("high", [[1.0, np.inf], [np.inf, np.inf]])
+def test_actions_without_bounds_are_refused_where_there_is_nothing_to_scale_to(algorithm, high):
+    """They would stay within [-1, 1], or lie on the one bound that there is."""
+    action = BoxAction(np.array([-1.0, 0.0], np.float32), np.array(high, np.float32))
+    spec = EnvSpec("toy", {"policy": ObsGroup((3,))}, action)
+    with pytest.raises(ConfigError, match=r"the actions \[(0, )?1\] of toy do not have two finite ones"):
+        ALGORITHMS[algorithm].make_policy(spec, ALGORITHMS[algorithm].config(), torch.Generator())
+    ALGORITHMS["ppo"].make_policy(spec, ALGORITHMS["ppo"].config(), torch.Generator())
+
+
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "trpo", "reinforce"])
+def test_a_distribution_of_real_values_has_no_meaning_for_choices(algorithm):
+    config = ALGORITHMS[algorithm].config(distribution="beta")
+    spec = EnvSpec("toy", {"policy": ObsGroup((3,))}, DiscreteAction(2))
+    with pytest.raises(ConfigError, match="distribution 'beta' is for real-valued actions"):
+        ALGORITHMS[algorithm].make_policy(spec, config, torch.Generator())
