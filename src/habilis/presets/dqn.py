@@ -121,11 +121,14 @@ _CARTPOLE_PLAIN: Mapping[str, Any] = {
 
 # as many updates as steps: with half of them Rainbow and IQN end at 220 to 245
 _LUNAR_LANDER_OFTEN: Mapping[str, Any] = {**_LUNAR_LANDER, "algo.gradient_steps": 4}
-# what is drawn by its error has larger gradients (Schaul et al. 2016 divide the rate by four) and is drawn often enough
+# what is drawn by its error has larger gradients and is drawn often enough: small batches, targets that follow slowly
 _LUNAR_LANDER_PRIORITIES: Mapping[str, Any] = {
     **_LUNAR_LANDER,
-    "algo.learning_rate": 3e-4,
+    "algo.learning_rate": 5e-4,
     "algo.batch_size": 64,
+    "algo.tau": 0.005,
+    "algo.target_update_interval": 1,
+    "algo.exploration_final_eps": 0.01,
     "algo.hidden": (256, 128),
 }
 
