@@ -175,11 +175,11 @@ def test_a_memory_that_goes_astray_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("algorithm", "action", "config"),
     [
-        (td3, BOX, td3.TD3Config()),
-        (sac, BOX, sac.SACConfig(layer_norm=True, dropout=0.1)),
-        (sac, BOX, sac.SACConfig(batch_renorm=True, target_networks=False)),
-        (sac, BOX, sac.SACConfig(network="simba", hidden=(16,))),
-        (sac, BOX, sac.SACConfig(network="simba_v2", hidden=(16,))),
+        (td3, BOUNDED, td3.TD3Config()),
+        (sac, BOUNDED, sac.SACConfig(layer_norm=True, dropout=0.1)),
+        (sac, BOUNDED, sac.SACConfig(batch_renorm=True, target_networks=False)),
+        (sac, BOUNDED, sac.SACConfig(network="simba", hidden=(16,))),
+        (sac, BOUNDED, sac.SACConfig(network="simba_v2", hidden=(16,))),
         (discrete_sac, DiscreteAction(5), discrete_sac.DiscreteSACConfig()),
     ],
     ids=["deterministic", "dropout", "batch renormalisation", "simba", "simba_v2", "choices"],
