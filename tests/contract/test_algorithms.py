@@ -140,7 +140,9 @@ def test_fresh_episodes_after_resuming_what_cannot_save_its_state(algorithm: str
     again = small_trainer(algorithm, FRESH[algorithm])
     restore(again, load_checkpoint(tmp_path / "c")[0])
     iterate(again, 2)
-    assert again.counters.env_steps == min(trainer.counters.env_steps * 6 // 4, again.total_timesteps)
+    expected = trainer.counters.env_steps * 6 // 4
+    # workers end in the middle of a round, where the run does
+    assert again.counters.env_steps == (min(expected, again.total_timesteps) if algorithm == "a3c" else expected)
 
 
 @pytest.mark.parametrize("algorithm", sorted(INEXACT))
