@@ -236,7 +236,7 @@ _RAINBOW_WITHOUT: Mapping[str, Mapping[str, int | float | str]] = {
     "51 atoms": {"algo.head": "mean"},
 }
 _AS_OFTEN_AS_DQN: Mapping[str, int | float | str] = {"algo.gradient_steps": 2}
-"""Rainbow's preset makes twice as many updates: here one part is changed and nothing else."""
+"""The presets of Rainbow and IQN make twice as many updates: here one part is changed and nothing else."""
 
 SUITES.add(
     "lunar_ablation",
@@ -250,8 +250,10 @@ SUITES.add(
                 "3 steps": "n_step_dqn",
                 "noisy weights": "noisy_dqn",
                 "51 atoms": "c51",
+                "quantiles": "qr_dqn",
             }.items()
         ),
+        _lunar_lander("iqn", "dqn with implicit quantiles", overrides=_AS_OFTEN_AS_DQN),
         # the preset of `per_dqn` has a rate and batches of its own
         _lunar_lander("dqn", "dqn with priorities", overrides={"algo.prioritized": True}),
         _lunar_lander("rainbow", overrides=_AS_OFTEN_AS_DQN),
