@@ -55,11 +55,7 @@ class ObsGroup:
         array = np.asarray(value)
         if self.one_hot and array.dtype.kind in "iu" and array.shape[1:] != self.shape:
             array = self._encode(array)
-        elif (
-            self.is_image
-            and self.shape[-1] == 1
-            and array.shape in (self.shape[:-1], (*array.shape[:1], *self.shape[:-1]))
-        ):
+        elif self.is_image and self.shape[-1] == 1 and array.shape[-2:] == self.shape[:-1]:
             array = array[..., None]
         single = array.shape == self.shape
         if not single and array.shape[1:] != self.shape:
@@ -81,8 +77,14 @@ class ObsGroup:
             wrong = (column < start) | (column >= start + n)
             if wrong.any():
                 raise ValueError(f"holds the state {column[wrong].flat[0]}: expected {start} to {start + n - 1}")
-            codes.append(column[..., None] == np.arange(start, start + n))
+            codes.append(one_hot(column, n, start))
         return np.concatenate(codes, -1)
+
+
+def one_hot(number: np.ndarray, n: int, start: int = 0) -> np.ndarray:
+    """Return codes `[..., n]` float32 of numbers `[...]` counted from `start`; zeros for what is none of them."""
+    codes: np.ndarray = (number[..., None] == np.arange(start, start + n)).astype(np.float32)
+    return codes
 
 
 @dataclass(frozen=True)
@@ -104,9 +106,10 @@ class BoxAction:
         return int(self.low.shape[0])
 
     @property
-    def is_bounded(self) -> bool:
-        """Whether every value has two bounds."""
-        return bool(np.isfinite(self.low).all() and np.isfinite(self.high).all())
+    def bounded(self) -> np.ndarray:
+        """Which values have two bounds, `[dim]` bool."""
+        finite: np.ndarray = np.isfinite(self.low) & np.isfinite(self.high)
+        return finite
 
 
 @dataclass(frozen=True)
@@ -156,8 +159,10 @@ def action_parts(
     return (action, None) if isinstance(action, BoxAction) else (None, action)
 
 
-def choices_of(action: DiscreteAction | MultiDiscreteAction) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the sizes of all choices and what the environment calls the first of each."""
+def choices_of(action: DiscreteAction | MultiDiscreteAction | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the sizes of all choices and what the environment calls the first of each; none of None."""
+    if action is None:
+        return (), ()
     if isinstance(action, DiscreteAction):
         return (action.n,), (action.start,)
     return action.nvec, action.starts
@@ -243,11 +248,10 @@ def require_action(
     if not isinstance(action, kind):
         has, use = KINDS[type(action)]
         raise ConfigError(f"{learner} needs {KINDS[kind][0]} and {spec.id} has {has}: use {use}")
-    if bounded and isinstance(action, BoxAction) and not action.is_bounded:
-        unbounded = np.flatnonzero(~(np.isfinite(action.low) & np.isfinite(action.high))).tolist()
+    if bounded and isinstance(action, BoxAction) and not action.bounded.all():
         raise ConfigError(
-            f"{learner} scales its actions to their bounds, and the actions {unbounded} of {spec.id} do not have two "
-            "finite ones: bound them in the environment, or use ppo"
+            f"{learner} scales its actions to their bounds, and the actions {np.flatnonzero(~action.bounded).tolist()} "
+            f"of {spec.id} do not have two finite ones: bound them in the environment, or use ppo"
         )
 
 
@@ -314,18 +318,6 @@ def spec_to_dict(spec: EnvSpec) -> dict[str, Any]:
 def spec_from_dict(tree: Mapping[str, Any]) -> EnvSpec:
     """Read what `spec_to_dict` returned."""
     # an older file names neither the axis of the channels nor a stack of frames nor codes nor where choices start
-    given = dict(tree["action"])
-    if "low" in given:
-        box = BoxAction(*(np.array([float(x) for x in given[k]], dtype=np.float32) for k in ("low", "high")))
-    if "nvec" in given:
-        choices = MultiDiscreteAction(tuple(given["nvec"]), tuple(given.get("starts", ())))
-    action: ActionSpec
-    if "n" in given:
-        action = DiscreteAction(given["n"], given.get("start", 0))
-    elif "low" in given:
-        action = HybridAction(box, choices) if "nvec" in given else box
-    else:
-        action = choices
     obs = {
         name: ObsGroup(
             tuple(group["shape"]),
@@ -337,4 +329,15 @@ def spec_from_dict(tree: Mapping[str, Any]) -> EnvSpec:
         for name, group in tree["obs"].items()
     }
     rest = {k: v for k, v in tree.items() if k not in ("obs", "action", "action_names")}
+    action = _action_from_dict(tree["action"])
     return EnvSpec(obs=obs, action=action, action_names=tuple(tree["action_names"]), **rest)
+
+
+def _action_from_dict(tree: Mapping[str, Any]) -> ActionSpec:
+    if "n" in tree:
+        return DiscreteAction(tree["n"], tree.get("start", 0))
+    choices = MultiDiscreteAction(tuple(tree.get("nvec", ())), tuple(tree.get("starts", ())))
+    if "low" not in tree:
+        return choices
+    box = BoxAction(*(np.array([float(x) for x in tree[k]], dtype=np.float32) for k in ("low", "high")))
+    return HybridAction(box, choices) if choices.nvec else box

@@ -87,10 +87,9 @@ def _actions(env: VecEnv, steps: int, seed: int) -> list[Tensor]:
     box, choices = action_parts(env.spec.action)
 
     def draw_values(spec: BoxAction) -> Tensor:
-        bounded = torch.from_numpy(np.isfinite(spec.low) & np.isfinite(spec.high))
         low, high = (torch.from_numpy(np.nan_to_num(bound, posinf=0, neginf=0)) for bound in (spec.low, spec.high))
         uniform = low + (high - low) * torch.rand(n, spec.dim, generator=generator)
-        return torch.where(bounded, uniform, torch.randn(n, spec.dim, generator=generator))
+        return torch.where(torch.from_numpy(spec.bounded), uniform, torch.randn(n, spec.dim, generator=generator))
 
     def draw_choices(spec: DiscreteAction | MultiDiscreteAction) -> Tensor:
         if isinstance(spec, DiscreteAction):
@@ -136,15 +135,14 @@ def _check_spec(spec: EnvSpec) -> Iterator[Finding]:
     if box is None:
         return
     low, high = box.low, box.high
-    unbounded = ~(np.isfinite(low) & np.isfinite(high))
-    bounded = ~unbounded
+    bounded = box.bounded
     width, largest = (high - low)[bounded], np.maximum(np.abs(low), np.abs(high))[bounded]
     found = []
-    if unbounded.any():
+    if not bounded.all():
         found.append(
             Finding(
                 "warning",
-                f"actions {np.flatnonzero(unbounded).tolist()} have no bounds",
+                f"actions {np.flatnonzero(~bounded).tolist()} have no bounds",
                 "a squashed policy has nothing to scale to, and random exploration no range",
                 "give finite low and high",
             )

@@ -42,6 +42,7 @@ from habilis.core.specs import (
     ObsGroup,
     action_parts,
     choices_of,
+    one_hot,
 )
 
 Path = tuple[str | int, ...]
@@ -138,7 +139,7 @@ def _join(parts: list[ActionSpec]) -> tuple[ActionSpec, list[slice]]:
     starts: list[int] = []
     for box, choices in map(action_parts, parts):
         boxes += [] if box is None else [box]
-        sizes, firsts = ((), ()) if choices is None else choices_of(choices)
+        sizes, firsts = choices_of(choices)
         nvec += sizes
         starts += firsts
     value, choice, columns = 0, sum(box.dim for box in boxes), []
@@ -214,13 +215,9 @@ def _at(batch: Any, path: Path) -> Any:
 def _vector(space: spaces.Space, value: Any, num_envs: int) -> np.ndarray:
     """Return the rows `[N, width]` of one leaf, float32."""
     if isinstance(space, spaces.Discrete):
-        return _one_hot(np.asarray(value).reshape(num_envs), space.start, space.n)
+        return one_hot(np.asarray(value).reshape(num_envs), space.n, space.start)
     if isinstance(space, spaces.MultiDiscrete):
         columns = np.asarray(value).reshape(num_envs, space.nvec.size).T
-        choices = zip(columns, space.start.ravel(), space.nvec.ravel(), strict=True)
-        return np.concatenate([_one_hot(column, start, n) for column, start, n in choices], 1)
+        choices = zip(columns, space.nvec.ravel(), space.start.ravel(), strict=True)
+        return np.concatenate([one_hot(column, n, start) for column, n, start in choices], 1)
     return np.asarray(value, np.float32).reshape(num_envs, _width(space))
-
-
-def _one_hot(value: np.ndarray, start: int, n: int) -> np.ndarray:
-    return (value[:, None] == np.arange(start, start + n)).astype(np.float32)

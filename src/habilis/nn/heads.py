@@ -328,7 +328,7 @@ def make_head(
         require(config.distribution == "gaussian", only)
         return CategoricalHead(in_dim, action, generator)
     require(
-        config.distribution == "gaussian" or action.is_bounded,
+        config.distribution == "gaussian" or bool(action.bounded.all()),
         f"distribution {config.distribution!r} needs bounds of every action and some have none: use 'gaussian'",
     )
     if config.distribution == "beta":

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from habilis.core.specs import ActionSpec, HybridAction, action_parts, choices_of
+from habilis.core.specs import ActionSpec, action_parts, choices_of
 from habilis.core.tree import Tree
 from habilis.policies.action_filter import PLAIN, ActionConfig, ActionFilter
 
@@ -31,28 +31,27 @@ class ActionMap(nn.Module):
     def __init__(self, spec: ActionSpec, config: ActionConfig = PLAIN, *, squash: bool = False) -> None:
         super().__init__()
         box, choosing = action_parts(spec)
-        starts = () if choosing is None else choices_of(choosing)[1]
+        starts = choices_of(choosing)[1]
         self.values = 0 if box is None else box.dim
         self.squash = squash
-        choices = len(spec.choices.nvec) if isinstance(spec, HybridAction) else 0
-        self.filter = ActionFilter(config, self.values, choices) if config.remembers else None
         self.shifts = any(starts)
+        choices = 0 if box is None else len(starts)
+        self.filter = ActionFilter(config, self.values, choices) if config.remembers else None
         if box is None:
             if self.shifts:
                 self.register_buffer("offset", torch.tensor(starts))
             return
-        # choices that stand beside real values are like values without bounds
-        low = np.pad(box.low.astype(np.float64), (0, choices), constant_values=-np.inf)
-        high = np.pad(box.high.astype(np.float64), (0, choices), constant_values=np.inf)
-        bounded = np.isfinite(low) & np.isfinite(high)
         # infinities are left out before the arithmetic, not after it, so that none is subtracted from another
-        finite_low, finite_high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
-        self.register_buffer("scale", torch.from_numpy((finite_high - finite_low) / 2).float())
-        offset = (finite_high + finite_low) / 2
-        offset[self.values :] = starts
-        self.register_buffer("offset", torch.from_numpy(offset).float())
-        self.register_buffer("lower", torch.from_numpy(np.where(bounded, -1.0, low)).float())
-        self.register_buffer("upper", torch.from_numpy(np.where(bounded, 1.0, high)).float())
+        low, high = np.where(box.bounded, (box.low, box.high), np.array([[-1.0], [1.0]]))
+        # choices that stand beside real values are like values without bounds
+        columns = {
+            "scale": np.append((high - low) / 2, np.ones(choices)),
+            "offset": np.append((high + low) / 2, starts),
+            "lower": np.append(np.where(box.bounded, -1.0, box.low), np.full(choices, -np.inf)),
+            "upper": np.append(np.where(box.bounded, 1.0, box.high), np.full(choices, np.inf)),
+        }
+        for name, column in columns.items():
+            self.register_buffer(name, torch.from_numpy(column).float())
 
     def bound(self, action: Tensor) -> Tensor:
         """Return real values `[..., dim]` of the policy within [-1, 1], or as near to their bounds as they have any."""

@@ -69,12 +69,17 @@ class ValuePolicy(nn.Module):
 
     def forward(self, obs: Obs, memory: Tree | None = None) -> tuple[Tensor, Tree | None]:
         """Return the best action `[B]` in the environment's units, and the memory for the next step."""
+        action, memory = self._best(obs, memory)
+        return self.action_map(action), memory
+
+    def _best(self, obs: Obs, memory: Tree | None) -> tuple[Tensor, Tree | None]:
         features, after = encode(self.encoder, with_memory(self.encoder, obs, memory))
-        return self.action_map(self._rank(features).argmax(-1)), remember(memory, after)
+        return self._rank(features).argmax(-1), remember(memory, after)
 
     def _rank(self, features: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.head.scores(self.head(self.trunk(features), noise))
 
+    @torch.no_grad()
     def act(
         self,
         obs: Obs,
@@ -92,10 +97,8 @@ class ValuePolicy(nn.Module):
             generator: source of the draw; None draws from the operating system's entropy, each time anew.
         """
         if deterministic:
-            with torch.no_grad():
-                features, after = encode(self.encoder, with_memory(self.encoder, obs, memory))
-                action = self._rank(features).argmax(-1)
-            return PolicyStep(action, self.action_map(action), memory=remember(memory, after))
+            action, memory = self._best(obs, memory)
+            return PolicyStep(action, self.action_map(action), memory=memory)
         if generator is None:
             generator = fresh_generator(next(self.parameters()).device)
         noise = self.noise(len(obs[self.encoder.names[0]]), generator)
@@ -110,7 +113,6 @@ class ValuePolicy(nn.Module):
         width = 2 if self.exploration == "epsilon" else self.actions
         return torch.rand(rows, width, generator=generator, device=device)
 
-    @torch.no_grad()
     def _compute_explore(self, data: Tree) -> dict[str, Tensor]:
         """Turn observations and noise into actions."""
         noise = data[NOISE]

@@ -41,19 +41,12 @@ class Collector:
         self._untrusted: Tensor | None = None
         self._floats = [name for name, group in env.spec.obs.items() if group.dtype == "float32"]
 
-    def reset(self, seed: int) -> None:
-        """Start new episodes."""
-        self.recorder.clear()
-        self._start(self.env.reset(seed))
-
-    def restart(self) -> None:
-        """Break off the episodes under way and begin new ones, the environment's random streams going on."""
+    def reset(self, seed: int | None = None) -> None:
+        """Start new episodes and break off those under way; without a seed the environment's random streams go on."""
         self.recorder.clear()
         self.episodes.reset()
         self._untrusted = None
-        self._start(self.env.reset())
-
-    def _start(self, obs: Obs) -> None:
+        obs = self.env.reset(seed)
         self._env_device = next(iter(obs.values())).device
         self.obs, self.memory = tree_to(obs, self.device), None
 
@@ -100,14 +93,12 @@ class Collector:
 
     def load_state_dict(self, state: State, seed: int) -> None:
         """Restore the environment exactly, or start fresh episodes from `seed` where it cannot save its state."""
-        self.recorder.clear()
         self.episodes.load_state_dict(state["episodes"])
         self.skipped_rows = state["skipped_rows"]
         if state["env"] is None:
-            self.episodes.reset()
-            self._untrusted = None
             self.reset(seed)
             return
+        self.recorder.clear()
         self.env.load_state_dict(state["env"])
         self.obs = tree_to(state["obs"], self.device)
         self.memory = None if state["memory"] is None else tree_to(state["memory"], self.device)

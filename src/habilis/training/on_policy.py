@@ -105,7 +105,7 @@ class OnPolicyTrainer:
         """Fill the buffer with steps of the current policy."""
         policy, collector, buffer = self.algorithm.policy, self.collector, self.buffer
         if buffer.starts_anew:
-            collector.restart()
+            collector.reset()
         buffer.start(collector.obs, collector.memory)
         while not buffer.full:
             policy_step = policy.act(collector.obs, collector.memory, generator=self._explore)
