@@ -8,6 +8,7 @@ Deviations from the papers: Double Q-learning's coin and expectation go with any
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -173,7 +174,7 @@ class Tabular:
         if self.config.target != "sampled":
             return chosen
         action = torch.where(self.state.planned >= 0, self.state.planned, chosen.action)
-        return PolicyStep(action, action)
+        return PolicyStep(action, self.policy.action_map(action))
 
     def plan(self, step: Step, generator: torch.Generator) -> Tensor | None:
         """Choose what SARSA does next, `[num_envs]`, before the update that assumes it; None for the other targets."""
@@ -187,21 +188,54 @@ class Tabular:
         """Forget what is done next, because episodes were started anew."""
         self.state.planned.fill_(-1)
 
+    def value(self, obs: Obs) -> Tensor:
+        """Return V `[N]` of observations: the value of the best action."""
+        return self.policy.scores(obs).amax(-1)
+
+    def td_errors(self, batch: TransitionBatch) -> Tensor:
+        """Return the TD errors `[copies, B]` of transitions, each table's as it is now; nothing is learnt from them."""
+        rows = self.policy.rows(batch.obs)
+        copies = range(len(self.policy.values))
+        errors = [[error for _, error in self._errors(batch, rows, torch.full_like(rows, k))] for k in copies]
+        return torch.tensor(errors, dtype=torch.float64)
+
     def update(self, batch: TransitionBatch) -> Metrics:
         """Learn from the transitions in their order."""
         c, s, policy = self.config, self.state, self.policy
-        rows, next_rows = policy.rows(batch.obs, add=True), policy.rows(batch.next_obs)
-        copies, states, actions = policy.values.shape
-        # one flat view each, written through: an entry is read and written without making a tensor of it
-        values, visits = policy.values.view(-1).numpy().data, policy.visits.view(-1).numpy().data
-        table, size = states * actions, copies * states * actions
+        rows = policy.rows(batch.obs, add=True)
+        copies = len(policy.values)
         coins = torch.randint(copies, (len(rows),), generator=s.coin) if copies > 1 else torch.zeros_like(rows)
+        values, visits = _entries(policy.values), _entries(policy.visits)
+        rate, power, size = c.learning_rate, c.learning_rate_power, 0.0
+        for entry, error in self._errors(batch, rows, coins):
+            visits[entry] = count = visits[entry] + 1
+            values[entry] += rate / count**power * error
+            size += abs(error)
+        s.updates += len(rows)
+        metrics = {
+            "td_error": torch.tensor(size / max(len(rows), 1)),
+            "exploration_rate": policy.exploration_level.clone(),
+        }
+        if isinstance(policy.encoder, DictionaryStates):
+            metrics["states"] = torch.tensor(float(policy.encoder.count))
+        return metrics
+
+    def _errors(self, batch: TransitionBatch, rows: Tensor, coins: Tensor) -> Iterator[tuple[int, float]]:
+        """Yield each transition's entry and TD error, found when it is asked for: from what the ones before have left.
+
+        Args:
+            batch: the transitions.
+            rows: numbers `[B]` of their states.
+            coins: which table `[B]` is in question.
+        """
+        policy = self.policy
+        copies, states, actions = policy.values.shape
+        table, size, values = states * actions, copies * states * actions, _entries(policy.values)
         entries = coins * table + rows * actions + batch.action
-        followers = coins * table + next_rows * actions
+        followers = coins * table + policy.rows(batch.next_obs) * actions
         next_action = torch.zeros_like(rows) if batch.next_action is None else batch.next_action
         columns = (entries, batch.reward, batch.terminated, followers, batch.discount, next_action)
-        epsilon, value = float(policy.exploration_level), BOOTSTRAPS[c.target]
-        rate, power, error = c.learning_rate, c.learning_rate_power, 0.0
+        epsilon, value = float(policy.exploration_level), BOOTSTRAPS[self.config.target]
         for entry, target, ended, at, discount, next_a in zip(*(column.tolist() for column in columns), strict=True):
             if not ended:
                 choosing = judging = values[at : at + actions].tolist()
@@ -209,18 +243,7 @@ class Tabular:
                     at = (at + table) % size
                     judging = values[at : at + actions].tolist()
                 target += discount * value(choosing, judging, next_a, epsilon)
-            visits[entry] = count = visits[entry] + 1
-            difference = target - values[entry]
-            values[entry] += rate / count**power * difference
-            error += abs(difference)
-        s.updates += len(rows)
-        metrics = {
-            "td_error": torch.tensor(error / max(len(rows), 1)),
-            "exploration_rate": policy.exploration_level.clone(),
-        }
-        if isinstance(policy.encoder, DictionaryStates):
-            metrics["states"] = torch.tensor(float(policy.encoder.count))
-        return metrics
+            yield entry, target - values[entry]
 
     def state_dict(self) -> State:
         """Return everything that learning changes."""
@@ -229,3 +252,8 @@ class Tabular:
     def load_state_dict(self, state: State) -> None:
         """Restore what `state_dict` returned."""
         load_bundle(self.state, state)
+
+
+def _entries(table: Tensor) -> memoryview:
+    """Return the entries of a table in one row, to read and write without making a tensor of each."""
+    return table.view(-1).numpy().data

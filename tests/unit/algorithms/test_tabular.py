@@ -80,6 +80,33 @@ def test_one_update_by_hand(config, value):
     assert algorithm.gradient_steps == 1
 
 
+def test_td_errors_are_each_tables_own_and_teach_nothing():
+    algorithm = learner(double_q=True)
+    other = [[0.0, 1.0, 0.0], [4.0, 2.0, 8.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]]
+    fill(algorithm, TABLE, other)
+    before = algorithm.policy.values.clone()
+    errors = algorithm.td_errors(batch([0, 1], [1, 0], [1.0, 2.0], [1, 3], terminated=[False, True]))
+    # the first table chooses action 1, the second 2; each is judged by the other, and an end is worth nothing more
+    expected = [[1.0 + 0.9 * 2.0, 2.0 - 1.0], [1.0 + 0.9 * 3.0 - 1.0, 2.0 - 4.0]]
+    assert torch.allclose(errors, torch.tensor(expected).double())
+    assert torch.equal(algorithm.policy.values, before)
+    assert not algorithm.policy.visits.any()
+
+
+def test_a_state_is_worth_its_best_action_by_the_mean_of_the_tables():
+    algorithm = learner(double_q=True)
+    fill(algorithm, TABLE, [[0.0, 1.0, 0.0], [4.0, 2.0, 8.0], [0.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
+    assert algorithm.value(states(1, 0)).tolist() == [5.5, 0.5]
+
+
+def test_what_was_planned_is_done_in_the_environments_own_numbers():
+    algorithm = learner(dataclasses.replace(ARRAY, action=DiscreteAction(3, start=5)), num_envs=2, target="sampled")
+    algorithm.state.planned.copy_(torch.tensor([2, 0]))
+    step = algorithm.act(states(0, 1), torch.Generator().manual_seed(0))
+    assert step.action.tolist() == [2, 0]
+    assert step.env_action.tolist() == [7, 5]
+
+
 def test_the_end_is_worth_nothing_and_a_truncation_what_follows():
     algorithm = learner(learning_rate=1.0)
     fill(algorithm, TABLE)
