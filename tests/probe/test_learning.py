@@ -35,6 +35,7 @@ PLAIN = {
     "algo.gamma": 0.9,
 }
 A2C = PLAIN | {"algo.n_steps": 2, "algo.learning_rate": 3e-3, "algo.gae_lambda": 0.9}
+A3C = A2C | {"num_envs": 2, "algo.n_steps": 8, "algo.learning_rate": 6e-3}
 ACTOR_CRITIC = PLAIN | {"algo.learning_rate": 3e-3}
 REINFORCE = PLAIN | {"algo.n_episodes": 32}
 TRPO = PLAIN | {"algo.n_steps": 16, "algo.batch_size": 64, "algo.gae_lambda": 0.9, "algo.target_kl": 0.03}
@@ -83,9 +84,10 @@ DQN = {
     "algo.n_quantiles": 20,
 }
 ON_POLICY = {"ppo": PPO, "a2c": A2C, "actor_critic": ACTOR_CRITIC, "reinforce": REINFORCE, "trpo": TRPO, "npg": TRPO}
-BASE = {**ON_POLICY, "sac": SAC, "discrete_sac": SAC, **KIN, **dict.fromkeys(DQN_NAMES, DQN)}
+BASE = {**ON_POLICY, "a3c": A3C, "sac": SAC, "discrete_sac": SAC, **KIN, **dict.fromkeys(DQN_NAMES, DQN)}
 STEPS = {
     **dict.fromkeys(ON_POLICY, 16_000),
+    "a3c": 5_000,
     **dict.fromkeys(("sac", "discrete_sac", *KIN), 8_000),
     **dict.fromkeys(DQN_NAMES, 4_000),
 }
@@ -221,6 +223,11 @@ def test_discrete_choices(algorithm: str) -> None:
     assert act(train(algorithm, "ActionObservationReward"), [[-1.0], [1.0]]).tolist() == [0, 1]
     trainer = train(algorithm, "Identity", total_timesteps=32_000)
     assert act(trainer, torch.eye(4).tolist()).tolist() == [0, 1, 2, 3]
+
+
+def test_workers_that_share_a_network() -> None:
+    assert value(train("a3c", "TruncationValueContinuous"), 0.0) == pytest.approx([10.0], abs=0.7)
+    assert act(train("a3c", "ActionObservationReward"), [[-1.0], [1.0]]).tolist() == [0, 1]
 
 
 def test_reinforce_without_a_baseline() -> None:
