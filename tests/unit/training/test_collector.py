@@ -1,0 +1,76 @@
+"""The collector: what begins anew begins from nothing, and what ended is not remembered."""
+
+from __future__ import annotations
+
+import gymnasium as gym
+import numpy as np
+import torch
+
+from habilis.envs.gymnasium import GymnasiumVecEnv
+from habilis.envs.make import make_vec_env
+from habilis.training.collector import Collector
+
+ENVS, LENGTH = 2, 5  # the length of an episode of the probe
+NOTHING = torch.zeros(ENVS, 1)
+
+
+def started() -> Collector:
+    collector = Collector(make_vec_env("probe/TruncationValueContinuous-v0", ENVS))
+    collector.reset(seed=0)
+    return collector
+
+
+def test_episodes_under_way_do_not_count_once_new_ones_begin() -> None:
+    collector = started()
+    memory = {"network": torch.ones(ENVS, 3)}
+    for _ in range(3):
+        collector.step(NOTHING, memory)
+    assert collector.memory is not None
+    collector.reset()
+    assert collector.memory is None
+    for _ in range(LENGTH):
+        collector.step(NOTHING)
+    assert [(e.length, e.total_reward) for e in collector.episodes.recent] == [(LENGTH, float(LENGTH))] * ENVS
+
+
+def test_memory_is_nothing_where_an_episode_ended() -> None:
+    collector = started()
+    memory = {"network": torch.ones(ENVS, 3)}
+    for _ in range(LENGTH - 1):
+        collector.step(NOTHING, memory)
+        assert collector.memory["network"].eq(1).all()
+    collector.step(NOTHING, memory)
+    assert not collector.memory["network"].any()
+
+
+class Walk(gym.Env):
+    """Counts its steps and cannot save its state; the seed is what it shows first."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return self.np_random.random(1, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        return np.full(1, self.time, np.float32), 1.0, False, self.time == LENGTH, {}
+
+
+def test_an_environment_that_saves_nothing_goes_on_with_fresh_episodes() -> None:
+    first, second = (Collector(GymnasiumVecEnv(gym.vector.SyncVectorEnv([Walk] * ENVS))) for _ in range(2))
+    first.reset(seed=0)
+    for _ in range(LENGTH + 2):
+        first.step(NOTHING)
+    state = first.state_dict()
+    second.load_state_dict(state, seed=1)
+    assert second.episodes.count == ENVS
+    second.reset(seed=1)
+    shown = second.obs["policy"].clone()
+    second.load_state_dict(state, seed=1)
+    assert torch.equal(second.obs["policy"], shown)
+    for _ in range(LENGTH):
+        second.step(NOTHING)
+    assert [e.length for e in second.episodes.recent] == [LENGTH] * 2 * ENVS
