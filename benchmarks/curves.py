@@ -45,8 +45,9 @@ STYLE = {
 
 
 def main():
-    cases = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/*.json"))]
-    cases = [case for case in cases if case.get("curves")]
+    every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/*.json"))]
+    # two suites may have one case: it is drawn once
+    cases = list({(case["algorithm"], case["environment"]): case for case in every if case.get("curves")}.values())
     for page in sorted(PAGES.rglob("*.md")):
         mine = [case for case in cases if is_of(case, page.read_text())]
         if mine:

@@ -256,7 +256,7 @@ SUITES.add(
         _lunar_lander("iqn", "dqn with implicit quantiles", overrides=_AS_OFTEN_AS_DQN),
         # the preset of `per_dqn` has a rate and batches of its own
         _lunar_lander("dqn", "dqn with priorities", overrides={"algo.prioritized": True}),
-        _lunar_lander("rainbow", overrides=_AS_OFTEN_AS_DQN),
+        _lunar_lander("rainbow", "rainbow with half its updates", overrides=_AS_OFTEN_AS_DQN),
         *(
             _lunar_lander("rainbow", f"rainbow without {part}", overrides={**_AS_OFTEN_AS_DQN, **changes})
             for part, changes in _RAINBOW_WITHOUT.items()
