@@ -265,28 +265,6 @@ SUITES.add(
 )
 
 
-def _without_velocities(task: str, steps: int, goal: float, reference: str) -> tuple[Case, Case]:
-    """Return cases of PPO with memory, to reach four fifths of what it reaches with velocities, and without memory."""
-    env = f"habilis/{task}NoVelocity-v0"
-    return (
-        Case(
-            algorithm="ppo",
-            label="ppo with gru",
-            env=env,
-            total_timesteps=steps,
-            goals=(Goal(goal),),
-            reference=reference,
-        ),
-        Case(
-            algorithm="ppo",
-            label="ppo without memory",
-            env=env,
-            total_timesteps=steps,
-            overrides={"algo.memory.kind": "none"},
-        ),
-    )
-
-
 SUITES.add(
     "control",
     (
@@ -324,6 +302,10 @@ SUITES.add(
             total_timesteps=100_000,
             goals=(Goal(490),),
             reference="500 (RL Zoo3)",
+        ),
+        *(
+            Case(algorithm=name, env="CartPole-v1", total_timesteps=steps)
+            for name, steps in (("npg", 100_000), ("actor_critic", 200_000), ("discrete_sac", 50_000))
         ),
         Case(
             algorithm="trpo",
@@ -370,34 +352,12 @@ SUITES.add(
             )
         ),
         Case(
-            algorithm="sac",
-            label="sac with gru",
-            env="habilis/PendulumNoVelocity-v0",
-            total_timesteps=20_000,
-            goals=(Goal(-180),),
-            reference="four fifths of -144, ours with velocities",
+            algorithm="simba_sac",
+            label="simba_sac with simba_v2",
+            env="HalfCheetah-v5",
+            total_timesteps=100_000,
+            overrides={"algo.network": "simba_v2"},
         ),
-        Case(
-            algorithm="sac",
-            label="sac with gru",
-            env="habilis/InvertedPendulumNoVelocity-v0",
-            total_timesteps=12_000,
-            goals=(Goal(800),),
-            reference="four fifths of 1000, with velocities",
-        ),
-        *(
-            Case(
-                algorithm="sac",
-                label="sac without memory",
-                env=f"habilis/{name}NoVelocity-v0",
-                total_timesteps=steps,
-                overrides={"algo.memory.kind": "none"},
-            )
-            for name, steps in (("Pendulum", 20_000), ("InvertedPendulum", 12_000))
-        ),
-        *_without_velocities("Pendulum", 150_000, -236, "four fifths of -189, which it reaches with velocities"),
-        *_without_velocities("InvertedPendulum", 100_000, 800, "four fifths of 1000"),
-        *_without_velocities("Hopper", 1_000_000, 2000, "four fifths of 2500, which it reaches with velocities"),
         Case(
             algorithm="sac",
             env="FetchReach-v4",
@@ -432,6 +392,49 @@ SUITES.add(
             goals=(Goal(6300),),
             reference="6345 ± 790 on v4 (SimbaV2 data)",
         ),
+    ),
+)
+
+
+def _with_memory_and_without(
+    algorithm: str, kind: str, task: str, steps: int, goal: float, reference: str
+) -> tuple[Case, Case]:
+    """Return cases of an algorithm that does not see velocities, with the preset's memory and with none."""
+    env = f"habilis/{task}NoVelocity-v0"
+    return (
+        Case(
+            algorithm=algorithm,
+            label=f"{algorithm} with {kind}",
+            env=env,
+            total_timesteps=steps,
+            goals=(Goal(goal),),
+            reference=f"four fifths of {reference} with velocities",
+        ),
+        Case(
+            algorithm=algorithm,
+            label=f"{algorithm} without memory",
+            env=env,
+            total_timesteps=steps,
+            overrides={"algo.memory.kind": "none"},
+        ),
+    )
+
+
+SUITES.add(
+    "memory",
+    tuple(
+        case
+        for row in (
+            ("dqn", "gru", "CartPole", 100_000, 400, "500"),
+            ("sac", "gru", "Pendulum", 20_000, -180, "-144"),
+            ("sac", "gru", "InvertedPendulum", 12_000, 800, "1000"),
+            ("td3", "lstm", "Pendulum", 20_000, -184, "-147"),
+            ("a2c", "lstm", "InvertedPendulum", 1_000_000, 800, "1000"),
+            ("ppo", "gru", "Pendulum", 150_000, -236, "-189"),
+            ("ppo", "gru", "InvertedPendulum", 100_000, 800, "1000"),
+            ("ppo", "gru", "Hopper", 1_000_000, 2000, "2500"),
+        )
+        for case in _with_memory_and_without(*row)
     ),
 )
 SUITES.add(

@@ -22,8 +22,22 @@ _INVERTED_PENDULUM: Mapping[str, Any] = {
     "algo.learning_rate_schedule": "linear",
 }
 
+_INVERTED_PENDULUM_NO_VELOCITY: Mapping[str, Any] = {
+    "total_timesteps": 1_000_000,
+    "num_envs": 8,
+    "algo.n_steps": 16,
+    "algo.learning_rate_schedule": "linear",
+    "algo.memory.kind": "lstm",
+    "algo.memory.size": 64,
+    "algo.memory.window": 16,
+}
+
 A2C_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "a2c": {"CartPole-v1": _CARTPOLE, "InvertedPendulum-v5": _INVERTED_PENDULUM},
+    "a2c": {
+        "CartPole-v1": _CARTPOLE,
+        "InvertedPendulum-v5": _INVERTED_PENDULUM,
+        "habilis/InvertedPendulumNoVelocity-v0": _INVERTED_PENDULUM_NO_VELOCITY,
+    },
     "actor_critic": {"CartPole-v1": _CARTPOLE},
     # a worker for each of two processors, which learn from rollouts of one environment
     "a3c": {"CartPole-v1": {**_CARTPOLE, "num_envs": 2, "algo.n_steps": 20}},

@@ -119,6 +119,16 @@ _CARTPOLE_PLAIN: Mapping[str, Any] = {
     "algo.gamma": 0.995,
 }
 
+# a velocity is the difference of two positions: a short window shows it
+_CARTPOLE_NO_VELOCITY: Mapping[str, Any] = {
+    **_CARTPOLE_PLAIN,
+    "total_timesteps": 100_000,
+    "algo.hidden": (128, 128),
+    "algo.memory.kind": "gru",
+    "algo.memory.size": 64,
+    "algo.memory.window": 8,
+}
+
 # as many updates as steps: with half of them Rainbow and IQN end at 220 to 245
 _LUNAR_LANDER_OFTEN: Mapping[str, Any] = {**_LUNAR_LANDER, "algo.gradient_steps": 4}
 # what is drawn by its error has larger gradients and is drawn often enough: small batches, targets that follow slowly
@@ -136,7 +146,7 @@ _LUNAR_LANDER_PRIORITIES: Mapping[str, Any] = {
 _IMPLICIT_QUANTILES: Mapping[str, Any] = {"algo.n_acting_fractions": 8, "matmul_precision": "medium"}
 
 _ONE_NAME: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "dqn": {"CartPole-v1": _CARTPOLE_PLAIN},
+    "dqn": {"CartPole-v1": _CARTPOLE_PLAIN, "habilis/CartPoleNoVelocity-v0": _CARTPOLE_NO_VELOCITY},
     **{name: {"CartPole-v1": _CARTPOLE_MEAN} for name in ("dueling_dqn", "n_step_dqn", "noisy_dqn")},
     "per_dqn": {"CartPole-v1": _CARTPOLE_MEAN, "LunarLander-v3": _LUNAR_LANDER_PRIORITIES},
     "double_dqn": {

@@ -44,6 +44,13 @@ _REACHER: Mapping[str, Any] = {
 
 _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
     "Pendulum-v1": _PENDULUM,
+    "habilis/PendulumNoVelocity-v0": {
+        **_PENDULUM,
+        "algo.batch_size": 128,
+        "algo.memory.kind": "lstm",
+        "algo.memory.size": 64,
+        "algo.memory.window": 8,
+    },
     "Reacher-v5": {**_REACHER, "num_envs": 4, "algo.gradient_steps": 4, "algo.gamma": 0.95, "algo.batch_size": 128},
     # a target is seen in one episode only, so many short ones teach more than many updates
     "habilis/ReacherPixels-v0": {

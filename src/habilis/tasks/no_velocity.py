@@ -5,9 +5,11 @@ Everything else is that of the task: physics, rewards and ends, and its argument
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from habilis.core.protocols import VecEnv
@@ -15,39 +17,44 @@ from habilis.core.types import Obs, State, Step
 from habilis.envs.make import make_vec_env
 
 NO_VELOCITY: dict[str, str] = {
-    "habilis/PendulumNoVelocity-v0": "Pendulum-v1",
-    **{
-        f"habilis/{name}NoVelocity-v0": f"{name}-v5"
-        for name in ("HalfCheetah", "Hopper", "InvertedPendulum", "Swimmer", "Walker2d")
-    },
+    f"habilis/{task.split('-')[0]}NoVelocity-v0": task
+    for task in (
+        *("CartPole-v1", "Pendulum-v1"),
+        *(f"{name}-v5" for name in ("HalfCheetah", "Hopper", "InvertedPendulum", "Swimmer", "Walker2d")),
+    )
 }
-"""Which task each id is; all of them show positions first and velocities last."""
+"""Which task each id is."""
+
+_CLASSIC: dict[str, tuple[int, ...]] = {"CartPole-v1": (1, 3), "Pendulum-v1": (2,)}
+"""Columns of the velocities in Gymnasium's own tasks; those of MuJoCo show positions first and velocities last."""
 
 
 def make_no_velocity(id: str, num_envs: int, *, seed: int, threads: int | None, **kwargs: Any) -> VecEnv:
     """Make the task `id` of `NO_VELOCITY`; the rest is as for `make_vec_env`."""
-    if id == "habilis/PendulumNoVelocity-v0":
+    task = NO_VELOCITY[id]
+    if task in _CLASSIC:
         kwargs.setdefault("render_mode", "rgb_array")  # which costs nothing before a picture is asked for
-    env = make_vec_env(NO_VELOCITY[id], num_envs, seed=seed, threads=threads, **kwargs)
-    simulation = getattr(env, "simulation", None)
-    return HiddenVelocity(env, id, 1 if simulation is None else simulation.model.nv)
+    env: Any = make_vec_env(task, num_envs, seed=seed, threads=threads, **kwargs)
+    size = env.spec.obs["policy"].size
+    hidden = _CLASSIC[task] if task in _CLASSIC else range(size - env.simulation.model.nv, size)
+    return HiddenVelocity(env, id, [column for column in range(size) if column not in hidden])
 
 
 class HiddenVelocity:
-    """An environment whose group "policy" lacks its last values; all else that it offers passes as it is.
+    """An environment whose group "policy" lacks some of its values; all else that it offers passes as it is.
 
     Args:
         env: the environment.
         id: its id from now on.
-        hidden: how many values are left out.
+        shown: columns of the values that stay.
     """
 
-    def __init__(self, env: VecEnv, id: str, hidden: int) -> None:
+    def __init__(self, env: VecEnv, id: str, shown: Sequence[int]) -> None:
         self._env = env
-        group = env.spec.obs["policy"]
-        self._shown = group.size - hidden
+        self._shown = torch.tensor(shown)
         self.num_envs = env.num_envs
-        self.spec = replace(env.spec, id=id, obs={"policy": replace(group, shape=(self._shown,))})
+        group = replace(env.spec.obs["policy"], shape=(len(shown),))
+        self.spec = replace(env.spec, id=id, obs={"policy": group})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._env, name)
@@ -75,4 +82,4 @@ class HiddenVelocity:
         self._env.close()
 
     def _show(self, obs: Obs) -> dict[str, Tensor]:
-        return {"policy": obs["policy"][:, : self._shown].contiguous()}
+        return {"policy": obs["policy"].index_select(1, self._shown)}
