@@ -399,7 +399,7 @@ SUITES.add(
 def _with_memory_and_without(
     algorithm: str, kind: str, task: str, steps: int, goal: float, reference: str
 ) -> tuple[Case, Case]:
-    """Return cases of an algorithm that does not see velocities, with the preset's memory and with none."""
+    """Return cases of an algorithm that does not see velocities, with a kind of memory and with none."""
     env = f"habilis/{task}NoVelocity-v0"
     return (
         Case(
@@ -409,6 +409,7 @@ def _with_memory_and_without(
             total_timesteps=steps,
             goals=(Goal(goal),),
             reference=f"four fifths of {reference} with velocities",
+            overrides={"algo.memory.kind": kind},
         ),
         Case(
             algorithm=algorithm,

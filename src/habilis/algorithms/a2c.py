@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_positive, require_shares, require_widths
+from habilis.core.config import require, require_not_negative, require_positive, require_shares, require_widths
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
 from habilis.core.schedules import Schedule
@@ -97,10 +97,9 @@ class A2CConfig:
     """Penalties on different actions at neighbouring observations."""
 
     def __post_init__(self) -> None:
-        require(self.n_steps > 0, f"n_steps must be positive, got {self.n_steps}")
-        require_positive(self, "learning_rate", "max_grad_norm", "rms_prop_eps")
+        require_positive(self, "n_steps", "learning_rate", "max_grad_norm", "rms_prop_eps")
         require_widths(self, "hidden", "critic_hidden")
-        require(self.vf_coef >= 0, f"vf_coef must not be negative, got {self.vf_coef}")
+        require_not_negative(self, "vf_coef")
         require_shares(self, "gamma", "gae_lambda")
         require_head(self)
         require_memory(self)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require, require_fractions, require_positive, require_replay
+from habilis.core.config import require, require_fractions, require_not_negative, require_positive, require_replay
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
 from habilis.core.schedules import Schedule
@@ -96,7 +96,7 @@ class DiscreteSACConfig:
         require_positive(self, "n_critics", "init_ent_coef")
         require_replay(self)
         require_fractions(self, "tau")
-        require(self.ent_coef is None or self.ent_coef >= 0, f"ent_coef must not be negative, got {self.ent_coef}")
+        require_not_negative(self, "ent_coef")
         ratio = self.target_entropy_ratio
         require(0 <= ratio < 1, f"target_entropy_ratio must be at least 0 and less than 1, got {ratio}")
         critic_network(self)  # says what does not go together

@@ -19,6 +19,7 @@ from habilis.core.batches import TransitionBatch
 from habilis.core.config import (
     require,
     require_fractions,
+    require_not_negative,
     require_positive,
     require_replay,
     require_shares,
@@ -142,7 +143,7 @@ class DQNConfig:
         require(least > 0 if self.exploration == "boltzmann" else least >= 0, why)
         require(self.risk_level == 1 or self.head != "mean", "risk_level needs a distribution: use another head")
         require(self.huber_threshold != 0 or self.head != "mean", "a huber_threshold of 0 is for quantiles alone")
-        require((self.huber_threshold or 0) >= 0, f"huber_threshold must not be negative, got {self.huber_threshold}")
+        require_not_negative(self, "huber_threshold")
 
 
 def make_policy(spec: EnvSpec, config: DQNConfig, generator: torch.Generator) -> ValuePolicy:

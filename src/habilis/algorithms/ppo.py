@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_positive, require_shares, require_widths
+from habilis.core.config import require, require_not_negative, require_positive, require_shares, require_widths
 from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
@@ -115,11 +115,10 @@ class PPOConfig:
 
     def __post_init__(self) -> None:
         require(self.n_steps > 0 and self.batch_size > 1, "n_steps must be positive and batch_size at least 2")
-        require(self.n_epochs > 0, f"n_epochs must be positive, got {self.n_epochs}")
         require_shares(self, "gamma", "gae_lambda")
-        require_positive(self, "learning_rate", "clip_range", "max_grad_norm")
+        require_positive(self, "n_epochs", "learning_rate", "clip_range", "max_grad_norm")
         require_widths(self, "hidden", "critic_hidden")
-        require(self.vf_coef >= 0, f"vf_coef must not be negative, got {self.vf_coef}")
+        require_not_negative(self, "vf_coef")
         require_head(self)
         require_memory(self)
         window = self.memory.window

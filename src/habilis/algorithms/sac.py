@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require, require_fractions, require_positive, require_replay
+from habilis.core.config import require, require_fractions, require_not_negative, require_positive, require_replay
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
 from habilis.core.schedules import Schedule
@@ -126,7 +126,7 @@ class SACConfig:
         require_positive(self, "n_critics", "n_quantiles", "n_target_critics", "policy_delay", "init_ent_coef")
         require_replay(self)
         require_fractions(self, "tau")
-        require(self.ent_coef is None or self.ent_coef >= 0, f"ent_coef must not be negative, got {self.ent_coef}")
+        require_not_negative(self, "ent_coef")
         require(0 <= self.adam_beta1 < 1, f"adam_beta1 must be in [0, 1), got {self.adam_beta1}")
         drawn, dropped = self.n_target_critics or 1, self.top_quantiles_to_drop_per_net
         require(drawn <= self.n_critics, f"n_target_critics must be at most n_critics, got {drawn}")

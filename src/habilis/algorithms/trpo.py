@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_positive, require_shares, require_widths
+from habilis.core.config import require, require_not_negative, require_positive, require_shares, require_widths
 from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
@@ -102,7 +102,7 @@ class TRPOConfig:
         positive = ("n_steps", "target_kl", "line_search_max_iter", "cg_max_steps", "sub_sampling_factor")
         require_positive(self, *positive, "n_critic_updates", "batch_size", "learning_rate")
         require_widths(self, "hidden", "critic_hidden")
-        require(self.cg_damping >= 0, f"cg_damping must not be negative, got {self.cg_damping}")
+        require_not_negative(self, "cg_damping")
         factor = self.line_search_shrinking_factor
         require(0 < factor < 1, f"line_search_shrinking_factor must be in (0, 1), got {factor}")
         require_shares(self, "gamma", "gae_lambda")

@@ -26,6 +26,13 @@ def require_positive(config: Any, *names: str) -> None:
         require(value is None or value > 0, f"{name} must be positive, got {value}")
 
 
+def require_not_negative(config: Any, *names: str) -> None:
+    """Raise `ConfigError` unless each of these fields is at least 0, or None."""
+    for name in names:
+        value = getattr(config, name)
+        require(value is None or value >= 0, f"{name} must not be negative, got {value}")
+
+
 def require_fractions(config: Any, *names: str) -> None:
     """Raise `ConfigError` unless each of these fields is above 0 and at most 1."""
     for name in names:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from habilis.core.config import require
+from habilis.core.config import require, require_not_negative
 from habilis.nn.activations import Activation
 from habilis.nn.mlp import MLP, EnsembleMLP
 from habilis.nn.residual import ResidualNetwork
@@ -50,7 +50,7 @@ class NetworkConfig:
         require(self.kind in ("mlp", "simba", "simba_v2"), f"network must be mlp, simba or simba_v2, got {self.kind!r}")
         require(all(width > 0 for width in self.hidden), f"hidden widths must be positive, got {self.hidden}")
         require(0 <= self.dropout < 1, f"dropout must be at least 0 and less than 1, got {self.dropout}")
-        require(self.renorm_warmup >= 0, f"renorm_warmup must not be negative, got {self.renorm_warmup}")
+        require_not_negative(self, "renorm_warmup")
         if self.kind == "mlp":
             others = "layer_norm" if self.layer_norm else "dropout" if self.dropout else None
             require(

@@ -23,10 +23,8 @@ _INVERTED_PENDULUM: Mapping[str, Any] = {
 }
 
 _INVERTED_PENDULUM_NO_VELOCITY: Mapping[str, Any] = {
-    "total_timesteps": 1_000_000,
-    "num_envs": 8,
+    **_INVERTED_PENDULUM,
     "algo.n_steps": 16,
-    "algo.learning_rate_schedule": "linear",
     "algo.memory.kind": "lstm",
     "algo.memory.size": 64,
     "algo.memory.window": 16,

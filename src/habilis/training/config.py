@@ -16,7 +16,7 @@ from habilis.algorithms.tabular import TabularConfig
 from habilis.algorithms.td3 import TD3Config
 from habilis.algorithms.trpo import TRPOConfig
 from habilis.core.acceleration import Precision
-from habilis.core.config import require
+from habilis.core.config import require_not_negative, require_positive
 from habilis.plugins import resolve_plugins
 
 
@@ -89,15 +89,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plugins", resolve_plugins(self.plugins))
-        require(self.num_envs > 0, f"num_envs must be positive, got {self.num_envs}")
-        require(self.frame_stack > 0, f"frame_stack must be positive, got {self.frame_stack}")
-        require(self.total_timesteps > 0, f"total_timesteps must be positive, got {self.total_timesteps}")
-        require(self.threads > 0, f"threads must be positive, got {self.threads}")
-        require(self.eval_episodes >= 0, f"eval_episodes must not be negative, got {self.eval_episodes}")
-        require(self.keep_checkpoints > 0, f"keep_checkpoints must be positive, got {self.keep_checkpoints}")
-        for name in ("eval_freq", "checkpoint_freq", "log_freq"):
-            value = getattr(self, name)
-            require(value is None or value > 0, f"{name} must be positive, got {value}")
+        require_positive(self, "num_envs", "frame_stack", "total_timesteps", "threads", "keep_checkpoints")
+        require_positive(self, "eval_freq", "checkpoint_freq", "log_freq")
+        require_not_negative(self, "eval_episodes")
 
     def every(self, name: Literal["eval_freq", "checkpoint_freq", "log_freq"]) -> int:
         """Return a frequency in environment steps, its default filled in."""

@@ -75,15 +75,9 @@ def test_weights_come_from_the_given_generator_alone(kind):
         ({"renorm_warmup": -1}, "renorm_warmup"),
         ({"batch_renorm": True, "layer_norm": True}, "batch_renorm and layer_norm"),
         ({"batch_renorm": True, "dropout": 0.1}, "batch_renorm and dropout"),
-        (
-            {"kind": "simba", "hidden": (8, 8), "layer_norm": True},
-            "by --algo.no-layer-norm",
-        ),
+        ({"kind": "simba", "hidden": (8, 8), "layer_norm": True}, "by --algo.no-layer-norm"),
         ({"kind": "simba", "hidden": (8, 8), "dropout": 0.1}, "by --algo.dropout 0"),
-        (
-            {"kind": "simba_v2", "hidden": (8, 8), "batch_renorm": True},
-            "by --algo.no-batch-renorm",
-        ),
+        ({"kind": "simba_v2", "hidden": (8, 8), "batch_renorm": True}, "by --algo.no-batch-renorm"),
         ({"kind": "simba", "hidden": (8, 16)}, "one width"),
         ({"kind": "simba_v2", "hidden": ()}, "one width"),
     ],
