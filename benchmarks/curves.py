@@ -47,7 +47,7 @@ STYLE = {
 def main():
     every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/*.json"))]
     # two suites may have one case: it is drawn once
-    cases = list({(case["algorithm"], case["environment"]): case for case in every if case.get("curves")}.values())
+    cases = list({(case["algorithm"], case["environment"]): case for case in every}.values())
     for page in sorted(PAGES.rglob("*.md")):
         mine = [case for case in cases if is_of(case, page.read_text())]
         if mine:
@@ -92,7 +92,7 @@ def draw(cases, path):
 
 def draw_case(axis, case, colour, *, alone):
     """Draw one line, and where there is room its band and seeds, as far as all of them have come."""
-    curves = [curve for curve in case["curves"] if curve["steps"]]
+    curves = [run["curve"] for run in case["runs"] if run["curve"]["steps"]]
     points = min(len(curve["steps"]) for curve in curves)
     steps = np.array(curves[0]["steps"][:points])
     returns = np.array([curve["returns"][:points] for curve in curves])

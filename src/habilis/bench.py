@@ -2,8 +2,9 @@
 
 What is measured is in `suites.py`. Every run is a subprocess with one thread, `jobs` of them side by side, followed by
 one deterministic evaluation of its last policy on episodes that training never saw. Results that exist are kept and
-interrupted runs resumed, so a suite may be stopped and started at will; a run's folder is named after its
-configuration, so that results of different hyper-parameters never mix.
+interrupted runs resumed, so a suite may be stopped and started at will, on another machine too, to which only its
+results were taken. A run's folder is named after its configuration, and results of another are not built upon, so that
+those of different hyper-parameters never mix.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from habilis.core.config import require
 from habilis.core.errors import HabilisError
 from habilis.evaluation.runs import read_evaluations
 from habilis.evaluation.statistics import bootstrap_interval, iqm
-from habilis.suites import IDENTITY, SUITES, Case, Goal
+from habilis.suites import SUITES, Case, Goal
 
 EVALUATION_SEED = 1000
 """The run of seed s is evaluated on the episodes of seed 1000 + s."""
@@ -84,9 +85,12 @@ def run_suite(
     require(bool(cases), f"the suite {name!r} has no case {only!r}: it has {', '.join(case.name for case in suite)}")
     require(seeds > 0 and jobs > 0, f"seeds and jobs must be positive, got {seeds} and {jobs}")
     folders = {case: runs / case.folder for case in cases}
+    results = {case: output / name / f"{case.name}.json" for case in cases}
+    done = {case: _gather(case, folders[case], results[case]) for case in cases}
     # every case's first seed comes before any case's second: a suite that is stopped has seen them all
-    wanted = [(case, seed) for seed in range(seeds) for case in cases]
-    say(f"{name}: {len(cases)} cases x {seeds} seeds, {jobs} at a time")
+    wanted = [(case, seed) for seed in range(seeds) for case in cases if seed not in done[case]]
+    say(f"{name}: {len(cases)} cases x {seeds} seeds, {len(wanted)} of them to run, {jobs} at a time")
+    table = _write_table(suite, output, name)
     failures: list[str] = []
     workers = _Workers()
     with ThreadPoolExecutor(jobs) as pool:
@@ -100,7 +104,7 @@ def run_suite(
                     failures.append(f"{case.name} seed {seed}: {error}")
                     say(failures[-1])
                     continue
-                _write_case(case, folders[case], output / name)
+                _gather(case, folders[case], results[case])
                 table = _write_table(suite, output, name)
         except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
@@ -163,11 +167,8 @@ class _Workers:
 
 
 def _run_seed(case: Case, seed: int, folder: Path, workers: _Workers) -> dict[str, Any]:
-    """Return the result of one run: the one that is there, or else of training, or resuming, and evaluating."""
+    """Return the result of one run: of training, or resuming, and evaluating."""
     run_dir, log = folder / f"s{seed}", folder / f"s{seed}.log"
-    result = run_dir / "bench.json"
-    if result.is_file():
-        return dict(json.loads(result.read_text()))
     train = ["train", *case.flags(), "--seed", str(seed), "--run-dir", str(run_dir)]
     store = CheckpointStore(run_dir / "checkpoints")
     if store.latest() is not None:
@@ -188,7 +189,7 @@ def _run_seed(case: Case, seed: int, folder: Path, workers: _Workers) -> dict[st
         "evaluation": evaluation,
         **json.loads((run_dir / "config.json").read_text()),
     }
-    replace_text(result, json.dumps(record, indent=2) + "\n")
+    replace_text(run_dir / "bench.json", json.dumps(record, indent=2) + "\n")
     return record
 
 
@@ -197,32 +198,46 @@ def _describe(record: Mapping[str, Any]) -> str:
     return f"return {record['evaluation']['mean']:.1f} after {record['steps']:,} env steps in {minutes:.1f} min"
 
 
-def _write_case(case: Case, folder: Path, output: Path) -> None:
-    """Gather what the seeds of a case have come to."""
-    records = [
-        {**json.loads(path.read_text()), "curve": _read_curve(path.parent)} for path in folder.glob("s*/bench.json")
-    ]
-    records.sort(key=lambda record: record["seed"])
-    evaluations = [record["evaluation"] for record in records]
-    config = records[-1]["config"]
-    tree = {
-        "algorithm": case.title,
-        "environment": case.env,
-        "total_timesteps": config["total_timesteps"],
-        "reference": case.reference,
-        "evaluation": f"last policy, deterministic, {case.episodes} episodes, seed {EVALUATION_SEED} + the run's own",
-        "seeds": [record["seed"] for record in records],
-        "results": [_over_seeds(evaluations, "return", None)] if not case.goals else [],
-        "steps": [record["steps"] for record in records],
-        "wall_seconds": [record["wall_seconds"] for record in records],
-        "curves": [record["curve"] for record in records],
-        "commands": [record["command"] for record in records],
-        "versions": records[-1]["versions"],
-        "config": {key: value for key, value in config.items() if key not in IDENTITY},
+def _gather(case: Case, folder: Path, path: Path) -> dict[int, dict[str, Any]]:
+    """Return by seed what the runs of a case have come to, in `folder` or told by `path`, which tells it all then."""
+    config = case.config()
+    runs = {run["seed"]: run for run in _read_told(case, config, path)}
+    runs |= {run["seed"]: run for run in map(_brief, folder.glob("s*/bench.json"))}
+    if runs:
+        in_order = [runs[seed] for seed in sorted(runs)]
+        tree = {
+            "algorithm": case.title,
+            "environment": case.env,
+            "reference": case.reference,
+            "evaluation": f"last policy, deterministic, {case.episodes} episodes, seed {EVALUATION_SEED} + the run's",
+            "results": [_over_seeds(in_order, goal) for goal in case.goals or (None,)],
+            "runs": in_order,
+            "config": config,
+        }
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(tree, indent=2) + "\n")
+    return runs
+
+
+def _read_told(case: Case, config: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Return the runs that a file of results tells, if they are of this configuration and speak of all goals."""
+    tree = json.loads(path.read_text()) if path.is_file() else {}
+    if tree.get("config") != config:
+        return []
+    return [run for run in tree["runs"] if all(goal.measure in run["measures"] for goal in case.goals)]
+
+
+def _brief(result: Path) -> dict[str, Any]:
+    """Return what the results of a suite tell of a run."""
+    record = json.loads(result.read_text())
+    evaluation = record["evaluation"]
+    success = evaluation["success_rate"]
+    measures = {"return": evaluation["mean"], **({} if success is None else {"success_rate": success})}
+    return {
+        **{key: record[key] for key in ("seed", "steps", "wall_seconds", "command", "versions")},
+        "measures": measures | _means(evaluation["terms"]),
+        "curve": _read_curve(result.parent),
     }
-    tree["results"] += [_over_seeds(evaluations, goal.measure, goal) for goal in case.goals]
-    output.mkdir(parents=True, exist_ok=True)
-    replace_text(output / f"{case.name}.json", json.dumps(tree, indent=2) + "\n")
 
 
 def _read_curve(run_dir: Path) -> dict[str, list[float]]:
@@ -231,13 +246,13 @@ def _read_curve(run_dir: Path) -> dict[str, list[float]]:
     return {"steps": [e.step for e in evaluations], "returns": [round(e.deterministic.mean, 2) for e in evaluations]}
 
 
-def _over_seeds(evaluations: Sequence[Mapping[str, Any]], measure: str, goal: Goal | None) -> dict[str, Any]:
-    """Return what the evaluations of all seeds say of one measure."""
-    known = [{"return": e["mean"], "success_rate": e["success_rate"], **_means(e["terms"])} for e in evaluations]
-    values = np.array([one[measure] for one in known])
+def _over_seeds(runs: Sequence[Mapping[str, Any]], goal: Goal | None) -> dict[str, Any]:
+    """Return what all runs say of a goal; of the return, where there is none."""
+    measure, at = (goal.measure, goal.at) if goal else ("return", None)
+    values = np.array([_at(run["curve"], at) if at else run["measures"][measure] for run in runs])
     mean = float(values.mean())
     return {
-        "measure": measure,
+        "measure": f"{measure} at {at:,}" if at else measure,
         "values": values.tolist(),
         "mean": mean,
         "iqm": float(iqm(values)),
@@ -245,6 +260,11 @@ def _over_seeds(evaluations: Sequence[Mapping[str, Any]], measure: str, goal: Go
         "target": None if goal is None else str(goal),
         "reached": None if goal is None else goal.is_reached(mean),
     }
+
+
+def _at(curve: Mapping[str, Any], step: int) -> float:
+    """Return what the evaluation at an env step came to, or the last one before."""
+    return float(max(point for point in zip(curve["steps"], curve["returns"], strict=True) if point[0] <= step)[1])
 
 
 def _means(terms: Mapping[str, Sequence[float | None]]) -> dict[str, float]:
@@ -273,6 +293,7 @@ def _write_table(suite: Sequence[Case], output: Path, name: str) -> Path:
             tree = json.loads(path.read_text())
             rows += [_row(tree, result) for result in tree["results"]]
     table = output / f"{name}.md"
+    output.mkdir(parents=True, exist_ok=True)
     replace_text(table, "\n".join(rows) + "\n")
     return table
 
@@ -281,8 +302,8 @@ def _row(tree: Mapping[str, Any], result: Mapping[str, Any]) -> str:
     cells = [
         tree["algorithm"],
         tree["environment"],
-        f"{tree['total_timesteps']:,}",
-        str(len(tree["seeds"])),
+        f"{tree['config']['total_timesteps']:,}",
+        str(len(tree["runs"])),
         result["measure"],
         f"**{_number(result['mean'])}**",
         f"[{', '.join(map(_number, result['interval']))}]",
@@ -290,7 +311,7 @@ def _row(tree: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         result["target"] or "",
         {True: "yes", False: "no", None: ""}[result["reached"]],
         tree["reference"],
-        f"{np.mean(tree['wall_seconds']) / 60:.1f}",
+        f"{np.mean([run['wall_seconds'] for run in tree['runs']]) / 60:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
 

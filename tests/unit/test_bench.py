@@ -9,8 +9,10 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import habilis
@@ -21,6 +23,7 @@ from habilis.checkpoint import CheckpointStore
 from habilis.cli.train import read_config
 from habilis.core.config import to_dict
 from habilis.core.errors import ConfigError
+from habilis.evaluation.evaluator import EvaluationResult
 from habilis.suites import SUITES, Case, Goal
 
 
@@ -63,18 +66,19 @@ def test_the_suite_of_the_foundation_is_whole():
 
 def test_results_hold_what_a_reader_needs(finished):
     tree = json.loads((finished / "out/smoke/ppo-probe-ObservationReward-v0.json").read_text())
-    assert tree["seeds"] == [0, 1]
+    runs = tree["runs"]
+    assert [run["seed"] for run in runs] == [0, 1]
     (result,) = tree["results"]
-    assert len(result["values"]) == len(tree["wall_seconds"]) == 2
+    assert result["values"] == [run["measures"]["return"] for run in runs]
     assert result["mean"] == pytest.approx(sum(result["values"]) / 2)
     assert result["interval"][0] <= result["mean"] <= result["interval"][1]
-    assert tree["steps"] == [512, 512]
-    curve, *_ = tree["curves"]
+    assert [run["steps"] for run in runs] == [512, 512]
+    curve = runs[0]["curve"]
     assert curve["steps"] == sorted(curve["steps"])
     assert curve["steps"][-1] == 512
     assert len(curve["returns"]) == len(curve["steps"])
-    assert min(tree["wall_seconds"]) > 0
-    assert "torch" in tree["versions"]
+    assert min(run["wall_seconds"] for run in runs) > 0
+    assert "torch" in runs[0]["versions"]
     assert tree["config"]["threads"] == 1
     table = (finished / "out/smoke.md").read_text()
     assert "| ppo | probe/ObservationReward-v0 | 512 | 2 | return | **" in table
@@ -84,26 +88,25 @@ def test_goals_are_judged_by_the_mean_over_seeds(tmp_path):
     case = Case(
         algorithm="ppo",
         env="probe/Memory-v0",
-        goals=(Goal(5), Goal(0.25, "error", at_most=True), Goal(0.9, "success_rate")),
+        goals=(Goal(5), Goal(0.25, "error", at_most=True), Goal(0.9, "success_rate"), Goal(3, at=400)),
     )
-    for seed, (mean, errors) in enumerate([(4.0, [0.1, None]), (8.0, [0.2, 0.4])]):
+    for seed, (mean, errors, by_the_way) in enumerate([(4.0, [0.1, None], 2.0), (8.0, [0.2, 0.4], 5.0)]):
+        run = tmp_path / f"s{seed}"
         evaluation = {"mean": mean, "success_rate": 0.5, "terms": {"error": errors, "unknown": [None, None]}}
-        record = {
-            "seed": seed,
-            "evaluation": evaluation,
-            "steps": 9,
-            "wall_seconds": 60.0,
-            "command": "",
-            "versions": {},
-        }
-        path = tmp_path / f"s{seed}" / "bench.json"
-        path.parent.mkdir()
-        path.write_text(json.dumps({**record, "config": {"total_timesteps": 9, "seed": seed}}))
-    bench._write_case(case, tmp_path, tmp_path / "out" / "mine")
-    results = json.loads((tmp_path / "out" / "mine" / f"{case.name}.json").read_text())["results"]
-    assert [r["mean"] for r in results] == pytest.approx([6.0, 0.2, 0.5])
-    assert [r["reached"] for r in results] == [True, True, False]
-    rows = bench._write_table([case], tmp_path / "out", "mine").read_text().splitlines()[-3:]
+        record = {"seed": seed, "evaluation": evaluation, "steps": 900, "wall_seconds": 60.0, "command": ""}
+        (run / "eval").mkdir(parents=True)
+        (run / "bench.json").write_text(json.dumps({**record, "versions": {}}))
+        for step, value in ((100, 0.0), (400, by_the_way), (900, 9.0)):
+            result = EvaluationResult(returns=np.array([value]), lengths=np.array([1]), successes=None)
+            tree = {"step": step, "deterministic": result.to_dict()}
+            (run / "eval" / f"step_{step:012d}.json").write_text(json.dumps(tree))
+    path = tmp_path / "out" / "mine" / f"{case.name}.json"
+    bench._gather(case, tmp_path, path)
+    results = json.loads(path.read_text())["results"]
+    assert [r["measure"] for r in results] == ["return", "error", "success_rate", "return at 400"]
+    assert [r["mean"] for r in results] == pytest.approx([6.0, 0.2, 0.5, 3.5])
+    assert [r["reached"] for r in results] == [True, True, False, True]
+    rows = bench._write_table([case], tmp_path / "out", "mine").read_text().splitlines()[-4:]
     assert "| error | **0.2** | [0.1, 0.3] | 0.2 | at most 0.25 | yes |" in rows[1]
     assert "| success_rate | **0.5** |" in rows[2]
 
@@ -125,6 +128,28 @@ def test_finished_runs_are_kept(place, monkeypatch):
     assert "| 512 | 2 |" in table.read_text()
 
 
+def test_results_are_built_upon_where_the_runs_are_not(place, monkeypatch):
+    path = place / "out/smoke/ppo-probe-ObservationReward-v0.json"
+    before = json.loads(path.read_text())
+    shutil.rmtree(place / "runs")
+    run_suite("smoke", seeds=3, output=Path("out"))
+    after = json.loads(path.read_text())
+    assert [run["seed"] for run in after["runs"]] == [0, 1, 2]
+    assert after["runs"][:2] == before["runs"]
+    assert len(list(place.glob("runs/bench/*/s*/bench.json"))) == 1
+    assert "| 512 | 3 |" in Path("out/smoke.md").read_text()
+
+
+def test_results_of_another_configuration_or_goal_are_not_built_upon(place, monkeypatch):
+    case = SUITES["smoke"][0]
+    path = place / "out/smoke/ppo-probe-ObservationReward-v0.json"
+    nowhere = place / "nowhere"
+    assert set(bench._gather(case, nowhere, path)) == {0, 1}
+    assert set(bench._gather(replace(case, overrides={**case.overrides, "algo.gamma": 0.5}), nowhere, path)) == set()
+    assert set(bench._gather(replace(case, goals=(Goal(1, "height"),)), nowhere, path)) == set()
+    assert set(bench._gather(case, nowhere, path)) == {0, 1}  # and the file was left as it was
+
+
 def test_other_hyper_parameters_are_another_run(place, monkeypatch):
     before = SUITES["smoke"][0].fingerprint()
     monkeypatch.setattr("habilis.api.preset", lambda algorithm, env: {"algo.gamma": 0.5})
@@ -142,6 +167,7 @@ def test_runs_that_were_stopped_or_killed_end_as_if_they_had_not_been(place):
     assert len(stopped.steps()) > 1
     shutil.rmtree(stopped.path(stopped.steps()[-1]))
     shutil.rmtree(folder / "s1" / "checkpoints")
+    shutil.rmtree("out")
     run_suite("smoke", seeds=2, jobs=2, output=Path("out"))
     assert [json.loads(path.read_text())["evaluation"] for path in results] == expected
     resumed = ["--resume" in (folder / f"s{seed}" / "command.txt").read_text() for seed in (0, 1)]
@@ -151,6 +177,7 @@ def test_runs_that_were_stopped_or_killed_end_as_if_they_had_not_been(place):
 
 def test_a_failure_is_told_and_the_others_go_on(place, monkeypatch):
     good, bad = SUITES["smoke"][0], Case(algorithm="ppo", env="probe/Nothing-v0", total_timesteps=64)
+    shutil.rmtree("runs")
     monkeypatch.setattr(bench, "SUITES", {"mixed": (bad, good)})
     told: list[str] = []
     with pytest.raises(BenchError, match=r"1 of 2 runs failed.*there is no environment 'probe/Nothing-v0'"):
