@@ -1,11 +1,12 @@
-"""Draw the learning curves of the suites' results for the pages that speak of them.
+"""Bring the pages up to date with the suites' results: the rows of their tables and their learning curves.
 
-    python benchmarks/curves.py
+    python benchmarks/pages.py
 
-reads `benchmarks/results/<suite>/<case>.json` and writes `curves/<page>.svg` beside every page of `docs/` with a table
-that has rows of these results: one panel for each environment, in it a line for each algorithm of the page: the mean
-return of the evaluations during training, with the 95% bootstrap interval over the seeds, and faintly each seed. A
-dashed line is the score that was to be reached.
+A row of a table in `docs/` that a table `benchmarks/results/<suite>.md` has too (algorithm, environment, env steps,
+measure and target are the same) becomes what it is there. Then every page with such rows gets `curves/<page>.svg`,
+drawn of `benchmarks/results/<suite>/<case>.json`: one panel for each environment, in it a line for each algorithm of
+the page: the mean return of the evaluations during training, with the 95% bootstrap interval over the seeds, and
+faintly each seed. A dashed line is the score that was to be reached.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.ticker import EngFormatter
 
+from habilis.bench import COLUMNS as TABLE
 from habilis.evaluation.statistics import bootstrap_interval, mean
 
 RESULTS, PAGES = Path("benchmarks/results"), Path("docs")
@@ -48,13 +50,42 @@ def main():
     every = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*/*.json"))]
     # two suites may have one case: it is drawn once
     cases = list({(case["algorithm"], case["environment"]): case for case in every}.values())
+    rows = read_rows()
     for page in sorted(PAGES.rglob("*.md")):
+        page.write_text("".join(rows.get(key_of(line), line) for line in page.read_text().splitlines(keepends=True)))
         mine = [case for case in cases if is_of(case, page.read_text())]
         if mine:
             path = page.parent / "curves" / f"{page.stem}.svg"
             path.parent.mkdir(exist_ok=True)
             draw(mine, path)
             print(f"{path}: {len(mine)} cases")
+
+
+def read_rows():
+    """Return the rows of all suites by what they tell of; of two suites' the one of more seeds."""
+    rows = {}
+    for table in sorted(RESULTS.glob("*.md")):
+        for line in table.read_text().splitlines(keepends=True):
+            key = key_of(line)
+            if key is not None and (key not in rows or seeds_of(line) > seeds_of(rows[key])):
+                rows[key] = line
+    return rows
+
+
+def key_of(line):
+    """Return algorithm, environment, env steps, measure and target of a row; None for any other line."""
+    cells = cells_of(line)
+    return (*cells[:3], cells[4], cells[8]) if len(cells) == len(TABLE) and cells[3].isdigit() else None
+
+
+def seeds_of(line):
+    """Return how many seeds a row is of."""
+    return int(cells_of(line)[3])
+
+
+def cells_of(line):
+    """Return the cells of a line of a table."""
+    return [cell.strip() for cell in line.strip().strip("|").split("|")]
 
 
 def is_of(case, text):
