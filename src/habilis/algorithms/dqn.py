@@ -138,12 +138,14 @@ class DQNConfig:
         require_replay(self)
         require(self.n_atoms > 1, f"n_atoms must be at least 2, got {self.n_atoms}")
         require(self.v_min < self.v_max, f"v_min must be less than v_max, got {self.v_min} and {self.v_max}")
-        least = min(self.exploration_initial_eps, self.exploration_final_eps)
-        why = f"exploration_*_eps must not be negative, and positive as temperatures, got {least}"
-        require(least > 0 if self.exploration == "boltzmann" else least >= 0, why)
+        levels = ("exploration_initial_eps", "exploration_final_eps")
+        (require_positive if self.exploration == "boltzmann" else require_shares)(self, *levels)
+        scheduled = self.exploration != "noisy" or self.exploration_schedule == "linear"
+        require(scheduled, "an exponential exploration_schedule has no epsilon to change: weights are noisy")
         require(self.risk_level == 1 or self.head != "mean", "risk_level needs a distribution: use another head")
-        require(self.huber_threshold != 0 or self.head != "mean", "a huber_threshold of 0 is for quantiles alone")
-        require_not_negative(self, "huber_threshold")
+        quantiles = self.head in ("quantile", "implicit_quantile")
+        require(self.huber_threshold != 0 or quantiles, "a huber_threshold of 0 is for quantiles alone")
+        require_not_negative(self, "huber_threshold", "adam_eps")
 
 
 def make_policy(spec: EnvSpec, config: DQNConfig, generator: torch.Generator) -> ValuePolicy:

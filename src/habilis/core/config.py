@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -58,6 +59,7 @@ def require_replay(config: Any) -> None:
     """Raise `ConfigError` unless the discount, the buffer and the rounds of what learns from replay make sense."""
     size, steps = config.buffer_size, config.gradient_steps
     require_shares(config, "gamma")
+    require_not_negative(config, "learning_starts")
     require(size >= config.batch_size, f"buffer_size must be at least batch_size, got {size}")
     require(steps > 0 or steps == -1, "gradient_steps must be positive or -1")
 
@@ -111,7 +113,7 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 def _coerce(value: Any, kind: Any, name: str) -> Any:
-    """Return `value` as `kind`, taking what JSON and users write for it (lists for tuples, ints for floats)."""
+    """Return `value` as `kind`, taking what JSON and users write for it (lists for tuples, ints for floats, paths)."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         for option in args:
@@ -133,6 +135,8 @@ def _coerce(value: Any, kind: Any, name: str) -> Any:
         return float(value)
     elif kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0:
         return int(value)
+    elif kind is str and isinstance(value, os.PathLike):
+        return os.fspath(value)
     elif kind is Any or (kind is type(None) and value is None) or (kind not in (int, float) and type(value) is kind):
         return value
     raise ConfigError(f"{name!r} must be {_describe(kind)}, got {value!r}{_nearest_choice(value, kind)}")

@@ -202,13 +202,21 @@ class EnvSpec:
 
     @property
     def policy_groups(self) -> tuple[str, ...]:
-        """Names of the groups that a policy reads: "policy", and the goal that is wanted."""
-        return ("policy", DESIRED) if self.has_goals else ("policy",)
+        """Names of the groups that a policy reads: "policy", its images, and the goal that is wanted."""
+        return self._parts("policy") + self._goal
 
     @property
     def critic_groups(self) -> tuple[str, ...]:
         """Names of the groups that a critic reads: as a policy does, of a privileged group where there is one."""
-        return ("critic" if "critic" in self.obs else "policy", *self.policy_groups[1:])
+        return (self._parts("critic") or self._parts("policy")) + self._goal
+
+    @property
+    def _goal(self) -> tuple[str, ...]:
+        return self._parts(DESIRED) if self.has_goals else ()
+
+    def _parts(self, base: str) -> tuple[str, ...]:
+        """Return the names of a group and of the images beside it."""
+        return tuple(name for name in self.obs if name == base or name.startswith(f"{base}/"))
 
     def group(self, name: str) -> ObsGroup:
         """Return the group `name`, or `"policy"` where the environment does not have it (no privileged group)."""

@@ -80,10 +80,14 @@ def make_vec_env(
         try:
             return builder(id, num_envs, seed=seed, threads=threads, **kwargs)
         except TypeError as error:
-            unknown = next((key for key in kwargs if f"unexpected keyword argument {key!r}" in str(error)), None)
+            unknown = next((key for key in kwargs if f" keyword argument {key!r}" in str(error)), None)
             if unknown is None:
                 raise
-            raise ConfigError(f"{id} takes no argument {unknown!r}: see its page in the docs") from error
+            kin = [
+                other for other in list_env_ids("native") if other != id and other.startswith(id.rpartition("-v")[0])
+            ]
+            among = f"; {' and '.join(kin)} are environments of their own" if kin else ""
+            raise ConfigError(f"{id} takes no argument {unknown!r}: see its page in the docs{among}") from error
     if backend == "native":
         raise ConfigError(
             f"{id!r} has no native environment{did_you_mean(id, list_env_ids('native'))}: choose another backend"

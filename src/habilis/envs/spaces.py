@@ -8,9 +8,9 @@ values to 255, is given a third for its one channel) or a float32 vector of one 
 - A Dict that has the keys `"achieved_goal"` and `"desired_goal"`, as Gymnasium-Robotics' have, keeps these as groups;
   all else in it, `"observation"` first of all, is `"policy"`.
 - Any other Dict or Tuple is the one group `"policy"`: its leaves, in the space's order, side by side.
-- An image is never mixed into a vector: it becomes a group of its own, named after its path (`"camera"`, `"1"`,
-  `"state.camera"`); where a group would otherwise be empty, its first image takes its name. There is always a
-  group `"policy"`.
+- An image is never mixed into a vector: it becomes a group of its own, named after the group that it is part of and
+  its path (`"policy/camera"`, `"policy/1"`, `"critic/state/camera"`); where a group would otherwise be empty, its first
+  image takes its name. There is always a group `"policy"`, and who reads a group reads its images.
 
 In a vector, Box (any shape and dtype) is flattened and not scaled, Discrete and each choice of a MultiDiscrete are
 one-hot, MultiBinary is zeros and ones. A vector of nothing but one-hot codes says so (`ObsGroup.one_hot`).
@@ -66,7 +66,8 @@ class ObsLayout:
                 self._parts[base] = vectors
             for number, leaf in enumerate(images):
                 own = not vectors and number == 0
-                self._parts[base if own else ".".join(map(str, leaf[0]))] = [leaf]
+                path = leaf[0][1:] if base in kept else leaf[0]
+                self._parts[base if own else "/".join(map(str, (base, *path)))] = [leaf]
         self.groups = {name: _group(parts) for name, parts in self._parts.items()}
 
     def __call__(self, batch: Any, num_envs: int) -> dict[str, Tensor]:

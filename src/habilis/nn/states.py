@@ -16,6 +16,8 @@ from habilis.core.types import Obs
 
 NEVER = torch.iinfo(torch.int64).min
 """Fills the keys of states that were not met yet; no observation has it."""
+FARTHEST = 2.0**62
+"""Cells end there: what is farther counts as this far."""
 
 FIRST_CAPACITY = 1024
 
@@ -98,8 +100,7 @@ class DictionaryStates(nn.Module):
     def cells(self, obs: Obs) -> Tensor:
         """Return the cell `[N, dim]` of each observation, int64."""
         cell = ((obs[self.names[0]].flatten(1) - self.offset) / self.width).floor()
-        if self.bounded:
-            cell = torch.minimum(cell.clamp_min(0), self.last)
+        cell = torch.minimum(cell.clamp_min(0), self.last) if self.bounded else cell.clamp(-FARTHEST, FARTHEST)
         return cell.long()
 
     def forward(self, obs: Obs) -> Tensor:

@@ -24,9 +24,6 @@ from habilis.nn.encoder import ImageEncoder
 from habilis.nn.memory import single
 from habilis.nn.optimizer import Optimizer
 
-IMAGE = "policy"
-"""The observation group whose encoder is helped."""
-
 
 class AuxiliaryConfig(Protocol):
     """What every auxiliary loss is configured by."""
@@ -73,7 +70,8 @@ class AuxiliaryLoss:
     Args:
         name: of the plugin.
         objective: what is learnt.
-        encoder: the policy's, of images.
+        image: the observation group that is encoded.
+        encoder: the policy's, of this group.
         config: rate and batch size.
         streams: the run's random streams.
     """
@@ -82,6 +80,7 @@ class AuxiliaryLoss:
         self,
         name: str,
         objective: Any,
+        image: str,
         encoder: ImageEncoder,
         config: AuxiliaryConfig,
         streams: RandomStreams,
@@ -90,7 +89,7 @@ class AuxiliaryLoss:
         objective.to(device)
         self.name = name
         self.config = config
-        self.encoder = encoder
+        self.image, self.encoder = image, encoder
         self.generator = streams.torch(f"plugin/{name}", device)
         self.state = AuxiliaryState(
             objective=objective,
@@ -119,10 +118,11 @@ class AuxiliaryLoss:
     def _parts(self, batch: TransitionBatch | RolloutBatch) -> Iterator[Tree]:
         """Yield what `Objective.loss` takes."""
         if isinstance(batch, RolloutBatch):
-            yield from rollout_parts(batch, self.config.batch_size, self.generator)
+            yield from rollout_parts(batch, self.image, self.config.batch_size, self.generator)
         else:
             # of windows the newest step
-            image, following = ((o[IMAGE][:, -1] if VALID in o else o[IMAGE]) for o in (batch.obs, batch.next_obs))
+            seen = ((o[self.image], VALID in o) for o in (batch.obs, batch.next_obs))
+            image, following = (images[:, -1] if windows else images for images, windows in seen)
             yield {"image": image, "action": batch.action, "next_image": following}
 
     def state_dict(self) -> State:
@@ -134,12 +134,12 @@ class AuxiliaryLoss:
         load_bundle(self.state, state)
 
 
-def rollout_parts(batch: RolloutBatch, size: int, generator: torch.Generator) -> Iterator[Tree]:
+def rollout_parts(batch: RolloutBatch, image: str, size: int, generator: torch.Generator) -> Iterator[Tree]:
     """Yield the valid steps of a rollout in an order drawn anew, `size` at a time and the rest left out.
 
     Each part has `image`, `action` and `next_image`, the true successor also at an episode's end.
     """
-    images, actions, last = batch.obs[IMAGE], batch.actions.flatten(0, 1), batch.final_obs[IMAGE]
+    images, actions, last = batch.obs[image], batch.actions.flatten(0, 1), batch.final_obs[image]
     num_envs = batch.valid.shape[1]
     ends = torch.full_like(batch.valid, -1, dtype=torch.long)
     ends[batch.final_index] = torch.arange(len(last), device=last.device)
@@ -153,14 +153,15 @@ def rollout_parts(batch: RolloutBatch, size: int, generator: torch.Generator) ->
         yield {"image": flat[part], "action": actions[part], "next_image": following}
 
 
-def image_encoder(policy: Any, plugin: str) -> ImageEncoder:
-    """Return what encodes the images that a policy sees.
+def image_encoder(policy: Any, plugin: str) -> tuple[str, ImageEncoder]:
+    """Return the first image that a policy sees, by its group, and what encodes it.
 
     Raises:
         ConfigError: it sees none.
     """
-    encoder = single(policy.encoder)
-    if IMAGE not in encoder.images:
+    images = single(policy.encoder).images
+    if not images:
         raise ConfigError(f"{plugin} helps to see and the policy of {policy.spec.id} sees no image: leave it out")
-    found: ImageEncoder = encoder.images[IMAGE]
-    return found
+    name: str = next(iter(images))
+    found: ImageEncoder = images[name]
+    return name, found

@@ -25,7 +25,7 @@ from habilis.functional.representation import contrastive_loss
 from habilis.nn.augmentation import PAD, draw_offsets, shift_images
 from habilis.nn.encoder import ImageEncoder
 from habilis.nn.optimizer import flatten_parameters
-from habilis.plugins.auxiliary import IMAGE, AuxiliaryLoss, image_encoder
+from habilis.plugins.auxiliary import AuxiliaryLoss, image_encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +75,6 @@ class Contrast(nn.Module):
 
 def make_contrastive(config: ContrastiveConfig, policy: Any, streams: RandomStreams) -> AuxiliaryLoss:
     """Build the plugin `contrastive`."""
-    encoder = image_encoder(policy, "contrastive")
-    objective = Contrast(config, policy.spec.obs[IMAGE], encoder)
-    return AuxiliaryLoss("contrastive", objective, encoder, config, streams)
+    image, encoder = image_encoder(policy, "contrastive")
+    objective = Contrast(config, policy.spec.obs[image], encoder)
+    return AuxiliaryLoss("contrastive", objective, image, encoder, config, streams)

@@ -88,8 +88,8 @@ def _shape(spec: ActionSpec) -> tuple[int, ...]:
 
 def make_next_state_prediction(config: NextStatePredictionConfig, policy: Any, streams: RandomStreams) -> AuxiliaryLoss:
     """Build the plugin `next_state_prediction`."""
-    encoder = image_encoder(policy, "next_state_prediction")
+    image, encoder = image_encoder(policy, "next_state_prediction")
     objective = NextStatePrediction(
         config, policy.spec.action, encoder.out_dim, streams.torch("plugin/next_state_prediction/init")
     )
-    return AuxiliaryLoss("next_state_prediction", objective, encoder, config, streams)
+    return AuxiliaryLoss("next_state_prediction", objective, image, encoder, config, streams)

@@ -20,7 +20,7 @@ from habilis.core.tree import Tree
 from habilis.functional.representation import reconstruction_loss
 from habilis.nn.encoder import ImageEncoder
 from habilis.nn.init import init_, linear
-from habilis.plugins.auxiliary import IMAGE, AuxiliaryLoss, image_encoder
+from habilis.plugins.auxiliary import AuxiliaryLoss, image_encoder
 
 CHANNELS = (64, 32, 16)
 """Of the layers of the decoder, each of which doubles height and width, before the image's own."""
@@ -88,8 +88,8 @@ class Reconstruction(nn.Module):
 
 def make_reconstruction(config: ReconstructionConfig, policy: Any, streams: RandomStreams) -> AuxiliaryLoss:
     """Build the plugin `reconstruction`."""
-    encoder = image_encoder(policy, "reconstruction")
+    image, encoder = image_encoder(policy, "reconstruction")
     objective = Reconstruction(
-        config, policy.spec.obs[IMAGE], encoder.out_dim, streams.torch("plugin/reconstruction/init")
+        config, policy.spec.obs[image], encoder.out_dim, streams.torch("plugin/reconstruction/init")
     )
-    return AuxiliaryLoss("reconstruction", objective, encoder, config, streams)
+    return AuxiliaryLoss("reconstruction", objective, image, encoder, config, streams)

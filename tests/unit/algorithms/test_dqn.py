@@ -134,6 +134,51 @@ def test_every_combination_learns_and_moves_only_its_own_parameters(lab, head, d
     assert all(p.grad is None for p in [*dqn.policy.parameters(), *dqn.state.target.parameters()])
 
 
+def rank_by_hand(network, obs, noise, head, risk):
+    """What actions are ranked by, straight from the papers."""
+    if head == "implicit_quantile":
+        even = (torch.arange(8) + 0.5) / 8 * risk
+        return network.values(obs, noise, even.expand(64, 8)).mean(-1)
+    values = network.values(obs, noise)
+    if head == "categorical":
+        return (values.softmax(-1) * torch.linspace(-100.0, 100.0, 11)).sum(-1)
+    return values[..., : math.ceil(values.shape[-1] * risk)].mean(-1) if risk < 1 else values.mean(-1)
+
+
+@pytest.mark.parametrize(
+    ("head", "risk"),
+    [("mean", 1.0), ("categorical", 1.0), ("quantile", 1.0), ("implicit_quantile", 1.0), ("implicit_quantile", 0.25)],
+)
+@pytest.mark.parametrize("double_q", [False, True])
+@pytest.mark.parametrize("noisy", [False, True])
+def test_the_next_action_is_chosen_by_one_network_and_judged_by_the_target(lab, told, head, risk, double_q, noisy):
+    torch.manual_seed(0)
+    parts = {"n_atoms": 11, "v_min": -100.0, "v_max": 100.0, "n_fractions": 5, "n_acting_fractions": 8}
+    exploration = "noisy" if noisy else "epsilon"
+    dqn, batch = make(lab, head=head, double_q=double_q, exploration=exploration, risk_level=risk, **parts)
+    batch = dataclasses.replace(batch, next_obs={"policy": torch.randn(64, 3)})
+    with torch.no_grad():  # so that networks and noise that differ decide otherwise
+        for p in [*dqn.policy.parameters(), *dqn.state.target.parameters()]:
+            p.copy_(torch.randn(p.shape))
+    drawn = dqn._draw(64)
+    dqn._draw = lambda rows: drawn
+    seen = told(dqn)
+    noise = drawn.get("noise", (None, None, None))
+    policy, target = copy.deepcopy(dqn.policy), copy.deepcopy(dqn.state.target)
+    dqn.update(batch)
+    ((_, next_values, *_),) = seen
+    with torch.no_grad():
+        following = target.values(batch.next_obs, noise[1], drawn.get("next_fractions"))
+        ranked = {
+            (network, k): rank_by_hand(network, batch.next_obs, noise[k], head, risk).argmax(-1)
+            for network in (policy, target)
+            for k in (range(3) if noisy else (0,))
+        }
+        best = ranked.pop(((policy, 2) if double_q else (target, 1)) if noisy else (policy if double_q else target, 0))
+        torch.testing.assert_close(next_values, following[torch.arange(64), best])
+    assert all((other != best).any() for other in ranked.values())  # or the test could not tell them apart
+
+
 @pytest.mark.parametrize(("tau", "interval"), [(1.0, 3), (0.25, 1), (0.5, 2)])
 def test_the_target_moves_when_and_as_far_as_it_should(lab, tau, interval):
     dqn, batch = make(lab, tau=tau, target_update_interval=interval)
@@ -263,8 +308,13 @@ def test_the_normaliser_of_the_target_follows(lab):
         ({"gamma": 1.5}, "gamma must be in .0, 1."),
         ({"huber_threshold": 0.0}, "0 is for quantiles alone"),
         ({"huber_threshold": -1.0}, "must not be negative"),
-        ({"exploration": "boltzmann", "exploration_final_eps": 0.0}, "positive as temperatures"),
-        ({"exploration_final_eps": -0.1}, "must not be negative"),
+        ({"exploration": "boltzmann", "exploration_final_eps": 0.0}, "exploration_final_eps must be positive"),
+        ({"huber_threshold": 0.0, "head": "categorical"}, "0 is for quantiles alone"),
+        ({"exploration": "noisy", "exploration_schedule": "exponential"}, "no epsilon to change"),
+        ({"exploration_final_eps": -0.1}, "exploration_final_eps must be in .0, 1."),
+        ({"exploration_initial_eps": 3.0}, "exploration_initial_eps must be in .0, 1."),
+        ({"learning_starts": -1}, "learning_starts must not be negative"),
+        ({"adam_eps": -1.0}, "adam_eps must not be negative"),
         ({"v_min": 1.0, "v_max": 1.0}, "v_min must be less"),
         ({"n_atoms": 1}, "n_atoms"),
         ({"tau": 0.0}, "tau"),

@@ -68,7 +68,7 @@ class TestWithEnvPool:
             ("Connector-v2", {"policy": ObsGroup((201,))}, MultiDiscreteAction),
             (
                 "MiniGrid-Empty-5x5-v0",
-                {"policy": ObsGroup((100,)), "image": ObsGroup((7, 7, 3), "uint8")},
+                {"policy": ObsGroup((100,)), "policy/image": ObsGroup((7, 7, 3), "uint8")},
                 DiscreteAction,
             ),
         ],

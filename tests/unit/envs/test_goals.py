@@ -85,7 +85,7 @@ class TestGroups:
             "policy": (4,),
             ACHIEVED: (2,),
             DESIRED: (2,),
-            "camera": (4, 4, 3),
+            "policy/camera": (4, 4, 3),
         }
 
     def test_pictures_of_goals(self):

@@ -231,7 +231,7 @@ def test_terminated_and_truncated_are_never_both_true(ending):
     assert bool(step.truncated) == (ending == "truncated")
 
 
-@pytest.mark.parametrize(("kind", "image"), [("dict", "camera"), ("tuple", "1")])
+@pytest.mark.parametrize(("kind", "image"), [("dict", "policy/camera"), ("tuple", "policy/1")])
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_nested_observations_become_groups(kind, image, asynchronous):
     env = make_gymnasium(lambda: Nested(kind), 2, asynchronous=asynchronous)
@@ -268,11 +268,11 @@ def test_layout_of_spaces():
     assert ObsLayout(keyed).groups == {
         "policy": ObsGroup((6,)),
         "critic": ObsGroup((6,)),
-        "critic.eye": ObsGroup((8, 8, 3), "uint8"),
+        "critic/eye": ObsGroup((8, 8, 3), "uint8"),
         "depth": ObsGroup((8, 8, 3), "uint8"),
     }
     two_eyes = ObsLayout(spaces.Dict({"left": image, "right": image})).groups
-    assert set(two_eyes) == {"policy", "right"}
+    assert set(two_eyes) == {"policy", "policy/right"}
     with pytest.raises(EnvError, match="Text"):
         ObsLayout(spaces.Text(5))
 

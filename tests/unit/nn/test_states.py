@@ -72,6 +72,16 @@ def test_a_dictionary_grows_and_is_restored(met):
     assert again.rows({"policy": torch.tensor([[9e6]])}, add=True).tolist() == [met + 1]
 
 
+def test_what_is_farther_than_numbers_reach_has_a_cell_too():
+    states = DictionaryStates(torch.zeros(1), torch.full((1,), 0.1), None)
+    obs = {"policy": torch.tensor([[3e38], [0.3], [-3e38], [0.7]])}
+    assert states.rows(obs, add=True).tolist() == [1, 2, 3, 4]
+    assert states(obs).tolist() == [1, 2, 3, 4]
+    again = DictionaryStates(torch.zeros(1), torch.full((1,), 0.1), None)
+    again.restore(states.keys)
+    assert again.rows(obs).tolist() == [1, 2, 3, 4]
+
+
 def test_a_checker_is_given_places_in_states_that_were_met():
     states, drawn = bins(), {"policy": torch.randn(40, 2, generator=torch.Generator().manual_seed(0)) * 10}
     states.rows({"policy": torch.tensor([[0.9, 9.0], [-0.9, 1.0]])}, add=True)

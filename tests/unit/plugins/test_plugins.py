@@ -246,7 +246,7 @@ def test_a_rollout_is_passed_over_once_with_true_successors():
                 expected[3 * t + n] = 3 * (t + 1) + n
     for t, n, image in zip(*batch.final_index, batch.final_obs["policy"].flatten(), strict=True):
         expected[3 * int(t) + int(n)] = int(image)
-    parts = list(rollout_parts(batch, 4, torch.Generator().manual_seed(0)))
+    parts = list(rollout_parts(batch, "policy", 4, torch.Generator().manual_seed(0)))
     assert [len(part["image"]) for part in parts] == [4, 4, 4, 4]
     rows = torch.cat([torch.stack([part[k].flatten() for k in ("image", "action", "next_image")], 1) for part in parts])
     assert len(rows) == len(expected) == len(set(rows[:, 0].tolist()))
@@ -258,6 +258,6 @@ def test_a_rollout_is_passed_over_once_with_true_successors():
 
 def test_a_rollout_smaller_than_a_part_is_one_and_one_of_nothing_is_none():
     g = torch.Generator().manual_seed(0)
-    assert [len(part["image"]) for part in rollout_parts(rollout(), 100, g)] == [16]
+    assert [len(part["image"]) for part in rollout_parts(rollout(), "policy", 100, g)] == [16]
     nothing = replace(rollout(), valid=torch.zeros(6, 3, dtype=torch.bool))
-    assert list(rollout_parts(nothing, 4, g)) == []
+    assert list(rollout_parts(nothing, "policy", 4, g)) == []

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import habilis.tasks  # noqa: F401  (registers)
-from habilis.core.errors import EnvError
+from habilis.core.errors import ConfigError, EnvError
 from habilis.core.specs import DiscreteAction
 from habilis.envs.checker import check_env
 from habilis.envs.make import make_vec_env
@@ -214,3 +214,8 @@ class TestGoal:
         env = gymnasium.make(f"habilis.tasks:{ID}")
         with pytest.raises(EnvError, match="has no goals"):
             env.unwrapped.compute_reward(np.zeros(3), np.zeros(3))
+
+
+def test_a_kin_is_named_where_an_argument_would_choose_it():
+    with pytest.raises(ConfigError, match=r"no argument 'discrete'.*habilis/PointReachDiscrete-v0 and "):
+        make_vec_env("habilis/PointReach-v0", discrete=True)
