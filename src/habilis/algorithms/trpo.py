@@ -186,6 +186,8 @@ class TRPO:
             raise HabilisError(
                 f"a rollout needs two valid steps to learn from and this has {len(valid)}: raise n_steps"
             )
+        if c.sub_sampling_factor > 1:  # in an order in which every k-th is not of the same few environments
+            valid = valid[torch.randperm(len(valid), generator=s.shuffle, device=valid.device)]
         reward_norm = s.reward_norm if c.normalize_reward else None
         rows, explained = evaluate_rollout(batch, s.policy, s.critic, reward_norm, c.gamma, c.gae_lambda)
         data = tree_index(rows, valid)

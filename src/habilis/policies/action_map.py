@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from habilis.core.specs import ActionSpec, action_parts, choices_of
 from habilis.core.tree import Tree
-from habilis.policies.action_filter import PLAIN, ActionConfig, ActionFilter
+from habilis.policies.action_filter import LAST, PLAIN, ActionConfig, ActionFilter
 
 
 class ActionMap(nn.Module):
@@ -69,5 +69,6 @@ class ActionMap(nn.Module):
         """Map the actions `[N, dim]` of one step; what the filter remembers is in `data`, and in the second result."""
         if self.filter is None:
             return self(action), {}
-        filtered, after = self.filter(self.bound(action), data)
+        last = data[LAST].clamp(self.lower, self.upper)  # an episode starts from 0, which may lie beyond a single bound
+        filtered, after = self.filter(self.bound(action), {LAST: last})
         return filtered * self.scale + self.offset, after

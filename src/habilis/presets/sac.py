@@ -48,15 +48,13 @@ _GOAL: Mapping[str, Any] = {
 }
 """Goals learnt of in hindsight. A reward of -1 or 0 is soon drowned by the entropy of a temperature of 1."""
 
+_INVERTED_PENDULUM: Mapping[str, Any] = {**_PENDULUM, "total_timesteps": 12_000, "algo.learning_starts": 500}
+
 _SAC: Mapping[str, Mapping[str, Any]] = {
     "Pendulum-v1": _PENDULUM,
     "habilis/PendulumNoVelocity-v0": {**_PENDULUM, **_MEMORY},
-    "habilis/InvertedPendulumNoVelocity-v0": {
-        **_PENDULUM,
-        **_MEMORY,
-        "total_timesteps": 12_000,
-        "algo.learning_starts": 500,
-    },
+    "InvertedPendulum-v5": _INVERTED_PENDULUM,
+    "habilis/InvertedPendulumNoVelocity-v0": {**_INVERTED_PENDULUM, **_MEMORY},
     **dict.fromkeys(MUJOCO, _MUJOCO),
     # angles of a tenth beside speeds of ten are one size once normalised; and what a hopper has learnt by the end it
     # may lose again within a few thousand steps, unless these become small

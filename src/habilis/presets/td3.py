@@ -30,6 +30,8 @@ _MUJOCO: Mapping[str, Any] = {"algo.learning_starts": 5000, "algo.hidden_precisi
 
 _PENDULUM: Mapping[str, Any] = {"total_timesteps": 20_000, "algo.learning_starts": 100}
 
+_INVERTED_PENDULUM: Mapping[str, Any] = {**_PENDULUM, "total_timesteps": 12_000, "algo.learning_starts": 500}
+
 _REACHER: Mapping[str, Any] = {
     "total_timesteps": 80_000,
     "eval_episodes": 20,
@@ -42,15 +44,20 @@ _REACHER: Mapping[str, Any] = {
 }
 """A good reacher's actions are a tenth of their range: noise of the usual size would be all that the critics see."""
 
+_MEMORY: Mapping[str, Any] = {
+    **_PENDULUM,
+    "algo.batch_size": 128,
+    "algo.memory.kind": "lstm",
+    "algo.memory.size": 64,
+    "algo.memory.window": 8,
+}
+"""A velocity is the difference of two positions: a short window shows it."""
+
 _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
     "Pendulum-v1": _PENDULUM,
-    "habilis/PendulumNoVelocity-v0": {
-        **_PENDULUM,
-        "algo.batch_size": 128,
-        "algo.memory.kind": "lstm",
-        "algo.memory.size": 64,
-        "algo.memory.window": 8,
-    },
+    "InvertedPendulum-v5": _INVERTED_PENDULUM,
+    "habilis/PendulumNoVelocity-v0": _MEMORY,
+    "habilis/InvertedPendulumNoVelocity-v0": {**_MEMORY, **_INVERTED_PENDULUM},
     "Reacher-v5": {**_REACHER, "num_envs": 4, "algo.gradient_steps": 4, "algo.gamma": 0.95, "algo.batch_size": 128},
     # a target is seen in one episode only, so many short ones teach more than many updates
     "habilis/ReacherPixels-v0": {

@@ -106,6 +106,22 @@ def test_the_fisher_information_of_some_rows_is_used_where_asked(lab):
         assert float(torch.cosine_similarity(steps[0], other, dim=0)) > 0.7
 
 
+def test_some_rows_are_of_every_environment(lab):
+    env = lab.env(invalid=0)
+    trpo = lab.trpo(env, sub_sampling_factor=env.num_envs)
+    batch, seen = lab.rollout(trpo, env), []
+    improve = trpo._improve
+
+    def spy(data):
+        seen.append(data["action"][:: env.num_envs])
+        return improve(data)
+
+    trpo._improve = spy
+    trpo.update(batch)
+    of = [{tuple(row) for row in batch.actions[:, k].tolist()} for k in range(env.num_envs)]
+    assert all(any(tuple(row) in rows for row in seen[0].tolist()) for rows in of)
+
+
 def test_no_try_is_good_enough(lab):
     env = lab.env()
     trpo = lab.trpo(env, line_search_max_iter=1, target_kl=0.5, cg_damping=0.0)

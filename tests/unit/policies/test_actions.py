@@ -71,6 +71,16 @@ def test_each_alone_by_hand(config):
     assert after[LAST].tolist() == [pytest.approx(row) for row in expected]
 
 
+def test_a_single_bound_holds_from_the_first_step_on():
+    """Zero, from where episodes start, lies beyond both of these."""
+    action_map = ActionMap(box([1, -np.inf], [np.inf, -2]), ActionConfig(rate_limit=0.1))
+    data, done = {LAST: torch.zeros(1, 2)}, []
+    for _ in range(3):
+        env_action, data = action_map.step(torch.tensor([[5.0, -5.0]]), data)
+        done.append(env_action[0].tolist())
+    assert done == [pytest.approx(row) for row in ([1.1, -2.1], [1.2, -2.2], [1.3, -2.3])]
+
+
 def test_choices_beside_values_are_neither_smoothed_nor_limited_nor_scaled():
     action_map = ActionMap(HYBRID, BOTH)
     env_action, after = action_map.step(torch.tensor([[2.0, 0.0, 2.0, 1.0]]), {LAST: torch.zeros(1, 4)})
