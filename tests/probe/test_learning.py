@@ -123,7 +123,10 @@ def act(trainer: Trainer, rows: list[list[float]]) -> torch.Tensor:
     return trainer.algorithm.policy.act({"policy": torch.tensor(rows)}, deterministic=True).env_action
 
 
-@pytest.mark.parametrize(("strategy", "low", "high"), [("future", 0.95, 1.0), ("none", 0.0, 0.1)])
+@pytest.mark.parametrize(
+    ("strategy", "low", "high"),
+    [("future", 0.95, 1.0), ("final", 0.4, 1.0), ("episode", 0.2, 1.0), ("none", 0.0, 0.1)],
+)
 def test_bits_are_flipped_in_hindsight_alone(strategy: str, low: float, high: float) -> None:
     trainer = train(
         "dqn",
@@ -316,7 +319,7 @@ def return_of_cues(algorithm: str, kind: str, **overrides: Any) -> float:
     return evaluate(trainer.algorithm.policy, make_vec_env(f"probe/{probe}-v0", 50), episodes=200, seed=1).mean
 
 
-@pytest.mark.parametrize("kind", ["gru", "transformer"])
+@pytest.mark.parametrize("kind", ["gru", "lstm", "transformer"])
 def test_choices_that_depend_on_what_was_seen(kind: str) -> None:
     assert return_of_cues("dqn", kind) == 1.0
 
@@ -325,9 +328,9 @@ def test_choices_of_a_policy_that_depend_on_what_was_seen() -> None:
     assert return_of_cues("discrete_sac", "lstm", total_timesteps=4000) == 1.0
 
 
-@pytest.mark.parametrize(("algorithm", "kind"), [("sac", "gru"), ("td3", "lstm")])
+@pytest.mark.parametrize(("algorithm", "kind"), [("sac", "gru"), ("sac", "lstm"), ("td3", "gru"), ("td3", "lstm")])
 def test_actions_that_depend_on_what_was_seen(algorithm: str, kind: str) -> None:
-    assert return_of_cues(algorithm, kind, total_timesteps=6000) > -0.05
+    assert return_of_cues(algorithm, kind, total_timesteps=6000) > -0.1
 
 
 def test_what_is_forgotten_cannot_be_answered() -> None:
@@ -337,7 +340,8 @@ def test_what_is_forgotten_cannot_be_answered() -> None:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "kind"), [("ppo", "gru"), ("ppo", "lstm"), ("ppo", "transformer"), ("a2c", "gru"), ("a2c", "none")]
+    ("algorithm", "kind"),
+    [*((name, kind) for name in ("ppo", "a2c") for kind in ("gru", "lstm")), ("ppo", "transformer"), ("a2c", "none")],
 )
 def test_what_was_seen_first_is_remembered_by_who_has_a_memory(algorithm: str, kind: str) -> None:
     memory = {"algo.memory.kind": kind, "algo.memory.size": 16, "algo.memory.window": 8, "algo.n_steps": 16}

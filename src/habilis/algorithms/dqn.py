@@ -3,7 +3,7 @@
 Double targets (van Hasselt et al. 2016), dueling streams (Wang et al. 2016), distributions of the return
 (`nn/value_heads.py`), noisy weights (`nn/noisy.py`), n-step targets and prioritised replay (`data/`): with the
 categorical head they are together Rainbow (Hessel et al. 2018). Losses are in `functional/value_losses.py`, the loop in
-`training/off_policy.py`. Deviation from the papers: implicit quantiles rank actions by evenly spaced fractions.
+`training/off_policy.py`. Deviations from the papers are listed in `docs/algorithms/dqn.md`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Presets of DQN and its family. What each reaches is in `docs/algorithms/dqn.md`, with the command."""
+"""Presets of DQN and its family. What those that were measured reach is in `docs/algorithms/dqn.md`."""
 
 from __future__ import annotations
 

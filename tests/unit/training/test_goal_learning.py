@@ -31,7 +31,12 @@ def trained(algorithm, env, rounds=40, **settings):
     [
         ("sac", POINT, HINDSIGHT),
         ("tqc", POINT, HINDSIGHT),
-        ("td3", POINT, HINDSIGHT),
+        *((name, POINT, HINDSIGHT) for name in ("td3", "ddpg")),
+        *(
+            (name, POINT, {**HINDSIGHT, "algo.critic_hidden": [16]})
+            for name in ("crossq", "redq", "droq", "simba_sac", "fast_td3")
+        ),
+        ("discrete_sac", BITS, HINDSIGHT),
         ("dqn", BITS, HINDSIGHT),
         ("rainbow", BITS, HINDSIGHT),
         ("ppo", POINT, {"algo.n_steps": 4, "algo.batch_size": 8, "algo.hidden": [16]}),
