@@ -1,5 +1,7 @@
 """Multi-layer perceptrons: the plain one and the ensemble that runs many copies as one batched product.
 
+`HiddenLayers` are also what a residual network (`residual.py`) is made of; its blocks are layers of them.
+
 Hidden layers may be regularised by dropout and layer normalisation, in the order of DroQ (Hiraoka et al. 2022): linear,
 dropout, normalisation, activation. What dropout multiplies by is an argument, drawn by `noise`; without it nothing is
 dropped, which is how networks act. Batch renormalisation stands where CrossQ (Bhatt et al. 2024) has it: before each
@@ -10,7 +12,8 @@ returns them for `after_step`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -48,13 +51,25 @@ def dropout_factors(shape: Sequence[int], rate: float, generator: torch.Generato
     return factors[:count].view(*shape)
 
 
+class Block(nn.Module, ABC):
+    """Layers with a way around them."""
+
+    @abstractmethod
+    def layers(self) -> list[nn.Module]:
+        """Return the layers, in their order."""
+
+    @abstractmethod
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return what comes out where `x` went in and the layers made `y` of it."""
+
+
 class HiddenLayers(nn.Sequential):
-    """Layers one after the other, some of which take noise or normalise by the batch."""
+    """Layers and blocks of them one after the other, some of which take noise or normalise by the batch."""
 
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         super().__init__(*layers)
-        self.noise_parts = [layer.width for layer in layers if isinstance(layer, Dropout)]
-        self.renorms = [layer for layer in layers if isinstance(layer, BatchRenorm)]
+        self.noise_parts = [layer.width for layer in self.modules() if isinstance(layer, Dropout)]
+        self.renorms = [layer for layer in self.modules() if isinstance(layer, BatchRenorm)]
 
     def forward(self, x: Tensor, noise: Tensor | None = None, statistics: list[Tensor] | None = None) -> Tensor:
         """Apply the layers.
@@ -64,16 +79,8 @@ class HiddenLayers(nn.Sequential):
             noise: `[..., sum(noise_parts)]`, of which each `Dropout` takes its part; None to drop nothing.
             statistics: where the batch's are put, by which each `BatchRenorm` normalises; None for the running ones.
         """
-        factors = iter(()) if noise is None else iter(noise.split(self.noise_parts, -1))
-        for layer in self:
-            if isinstance(layer, Dropout):
-                x = x if noise is None else layer(x, next(factors))
-            elif isinstance(layer, BatchRenorm) and statistics is not None:
-                x, of_batch = layer.learn(x)
-                statistics.append(of_batch)
-            else:
-                x = layer(x)
-        return x
+        factors = None if noise is None else iter(noise.split(self.noise_parts, -1))
+        return _apply(self, x, factors, statistics)
 
     def learn(self, x: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Apply the layers as they learn; the statistics are side by side, none where nothing normalises by them."""
@@ -88,6 +95,22 @@ class HiddenLayers(nn.Sequential):
                 self.renorms, statistics.split([2 * r.width for r in self.renorms], -1), strict=True
             ):
                 layer.update(part)
+
+
+def _apply(
+    layers: Iterable[nn.Module], x: Tensor, factors: Iterator[Tensor] | None, statistics: list[Tensor] | None
+) -> Tensor:
+    for layer in layers:
+        if isinstance(layer, Block):
+            x = layer.join(x, _apply(layer.layers(), x, factors, statistics))
+        elif isinstance(layer, Dropout):
+            x = x if factors is None else layer(x, next(factors))
+        elif isinstance(layer, BatchRenorm) and statistics is not None:
+            x, of_batch = layer.learn(x)
+            statistics.append(of_batch)
+        else:
+            x = layer(x)
+    return x
 
 
 class MLP(nn.Module):

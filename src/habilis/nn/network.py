@@ -38,11 +38,11 @@ class NetworkConfig:
     activation: Activation = "relu"
     """Activation of the hidden layers."""
     layer_norm: bool = False
-    """Layer normalisation before each activation of an MLP."""
+    """Layer normalisation before each activation of an MLP; residual networks have theirs in any case."""
     dropout: float = 0.0
-    """Probability with which a value of a hidden layer of an MLP is left out while learning."""
+    """Probability with which a value of a hidden layer, of a block its wide one, is left out while learning."""
     batch_renorm: bool = False
-    """Batch renormalisation before each layer of an MLP."""
+    """Batch renormalisation before each layer, of SimBa in place of its own."""
     renorm_warmup: int = 100_000
     """Updates in which batch renormalisation is plain batch normalisation."""
 
@@ -51,22 +51,18 @@ class NetworkConfig:
         require(all(width > 0 for width in self.hidden), f"hidden widths must be positive, got {self.hidden}")
         require(0 <= self.dropout < 1, f"dropout must be at least 0 and less than 1, got {self.dropout}")
         require_not_negative(self, "renorm_warmup")
-        if self.kind == "mlp":
-            others = "layer_norm" if self.layer_norm else "dropout" if self.dropout else None
-            require(
-                not (self.batch_renorm and others),
-                f"batch_renorm and {others} disturb each other: the statistics would be those of something else; "
-                "choose one of them",
-            )
-        else:
-            off = {"layer_norm": "--algo.no-layer-norm", "dropout": "--algo.dropout 0"}
-            off |= {"batch_renorm": "--algo.no-batch-renorm"}
-            extra = [name for name in off if getattr(self, name)]
-            require(
-                not extra,
-                f"{' and '.join(extra)} of a network mlp: {self.kind} has normalisation of its own; "
-                f"switch off what the algorithm gives by {' '.join(off[name] for name in extra)}",
-            )
+        others = "layer_norm" if self.layer_norm else "dropout" if self.dropout else None
+        require(
+            not (self.batch_renorm and others),
+            f"batch_renorm and {others} disturb each other: the statistics would be those of something else; "
+            "choose one of them",
+        )
+        require(
+            not (self.batch_renorm and self.kind == "simba_v2"),
+            "simba_v2 keeps features at length 1, which batch renormalisation would undo: choose simba, or switch "
+            "off what the algorithm gives by --algo.no-batch-renorm",
+        )
+        if self.kind != "mlp":
             require(
                 len(set(self.hidden)) == 1,
                 f"hidden, and critic_hidden where it is given, of a {self.kind} is one width, repeated for each block, "
@@ -101,7 +97,7 @@ def make_trunk(config: NetworkConfig, in_dim: int, generator: torch.Generator, *
     """
     c = config
     if c.kind != "mlp":
-        return ResidualNetwork(c.kind, None, in_dim, c.hidden, None, c.activation, generator)
+        return _make_residual(c, None, in_dim, None, generator)
     return MLP(
         in_dim,
         c.hidden,
@@ -122,7 +118,7 @@ def make_ensemble(
     """Build `copies` networks with linear outputs of width `out_dim`, computed as one."""
     c = config
     if c.kind != "mlp":
-        return ResidualNetwork(c.kind, copies, in_dim, c.hidden, out_dim, c.activation, generator)
+        return _make_residual(c, copies, in_dim, out_dim, generator)
     return EnsembleMLP(
         copies,
         in_dim,
@@ -134,4 +130,14 @@ def make_ensemble(
         dropout=c.dropout,
         batch_renorm=c.batch_renorm,
         renorm_warmup=c.renorm_warmup,
+    )
+
+
+def _make_residual(
+    c: NetworkConfig, copies: int | None, in_dim: int, out_dim: int | None, generator: torch.Generator
+) -> ResidualNetwork:
+    assert c.kind != "mlp"
+    warmup = c.renorm_warmup if c.batch_renorm else None
+    return ResidualNetwork(
+        c.kind, copies, in_dim, c.hidden, out_dim, c.activation, generator, dropout=c.dropout, renorm_warmup=warmup
     )

@@ -3,9 +3,10 @@
 Both begin with a linear embedding and go through blocks that add to it what a hidden layer of four times the width
 gives. SimBa normalises what enters each block and what leaves the last. SimBaV2 keeps features and the weights of each
 unit at length 1: weights are put back to it after each optimiser step, lengths are learnt apart as scalers, and a block
-moves the features a learnt part of the way. Both expect observations normalised by running statistics, as
-`ObsEncoder` does. Deviation from SimBaV2: its features are multiplied by the square root of their number, and the
-output, being a policy's head or a return that no bins confine, is an ordinary linear layer.
+moves the features a learnt part of the way. A block's wide layer may have dropout, and SimBa may normalise by the batch
+(`BatchRenorm`) where it normalises by the layer, and its input too. Both expect observations normalised by running
+statistics, as `ObsEncoder` does. Deviation from SimBaV2: its features are multiplied by the root of their number, and
+the output, being a policy's head or a return that no bins confine, is an ordinary linear layer.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ from torch.nn import functional as F
 from habilis.core.acceleration import hidden_layers
 from habilis.nn.activations import ACTIVATIONS, Activation
 from habilis.nn.init import init_, linear
-from habilis.nn.mlp import EnsembleLinear
-from habilis.nn.norms import LayerNorm
+from habilis.nn.mlp import Block, Dropout, EnsembleLinear, HiddenLayers, dropout_factors
+from habilis.nn.norms import BatchRenorm, LayerNorm
 
 EXPANSION = 4
 SHIFT = 3.0
@@ -42,6 +43,9 @@ class ResidualNetwork(nn.Module):
         out_dim: width of the linear output; None ends with the features.
         activation: within the blocks.
         generator: source of the initial weights.
+        dropout: probability with which a value of a block's wide layer is left out, where noise is given.
+        renorm_warmup: of a SimBa that normalises over the batch, updates of the statistics before it corrects by them;
+            None normalises each row.
     """
 
     def __init__(
@@ -53,51 +57,82 @@ class ResidualNetwork(nn.Module):
         out_dim: int | None,
         activation: Activation,
         generator: torch.Generator,
+        *,
+        dropout: float = 0.0,
+        renorm_warmup: int | None = None,
     ) -> None:
         super().__init__()
-        build = _simba if kind == "simba" else _simba_v2
         self.copies = copies
-        self.hidden = nn.Sequential(*build(copies, in_dim, hidden[0], len(hidden), activation, generator))
+        self.dropout = dropout
+        width, blocks, part = hidden[0], len(hidden), (copies, hidden[0], activation, generator)
+        if kind == "simba":
+            embedding = _linear(copies, in_dim, width, generator, gain=1.0)
+            residuals: list[nn.Module] = [SimBaBlock(*part, dropout, renorm_warmup) for _ in range(blocks)]
+            first = [] if renorm_warmup is None else [_norm(copies, in_dim, renorm_warmup)]
+            layers = [*first, embedding, *residuals, _norm(copies, width, renorm_warmup)]
+        else:
+            embedded = SphericalEmbedding(copies, in_dim, width, generator)
+            layers = [embedded, *(SphericalBlock(*part, dropout, blocks) for _ in range(blocks)), RootMeanSquareOne()]
+        self.hidden = HiddenLayers(layers)
         self.out = nn.Identity() if out_dim is None else _linear(copies, hidden[0], out_dim, generator, gain=1.0)
         self.out_dim = hidden[0] if out_dim is None else out_dim
         self.on_spheres = [layer for layer in self.modules() if isinstance(layer, SphericalLinear)]
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:
-        """Apply the network, or every copy to the same input; there is nothing to drop."""
-        # as many copies as there are weights: a caller may ask some of them alone
-        given = x if self.copies is None else x.expand(len(next(self.parameters())), *x.shape)
+        """Apply the network, or every copy to the same input; without `noise` nothing is dropped."""
         with hidden_layers(x.device):
-            features = self.hidden(given)
+            features = self.hidden(self._given(x), noise)
         return self.out(features.to(x.dtype))  # type: ignore[no-any-return]
 
     def learn(self, x: Tensor, noise: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Apply the network as it learns, which is as it acts; there are no statistics."""
-        return self(x), x.new_empty(0)
+        """Apply the network to a batch as it learns; the second result is for `after_step`."""
+        with hidden_layers(x.device):
+            features, statistics = self.hidden.learn(self._given(x), noise)
+        return self.out(features.to(x.dtype)), statistics
+
+    def _given(self, x: Tensor) -> Tensor:
+        # as many copies as there are weights: a caller may ask some of them alone
+        return x if self.copies is None else x.expand(len(next(self.parameters())), *x.shape)
 
     def noise(self, rows: int, generator: torch.Generator) -> Tensor:
-        """Return noise of no values for a batch of `rows`."""
-        return torch.empty(*_lead(self.copies), rows, 0, device=generator.device)
+        """Draw dropout's factors for a batch of `rows`; without dropout there are no values."""
+        shape = (*_lead(self.copies), rows, sum(self.hidden.noise_parts))
+        return dropout_factors(shape, self.dropout, generator)
 
     def after_step(self, statistics: Tensor) -> None:
-        """Finish an optimiser's step: weights that belong on a sphere go back to it."""
+        """Finish an optimiser's step: the batch's statistics go into the running ones, and weights to their sphere."""
+        self.hidden.update(statistics)
         for layer in self.on_spheres:
             layer.project()
 
 
-class SimBaBlock(nn.Module):
-    """`x + W2 activation(W1 norm(x))`."""
+class SimBaBlock(Block):
+    """`x + W2 activation(W1 norm(x))`; see `ResidualNetwork`."""
 
-    def __init__(self, copies: int | None, width: int, activation: Activation, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        copies: int | None,
+        width: int,
+        activation: Activation,
+        generator: torch.Generator,
+        dropout: float,
+        renorm_warmup: int | None,
+    ) -> None:
         super().__init__()
         inner = EXPANSION * width
-        self.norm = _norm(copies, width)
+        self.norm = _norm(copies, width, renorm_warmup)
         self.expand = _he_normal(_linear(copies, width, inner, generator), width, generator)
+        self.drop = Dropout(inner) if dropout else nn.Identity()
         self.activation = ACTIVATIONS[activation]()
         self.contract = _he_normal(_linear(copies, inner, width, generator), inner, generator)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block."""
-        return x + self.contract(self.activation(self.expand(self.norm(x))))  # type: ignore[no-any-return]
+    def layers(self) -> list[nn.Module]:
+        """Return the layers."""
+        return [self.norm, self.expand, self.drop, self.activation, self.contract]
+
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add."""
+        return x + y
 
 
 class SphericalLinear(nn.Module):
@@ -130,8 +165,12 @@ class Scaler(nn.Module):
         self.weight = nn.Parameter(torch.full((width,) if copies is None else (copies, 1, width), scale))
         self.ratio = initial / scale
 
-    def forward(self) -> Tensor:
-        """Return the factors."""
+    def forward(self, x: Tensor) -> Tensor:
+        """Multiply `[..., width]`."""
+        return x * self.factors()
+
+    def factors(self) -> Tensor:
+        """Return what is multiplied by."""
         return self.weight * self.ratio
 
 
@@ -145,35 +184,46 @@ class SphericalEmbedding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Embed `[..., in]`."""
-        return unit(self.linear(unit(F.pad(x, (0, 1), value=SHIFT))) * self.scaler())
+        return unit(self.scaler(self.linear(unit(F.pad(x, (0, 1), value=SHIFT)))))
 
 
-class SphericalBlock(nn.Module):
+class SphericalBlock(Block):
     """Moves features on the sphere a learnt part of the way to what a hidden layer says (equations 10 to 12).
 
     Args:
         copies: of the network.
         width: of the features.
-        blocks: of the network: each first goes one part in `blocks + 1` of the way.
         activation: of the hidden layer.
         generator: source of the initial weights.
+        dropout: of the hidden layer.
+        blocks: of the network: each first goes one part in `blocks + 1` of the way.
     """
 
     def __init__(
-        self, copies: int | None, width: int, blocks: int, activation: Activation, generator: torch.Generator
+        self,
+        copies: int | None,
+        width: int,
+        activation: Activation,
+        generator: torch.Generator,
+        dropout: float,
+        blocks: int,
     ) -> None:
         super().__init__()
         inner = EXPANSION * width
         self.expand = SphericalLinear(copies, width, inner, generator)
         self.scaler = Scaler(copies, inner, math.sqrt(2 / inner), math.sqrt(2 / inner))
+        self.drop = Dropout(inner) if dropout else nn.Identity()
         self.activation = ACTIVATIONS[activation]()
         self.contract = SphericalLinear(copies, inner, width, generator)
         self.step = Scaler(copies, width, 1 / (blocks + 1), 1 / math.sqrt(width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Apply the block to features of length 1."""
-        towards = self.contract(self.activation(self.expand(x) * self.scaler())).to(x.dtype)
-        return unit(torch.lerp(x, unit(towards), self.step()))
+    def layers(self) -> list[nn.Module]:
+        """Return the layers."""
+        return [self.expand, self.scaler, self.drop, self.activation, self.contract]
+
+    def join(self, x: Tensor, y: Tensor) -> Tensor:
+        """Go part of the way from features of length 1."""
+        return unit(torch.lerp(x, unit(y.to(x.dtype)), self.step.factors()))
 
 
 class RootMeanSquareOne(nn.Module):
@@ -189,28 +239,13 @@ def unit(x: Tensor) -> Tensor:
     return x * (x.square().sum(-1, keepdim=True) + 1e-16).rsqrt()
 
 
-def _simba(
-    copies: int | None, in_dim: int, width: int, blocks: int, activation: Activation, generator: torch.Generator
-) -> list[nn.Module]:
-    embedding = _linear(copies, in_dim, width, generator, gain=1.0)
-    residuals = [SimBaBlock(copies, width, activation, generator) for _ in range(blocks)]
-    return [embedding, *residuals, _norm(copies, width)]
-
-
-def _simba_v2(
-    copies: int | None, in_dim: int, width: int, blocks: int, activation: Activation, generator: torch.Generator
-) -> list[nn.Module]:
-    embedding = SphericalEmbedding(copies, in_dim, width, generator)
-    residuals = [SphericalBlock(copies, width, blocks, activation, generator) for _ in range(blocks)]
-    return [embedding, *residuals, RootMeanSquareOne()]
-
-
 def _lead(copies: int | None) -> tuple[int, ...]:
     return () if copies is None else (copies,)
 
 
-def _norm(copies: int | None, width: int) -> LayerNorm:
-    return LayerNorm(width) if copies is None else LayerNorm(copies, 1, width)
+def _norm(copies: int | None, width: int, renorm_warmup: int | None) -> LayerNorm | BatchRenorm:
+    shape = (width,) if copies is None else (copies, 1, width)
+    return LayerNorm(*shape) if renorm_warmup is None else BatchRenorm(*shape, warmup=renorm_warmup)
 
 
 def _linear(

@@ -50,10 +50,16 @@ _GOAL: Mapping[str, Any] = {
 
 _INVERTED_PENDULUM: Mapping[str, Any] = {**_PENDULUM, "total_timesteps": 12_000, "algo.learning_starts": 500}
 
+_SMALL: Mapping[str, Any] = {"algo.hidden_precision": "bfloat16"}
+"""MuJoCo's tasks that need no other rates."""
+
 _SAC: Mapping[str, Mapping[str, Any]] = {
     "Pendulum-v1": _PENDULUM,
     "habilis/PendulumNoVelocity-v0": {**_PENDULUM, **_MEMORY},
     "InvertedPendulum-v5": _INVERTED_PENDULUM,
+    "InvertedDoublePendulum-v5": {**_SMALL, "total_timesteps": 50_000},
+    "Reacher-v5": {**_SMALL, "total_timesteps": 50_000},
+    "Pusher-v5": {**_SMALL, "total_timesteps": 100_000},
     "habilis/InvertedPendulumNoVelocity-v0": {**_INVERTED_PENDULUM, **_MEMORY},
     **dict.fromkeys(MUJOCO, _MUJOCO),
     # angles of a tenth beside speeds of ten are one size once normalised; and what a hopper has learnt by the end it

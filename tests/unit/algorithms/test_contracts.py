@@ -40,6 +40,8 @@ SAC_KINDS = {
     "crossq": {"batch_renorm": True, "target_networks": False, "policy_delay": 2, "adam_beta1": 0.5},
     "simba": {"network": "simba", "critic_hidden": (8, 8), "normalize_obs": True},
     "simba_v2": {"network": "simba_v2"},
+    "droq with simba_v2": {"network": "simba_v2", "layer_norm": True, "dropout": 0.1},
+    "crossq with simba": {"network": "simba", "batch_renorm": True, "target_networks": False, "adam_beta1": 0.5},
     "state-dependent, smooth": {"use_sde": True, **SMOOTH},
 }
 DQN_KINDS = {

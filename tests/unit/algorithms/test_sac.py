@@ -424,7 +424,7 @@ def test_without_targets_both_batches_are_normalised_together(lab, targets):
         ({"batch_renorm": True}, "target_networks off"),
         ({"n_target_critics": 3}, "at most n_critics, got 3"),
         ({"n_quantiles": 4, "top_quantiles_to_drop_per_net": 4}, "must leave some, got 4"),
-        ({"network": "simba", "layer_norm": True}, "layer_norm"),
+        ({"network": "simba_v2", "batch_renorm": True, "target_networks": False}, "choose simba"),
         ({"policy_delay": 0}, "policy_delay must be positive, got 0"),
     ],
 )

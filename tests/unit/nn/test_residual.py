@@ -22,19 +22,21 @@ def generator():
     return torch.Generator().manual_seed(0)
 
 
-def make(kind, copies, out_dim, generator, width=8, blocks=2):
+def make(kind, copies, out_dim, generator, width=8, blocks=2, **parts):
     """Return a network of inputs of 3 whose parameters all have values of their own."""
-    net = ResidualNetwork(kind, copies, 3, (width,) * blocks, out_dim, "relu", generator)
+    net = ResidualNetwork(kind, copies, 3, (width,) * blocks, out_dim, "relu", generator, **parts)
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.mul_(1 + 0.3 * torch.randn(parameter.shape, generator=generator))
             parameter.add_(0.03 * torch.randn(parameter.shape, generator=generator))
-    net.after_step(torch.empty(0))
+    for layer in net.on_spheres:
+        layer.project()
     return net
 
 
-def simba_twin(net, x):
+def simba_twin(net, x, factors=None):
     embedding, *blocks, last = net.hidden
+    factors = iter([1, 1] if factors is None else factors.chunk(2, -1))
 
     def norm(layer, x):
         centred = x - x.mean(-1, keepdim=True)
@@ -42,13 +44,14 @@ def simba_twin(net, x):
 
     x = x @ embedding.weight.T + embedding.bias
     for block in blocks:
-        inner = (norm(block.norm, x) @ block.expand.weight.T + block.expand.bias).relu()
+        inner = ((norm(block.norm, x) @ block.expand.weight.T + block.expand.bias) * next(factors)).relu()
         x = x + inner @ block.contract.weight.T + block.contract.bias
     return norm(last, x) @ net.out.weight.T + net.out.bias
 
 
-def simba_v2_twin(net, x):
+def simba_v2_twin(net, x, factors=None):
     embedding, *blocks, _ = net.hidden
+    factors = iter([1, 1] if factors is None else factors.chunk(2, -1))
     width = net.hidden[0].scaler.weight.numel()
 
     def length_one(x):
@@ -57,7 +60,7 @@ def simba_v2_twin(net, x):
     x = length_one(torch.cat([x, torch.full((len(x), 1), 3.0)], -1))
     x = length_one((x @ embedding.linear.weight) * embedding.scaler.weight)
     for block in blocks:
-        inner = ((x @ block.expand.weight) * block.scaler.weight).relu()
+        inner = ((x @ block.expand.weight) * block.scaler.weight * next(factors)).relu()
         towards = length_one(inner @ block.contract.weight)
         # what is learnt begins at 1 / sqrt(width) and stands for 1 / (blocks + 1) there
         step = block.step.weight * math.sqrt(width) / (len(blocks) + 1)
@@ -70,6 +73,51 @@ def test_network_is_that_of_the_paper(generator, kind, twin):
     net, x = make(kind, None, 2, generator), torch.randn(5, 3, generator=generator)
     torch.testing.assert_close(net(x), twin(net, x))
     assert net.out_dim == 2
+
+
+@pytest.mark.parametrize(("kind", "twin"), [("simba", simba_twin), ("simba_v2", simba_v2_twin)])
+def test_the_wide_layers_of_blocks_have_dropout_where_noise_is_given(generator, kind, twin):
+    net, x = make(kind, None, 2, generator, dropout=0.3), torch.randn(50, 3, generator=generator)
+    noise = net.noise(50, generator)
+    assert noise.shape == (50, 2 * 32)
+    assert 0.2 < float((noise == 0).float().mean()) < 0.4
+    for result in (net(x, noise), net.learn(x, noise)[0]):
+        torch.testing.assert_close(result, twin(net, x, noise))
+    torch.testing.assert_close(net(x), twin(net, x))
+    ensemble = make(kind, 3, 2, generator, dropout=0.3)
+    noise = ensemble.noise(50, generator)
+    assert noise.shape == (3, 50, 64)
+    others = torch.cat([noise[1:], noise[:1]])
+    assert torch.equal(ensemble(x, noise)[0], ensemble(x, torch.stack([noise[0], others[1], others[2]]))[0])
+    assert not torch.equal(ensemble(x, noise), ensemble(x, others))
+
+
+def batch_norm(layer, x):
+    return nn.functional.batch_norm(x, None, None, layer.weight, layer.bias, training=True, eps=1e-3)
+
+
+def test_simba_normalises_by_the_batch_where_asked(generator):
+    """Its input, what enters each block and what leaves the last; before the correction begins it is batch norm."""
+    net, x = make("simba", None, 2, generator, renorm_warmup=2), 5 + 3 * torch.randn(64, 3, generator=generator)
+    first, embedding, *blocks, last = net.hidden
+    expected = batch_norm(first, x) @ embedding.weight.T + embedding.bias
+    for block in blocks:
+        inner = (batch_norm(block.norm, expected) @ block.expand.weight.T + block.expand.bias).relu()
+        expected = expected + inner @ block.contract.weight.T + block.contract.bias
+    expected = batch_norm(last, expected) @ net.out.weight.T + net.out.bias
+    result, statistics = net.learn(x, net.noise(64, generator))
+    torch.testing.assert_close(result, expected, atol=1e-4, rtol=1e-4)
+    before = net(x)
+    for _ in range(1000):
+        net.after_step(statistics)
+    assert not torch.equal(net(x), before)
+    # the running statistics are now the batch's, but for their unbiased variance
+    torch.testing.assert_close(net(x), expected, atol=0.05, rtol=0.05)
+    ensemble = make("simba", 3, 2, generator, renorm_warmup=2)
+    result, statistics = ensemble.learn(x)
+    ensemble.after_step(statistics)
+    assert result.shape == (3, 64, 2)
+    assert all(float(layer.updates) == 1 for layer in ensemble.hidden.renorms)
 
 
 @pytest.mark.parametrize("kind", ["simba", "simba_v2"])
