@@ -1,4 +1,4 @@
-"""F6: configurations tuned and measured for an algorithm on an environment.
+"""F6: configurations for an algorithm on an environment.
 
 A preset is a mapping of dotted configuration keys to values, as on the command line. What a preset leaves out has the
 default of the configuration; an environment without a preset gets the algorithm's general one.

@@ -1,4 +1,4 @@
-"""Presets of SAC and its kin. What each reaches is in `docs/algorithms/sac.md`, with the command."""
+"""Presets of SAC and its kin. What those that were measured reach is in `docs/algorithms/sac.md`, with the command."""
 
 from __future__ import annotations
 
