@@ -1,4 +1,4 @@
-"""Presets of TD3, DDPG and FastTD3. What those that were measured reach is in `docs/algorithms/td3.md`, with the command."""
+"""Presets of TD3, DDPG and FastTD3. What those that were measured reach is in `docs/algorithms/td3.md`."""
 
 from __future__ import annotations
 
