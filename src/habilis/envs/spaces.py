@@ -136,7 +136,9 @@ class LeafLayout:
         self._shape, self._dtype = space.shape, space.dtype
         self.spec: ActionSpec
         if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-            self.spec = BoxAction(space.low.astype(np.float32).ravel(), space.high.astype(np.float32).ravel())
+            with np.errstate(over="ignore"):  # beyond the largest float32 there is no bound
+                low, high = (bound.astype(np.float32).ravel() for bound in (space.low, space.high))
+            self.spec = BoxAction(low, high)
         elif isinstance(space, spaces.Box):
             low, high = space.low.astype(np.int64).ravel(), space.high.astype(np.int64).ravel()
             self.spec = MultiDiscreteAction(tuple((high - low + 1).tolist()), tuple(low.tolist()))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -295,6 +297,10 @@ def test_actions_of_spaces():
     converted = box(torch.tensor([[0.5, 1.0], [0.0, 0.1]]))
     assert converted.shape == (2, 1, 2)
     assert converted.dtype == np.float64
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        endless = ActionLayout(spaces.Box(0, np.finfo(np.float64).max, (2,), np.float64))
+    assert not endless.spec.bounded.any()
     discrete = ActionLayout(spaces.Discrete(3, start=5))
     assert discrete.spec == DiscreteAction(3, start=5)
     assert discrete(torch.tensor([5, 7])).tolist() == [5, 7]
