@@ -29,7 +29,7 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from torch import Tensor
 
-from habilis.core.errors import EnvError
+from habilis.core.errors import EnvError, MissingExtraError
 from habilis.core.protocols import GoalFunction
 from habilis.core.random import derive_seed
 from habilis.core.specs import DESIRED, EnvSpec
@@ -41,6 +41,10 @@ from habilis.envs.spaces import ActionLayout, Misfit, ObsLayout
 
 Look = Callable[[int, Any], None]
 """Is shown the index of an environment and one observation of it."""
+
+
+EXTRAS = {"box2d": ("Box2D", "box2d"), "classic": ("pygame", "video"), "toy": ("pygame", "video")}
+"""How Gymnasium's extras begin, with the package that is meant and the extra of ours that brings it."""
 
 
 def make_gymnasium(
@@ -57,6 +61,7 @@ def make_gymnasium(
 
     Raises:
         EnvError: The environment cannot be made.
+        MissingExtraError: It needs what an extra of ours brings.
         gymnasium.error.Error: The id is not registered.
     """
     id = env if isinstance(env, str) else None
@@ -69,6 +74,7 @@ def make_gymnasium(
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv):
         raise
     except Exception as error:
+        _name_missing(error)
         raise EnvError(f"the environment {id or env} cannot be made ({type(error).__name__}: {error})") from error
     registered = gym.registry.get(id.split(":")[-1]) if id else None
     if registered is not None:  # which the environments know themselves, but those in other processes cannot be asked
@@ -258,6 +264,7 @@ class GymnasiumVecEnv:
         except EnvError:
             raise
         except Exception as error:
+            _name_missing(error)
             raise EnvError(
                 f"{self.spec.id} raised {type(error).__name__} in {method}: {error}; mend the environment"
             ) from error
@@ -344,6 +351,14 @@ class _Guard(gym.Wrapper):
         return EnvError(
             f"environment {self._index} raised {type(error).__name__} in {method}: {error}; mend the environment"
         )
+
+
+def _name_missing(error: Exception) -> None:
+    """Raise `MissingExtraError` where Gymnasium misses a package that an extra of ours brings."""
+    if isinstance(error, gym.error.DependencyNotInstalled):
+        for extra, (package, ours) in EXTRAS.items():
+            if f"gymnasium[{extra}" in str(error):
+                raise MissingExtraError(package, ours) from error
 
 
 def _make_guarded(make_one: Callable[[], gym.Env], index: int) -> gym.Env:
