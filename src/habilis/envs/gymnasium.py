@@ -315,7 +315,10 @@ class GymnasiumVecEnv:
 
 
 class _Guard(gym.Wrapper):
-    """Names the environment that raises, takes 6-tuple steps, and keeps the last observation from being overwritten."""
+    """Names the environment that raises, takes 6-tuple steps, and keeps the last observation from being overwritten.
+
+    Shows every observation to `look`, where that is set.
+    """
 
     def __init__(self, env: gym.Env, index: int) -> None:
         super().__init__(env)

@@ -112,7 +112,7 @@ class Simulation:
         Returns:
             `[N]` bool: the simulations that diverged in this call: MuJoCo found a position, velocity or acceleration
             that was not finite or beyond 1e10, or raised an error. Their state means nothing until the caller resets
-            them; the others are untouched by it.
+            them; the others are untouched by it. MuJoCo's own warning of it is not written anywhere.
         """
         diverged = np.zeros(self.num_envs, dtype=bool)
         listener = mujoco.get_mju_user_warning()
