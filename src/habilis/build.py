@@ -6,6 +6,7 @@ An algorithm is added to the house by a file in `algorithms/` and an entry here.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,10 +17,11 @@ import habilis.tasks  # noqa: F401  (registers the ids of our own tasks)
 from habilis.algorithms import a2c, discrete_sac, dqn, ppo, reinforce, sac, tabular, td3, trpo
 from habilis.core.acceleration import available_memory, configure, resolve_device
 from habilis.core.config import require
+from habilis.core.errors import ConfigError
 from habilis.core.protocols import Plugin, VecEnv
 from habilis.core.random import RandomStreams, derive_seed
 from habilis.core.registry import Registry
-from habilis.core.specs import EnvSpec
+from habilis.core.specs import ActionKindError, ActionSpec, EnvSpec
 from habilis.data.hindsight import Hindsight
 from habilis.data.priorities import Priorities, SumTree
 from habilis.data.replay import ReplayBuffer
@@ -27,7 +29,7 @@ from habilis.data.rollout import RolloutBuffer
 from habilis.data.whole_episodes import EpisodeBuffer
 from habilis.data.windows import Windows
 from habilis.envs.frame_stack import stack_frames
-from habilis.envs.make import describe_env, make_vec_env
+from habilis.envs.make import describe_env, kin_of, make_vec_env
 from habilis.plugins import PLUGINS
 from habilis.policies import NeuralPolicy
 from habilis.policies.actor_critic import make_policy
@@ -109,7 +111,19 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
     collector.reset(env_seed)
     if isinstance(config.algo, OffPolicyConfig):
         _reserve_replay(config.algo, env.spec, device, say)
-    return entry.make_trainer(config, collector, streams, device)
+    try:
+        return entry.make_trainer(config, collector, streams, device)
+    except ActionKindError as error:
+        fitting = [id for id in kin_of(env.spec.id) if isinstance(_action_of(id), error.kind)]
+        if not fitting:
+            raise
+        raise ConfigError(f"{error}, or take the environment {' or '.join(fitting)}") from error
+
+
+def _action_of(id: str) -> ActionSpec:
+    """Return the actions that a native environment takes."""
+    with closing(make_vec_env(id)) as env:
+        return env.spec.action
 
 
 def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, device: str, say: Callable[[str], None]) -> None:

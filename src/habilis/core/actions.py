@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
-from habilis.core.errors import EnvError
+from habilis.core.errors import EnvError, NonFiniteError
 from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction, EnvSpec, HybridAction, MultiDiscreteAction
 
 
@@ -27,6 +29,19 @@ def uniform_actions(spec: ActionSpec, rows: int, generator: torch.Generator) -> 
     assert isinstance(spec, MultiDiscreteAction), "no algorithm that draws actions uniformly takes hybrid ones"
     chance = torch.rand(rows, len(spec.nvec), generator=generator, device=generator.device)
     return (chance * torch.tensor(spec.nvec, device=generator.device)).long()
+
+
+def require_finite(spec: EnvSpec, action: Tensor) -> None:
+    """Raise `NonFiniteError` unless all of `action`, `[N, dim]`, is finite.
+
+    MuJoCo would put zeros in the place of such controls and go on, with a reward that is not finite.
+    """
+    if not math.isfinite(action.sum()):
+        for row, column in (~action.isfinite()).nonzero()[:1].tolist():
+            raise NonFiniteError(
+                f"action {column} of environment {row} of {spec.id} must be finite, got {float(action[row, column])}: "
+                "what chose it has parameters that are not finite, or was shown such an observation"
+            )
 
 
 def require_choices(spec: EnvSpec, action: Tensor, num_envs: int) -> None:

@@ -241,21 +241,34 @@ KINDS = {
 """What actions are called, and which algorithms take them."""
 
 
+class ActionKindError(ConfigError):
+    """An environment that takes another kind of action than a learner gives."""
+
+    def __init__(self, message: str, kind: type[BoxAction] | type[DiscreteAction]) -> None:
+        super().__init__(message)
+        self.kind = kind
+        """What the learner gives."""
+
+
 def require_action(
     spec: EnvSpec, kind: type[BoxAction] | type[DiscreteAction], learner: str, *, bounded: bool = False
 ) -> None:
-    """Raise `ConfigError` unless an environment takes the kind of action that a learner gives, with bounds or without.
+    """Refuse an environment that does not take the kind of action that a learner gives, with bounds or without.
 
     Args:
         spec: what the environment takes.
         kind: what the learner gives.
         learner: what it is called.
         bounded: whether it needs two finite bounds of every value.
+
+    Raises:
+        ActionKindError: it takes another kind.
+        ConfigError: it does not bound a value.
     """
     action = spec.action
     if not isinstance(action, kind):
         has, use = KINDS[type(action)]
-        raise ConfigError(f"{learner} needs {KINDS[kind][0]} and {spec.id} has {has}: use {use}")
+        raise ActionKindError(f"{learner} needs {KINDS[kind][0]} and {spec.id} has {has}: use {use}", kind)
     if bounded and isinstance(action, BoxAction) and not action.bounded.all():
         raise ConfigError(
             f"{learner} scales its actions to their bounds, and the actions {np.flatnonzero(~action.bounded).tolist()} "

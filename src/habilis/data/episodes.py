@@ -8,6 +8,8 @@ the same everywhere: rewards are summed raw and in float64, a dummy step belongs
   environment that means "ever succeeded" keeps the flag up until the end);
 - `reward/<term>`, `cost` and `cost/<term>`: the sum over the episode, so that reward terms add up to the return;
 - anything else (`tracking_error`, ...): the mean over the steps of the episode, NaN if one of them was.
+
+A simulation may diverge at the first step of an episode, which then is none: every such step is counted by itself.
 """
 
 from __future__ import annotations
@@ -21,6 +23,9 @@ import numpy as np
 
 from habilis.core.errors import EnvError
 from habilis.core.types import State, Step
+
+DIVERGED = ("diverged", "termination/diverged")
+"""By which of these `Step.info` says that a step is not valid because the simulation diverged."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +69,7 @@ class EpisodeTracker:
         self.num_envs = num_envs
         self.recent: deque[Episode] = deque(maxlen=window)
         self.count = 0  # episodes that ended
+        self.diverged = 0  # steps in which a simulation diverged
         self._names: list[str] = []  # the numbers of info, in the order of the rows of `_sums`
         self._keys = 0  # length of info when `_names` was made; an environment may show more later, never fewer
         self._sums = np.zeros((1, num_envs))  # [1 + names, N]: the reward, then `_names`
@@ -83,7 +89,12 @@ class EpisodeTracker:
                 ) from None
             values = np.stack([values[0], *terms])
         valid = step.valid.numpy(force=True)
-        self._sums += values if valid.all() else np.where(valid, values, 0)
+        if valid.all():
+            self._sums += values
+        else:
+            self._sums += np.where(valid, values, 0)
+            told = [values[k + 1] > 0 for k, name in enumerate(self._names) if name in DIVERGED]
+            self.diverged += int((np.any(told, axis=0) & ~valid).sum())
         self._lengths += valid
         stopped = step.done.numpy(force=True) | ~valid
         return self._finish(np.flatnonzero(stopped & (self._lengths > 0)), values) if stopped.any() else []
@@ -124,8 +135,11 @@ class EpisodeTracker:
         self._lengths[:] = 0
 
     def summary(self) -> dict[str, float]:
-        """Return the scalars of the recent episodes (see the function `summary`); empty before the first ended."""
-        return summary(self.recent)
+        """Return the scalars of the recent episodes (see the function `summary`); empty before the first ended.
+
+        Where simulations diverged, `rollout/diverged_steps` is how often that was, from the beginning on.
+        """
+        return summary(self.recent) | ({"rollout/diverged_steps": self.diverged} if self.diverged else {})
 
     def state_dict(self) -> State:
         """Return the episodes under way and the recent ones."""
@@ -135,6 +149,7 @@ class EpisodeTracker:
             "lengths": self._lengths.copy(),
             "recent": [asdict(episode) for episode in self.recent],
             "count": self.count,
+            "diverged": self.diverged,
         }
 
     def load_state_dict(self, state: State) -> None:
@@ -144,6 +159,7 @@ class EpisodeTracker:
         self._sums = state["sums"].copy()
         self._lengths = state["lengths"].copy()
         self.count = state.get("count", 0)  # which checkpoints of older versions lack
+        self.diverged = state.get("diverged", 0)  # likewise
         self.recent.clear()
         self.recent.extend(Episode(**episode) for episode in state["recent"])
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -17,10 +18,36 @@ from habilis.core.errors import EnvError
 from habilis.core.protocols import VecEnv
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, action_parts, choices_of
 from habilis.core.types import Obs, Step
+from habilis.envs.gymnasium import GymnasiumVecEnv
+from habilis.envs.spaces import Misfit
 
 HUGE_OBSERVATION = 1e3
 HUGE_REWARD = 1e2
 HUGE_ACTION = 1e2
+
+MISFITS: dict[str, tuple[Literal["warning", "error"], str, str]] = {
+    "shape": (
+        "error",
+        "networks and buffers are built from the space",
+        "return what observation_space declares, or correct the space",
+    ),
+    "cut": (
+        "error",
+        "fractions are cut off, and what is too large becomes another number",
+        "return the type that the space declares, or declare a float Box",
+    ),
+    "rounded": (
+        "warning",
+        "every observation is converted, and large numbers lose their last digits",
+        "return the type that the space declares: observation.astype(space.dtype)",
+    ),
+    "bounds": (
+        "warning",
+        "whoever scales by the bounds, or checks them, is misled",
+        "correct the bounds, or clip the observation to them",
+    ),
+}
+"""How bad each kind of `Misfit` is, why, and what to do."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +69,9 @@ class _Trace:
     first: Obs
     steps: list[Step] = field(default_factory=list)
     digests: list[bytes] = field(default_factory=list)
+    """Of all that is learnt from."""
+    infos: list[bytes] = field(default_factory=list)
+    """Of the infos, which may tell the time of day and are not compared between rollouts."""
 
 
 def check_env(env: VecEnv, steps: int = 200, seed: int = 0) -> list[Finding]:
@@ -54,7 +84,8 @@ def check_env(env: VecEnv, steps: int = 200, seed: int = 0) -> list[Finding]:
     """
     findings = list(_check_spec(env.spec))
     try:
-        trace = _rollout(env, _actions(env, steps, seed), env.reset(seed))
+        with _watched(env, findings):
+            trace = _rollout(env, _actions(env, steps, seed), env.reset(seed))
         wrong_shapes = list(_check_shapes(env, trace))
         findings += wrong_shapes
         if not wrong_shapes:
@@ -107,11 +138,12 @@ def _actions(env: VecEnv, steps: int, seed: int) -> list[Tensor]:
 
 
 def _rollout(env: VecEnv, actions: list[Tensor], first: Obs) -> _Trace:
-    trace = _Trace(first, digests=[_digest(first)])
+    trace = _Trace(first, digests=[_digest(first)], infos=[b""])
     for action in actions:
         step = env.step(action)
         trace.steps.append(step)
         trace.digests.append(_step_digest(step))
+        trace.infos.append(_digest(step.info))
     return trace
 
 
@@ -122,7 +154,31 @@ def _digest(tensors: Obs) -> bytes:
 
 def _step_digest(step: Step) -> bytes:
     flags = {k: getattr(step, k) for k in ("reward", "terminated", "truncated", "valid")}
-    return _digest(step.obs) + _digest(step.next_obs) + _digest(flags) + _digest(step.info)
+    return _digest(step.obs) + _digest(step.next_obs) + _digest(flags)
+
+
+@contextmanager
+def _watched(env: VecEnv, findings: list[Finding]) -> Iterator[None]:
+    """Add what of Gymnasium's raw observations their spaces do not allow, the first of each kind and leaf.
+
+    Our own tensors cannot tell: they were made to be of the type and shape that the spec says.
+    """
+    if not isinstance(env, GymnasiumVecEnv):
+        yield
+        return
+    seen: dict[tuple[str, str], Finding] = {}
+
+    def look(index: int, misfit: Misfit) -> None:
+        level, why, fix = MISFITS[misfit.kind]
+        finding = Finding(level, f"observation {misfit.leaf} of environment {index} {misfit.what}", why, fix)
+        seen.setdefault((misfit.leaf, misfit.kind), finding)
+
+    env.watch(look)
+    try:
+        yield
+    finally:
+        env.watch(None)
+        findings += list(seen.values()) or [Finding("ok", "raw observations are what their space declares")]
 
 
 def _check_spec(spec: EnvSpec) -> Iterator[Finding]:
@@ -314,8 +370,9 @@ def _rows_equal(a: Obs, b: Obs) -> Tensor:
 
 
 def _check_aliasing(env: VecEnv, trace: _Trace) -> Iterator[Finding]:
-    digests = [_digest(trace.first), *(_step_digest(step) for step in trace.steps)]
-    changed = [i for i, (now, then) in enumerate(zip(digests, trace.digests, strict=True)) if now != then]
+    now = [(_digest(trace.first), b""), *((_step_digest(step), _digest(step.info)) for step in trace.steps)]
+    then = zip(trace.digests, trace.infos, strict=True)
+    changed = [i for i, (after, before) in enumerate(zip(now, then, strict=True)) if after != before]
     if changed:
         where = "reset" if changed[0] == 0 else f"step {changed[0] - 1}"
         yield Finding(

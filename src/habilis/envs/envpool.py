@@ -80,13 +80,23 @@ class EnvPoolVecEnv:
         self.compute_terminated = None
 
     def reset(self, seed: int | None = None) -> Obs:
-        """Start N new episodes; with a seed, in a pool made anew from it."""
+        """Start N new episodes; with a seed, in a pool made anew from it.
+
+        Raises:
+            EnvError: Several agents act in each environment.
+        """
         if seed is not None and seed != self._seed:
             self._pool.close()
             self._pool = self._make(seed)
         self._seed = None  # from now on a pool of the same seed has moved on, too
         self._resetting = np.zeros(self.num_envs, bool)
-        observations, _ = self._pool.reset()
+        observations, infos = self._pool.reset()
+        agents = len(infos["players"]["env_id"]) // self.num_envs
+        if agents != 1:
+            raise EnvError(
+                f"{self._id} of EnvPool has {agents} agents in each environment, and Habilis trains one: "
+                "choose an environment of one agent"
+            )
         return self._to_obs(observations, self.num_envs)
 
     def step(self, action: Tensor) -> Step:

@@ -26,10 +26,10 @@ import gymnasium as gym
 import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
-from gymnasium.vector.utils import concatenate, create_empty_array
+from gymnasium.vector.utils import concatenate, create_empty_array, iterate
 from torch import Tensor
 
-from habilis.core.errors import EnvError
+from habilis.core.errors import EnvError, MissingExtraError
 from habilis.core.protocols import GoalFunction
 from habilis.core.random import derive_seed
 from habilis.core.specs import DESIRED, EnvSpec
@@ -37,7 +37,14 @@ from habilis.core.tree import tree_map, tree_where
 from habilis.core.types import Obs, State, Step
 from habilis.envs.goals import OwnFunction
 from habilis.envs.infos import InfoTable
-from habilis.envs.spaces import ActionLayout, ObsLayout
+from habilis.envs.spaces import ActionLayout, Misfit, ObsLayout
+
+Look = Callable[[int, Any], None]
+"""Is shown the index of an environment and one observation of it."""
+
+
+EXTRAS = {"box2d": ("Box2D", "box2d"), "classic": ("pygame", "video"), "toy": ("pygame", "video")}
+"""How Gymnasium's extras begin, with the package that is meant and the extra of ours that brings it."""
 
 
 def make_gymnasium(
@@ -54,6 +61,7 @@ def make_gymnasium(
 
     Raises:
         EnvError: The environment cannot be made.
+        MissingExtraError: It needs what an extra of ours brings.
         gymnasium.error.Error: The id is not registered.
     """
     id = env if isinstance(env, str) else None
@@ -66,6 +74,7 @@ def make_gymnasium(
     except (gym.error.UnregisteredEnv, gym.error.DeprecatedEnv):
         raise
     except Exception as error:
+        _name_missing(error)
         raise EnvError(f"the environment {id or env} cannot be made ({type(error).__name__}: {error})") from error
     registered = gym.registry.get(id.split(":")[-1]) if id else None
     if registered is not None:  # which the environments know themselves, but those in other processes cannot be asked
@@ -112,6 +121,7 @@ class GymnasiumVecEnv:
         self._to_info = InfoTable(self.num_envs)
         self._seed = seed
         self._make_one = make_one
+        self._look: Look | None = None
         self._resetting = np.zeros(self.num_envs, bool)
         self.spec = self._describe(id)
 
@@ -123,6 +133,7 @@ class GymnasiumVecEnv:
         if seed is not None and isinstance(self._base, (SyncVectorEnv, AsyncVectorEnv)):
             seeds = [derive_seed(seed, f"env/{i}") % 2**31 for i in range(self.num_envs)]
         observations, _ = self._call("reset", seed=seeds)
+        self._show(observations)
         return self._to_obs(observations, self.num_envs)
 
     def step(self, action: Tensor) -> Step:
@@ -132,6 +143,7 @@ class GymnasiumVecEnv:
             EnvError: An environment raised, or breaks its own contract.
         """
         answer = self._call("step", self._to_action(action))
+        self._show(answer[0])
         cost = answer[2] if len(answer) == 6 else None
         observations, reward, terminated, truncated, infos = answer if cost is None else (*answer[:2], *answer[3:])
         if cost is not None:
@@ -161,6 +173,24 @@ class GymnasiumVecEnv:
             valid=torch.from_numpy(valid),
             info=self._to_info(infos, final_infos),
         )
+
+    def watch(self, look: Callable[[int, Misfit], None] | None) -> None:
+        """Have `look(index, misfit)` told of every observation that is not what its space declares; None ends that.
+
+        Environments in this process are looked at before the vector environment casts what they give to the type of
+        the space; of others, only what is out of bounds can be seen.
+        """
+
+        def tell(look: Callable[[int, Misfit], None], index: int, observation: Any) -> None:
+            for misfit in self._to_obs.misfits(observation):
+                look(index, misfit)
+
+        told = None if look is None else partial(tell, look)
+        if isinstance(self.env, SyncVectorEnv):
+            for guard in self.env.envs:
+                guard.look = told
+        else:
+            self._look = told
 
     def state_dict(self) -> State:
         """Refuse: Gymnasium has no way to save an environment.
@@ -222,12 +252,19 @@ class GymnasiumVecEnv:
             return None
         return OwnFunction(f"{name} of {self.spec.id}", function, self._space[DESIRED], dtype)
 
+    def _show(self, observations: Any) -> None:
+        """Show what the vector environment returned to who watches it."""
+        if self._look is not None:
+            for index, observation in enumerate(iterate(self.env.observation_space, observations)):
+                self._look(index, observation)
+
     def _call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         try:
             return getattr(self.env, method)(*args, **kwargs)
         except EnvError:
             raise
         except Exception as error:
+            _name_missing(error)
             raise EnvError(
                 f"{self.spec.id} raised {type(error).__name__} in {method}: {error}; mend the environment"
             ) from error
@@ -278,17 +315,24 @@ class GymnasiumVecEnv:
 
 
 class _Guard(gym.Wrapper):
-    """Names the environment that raises, takes 6-tuple steps, and keeps the last observation from being overwritten."""
+    """Names the environment that raises, takes 6-tuple steps, and keeps the last observation from being overwritten.
+
+    Shows every observation to `look`, where that is set.
+    """
 
     def __init__(self, env: gym.Env, index: int) -> None:
         super().__init__(env)
         self._index = index
+        self.look: Look | None = None
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         try:
-            return self.env.reset(seed=seed, options=options)
+            answer = self.env.reset(seed=seed, options=options)
         except Exception as error:
             raise self._named("reset", error) from error
+        if self.look is not None:
+            self.look(self._index, answer[0])
+        return answer
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         try:
@@ -300,6 +344,8 @@ class _Guard(gym.Wrapper):
             info = {**info, "cost": cost}
         else:
             obs, reward, terminated, truncated, info = answer
+        if self.look is not None:
+            self.look(self._index, obs)
         if terminated or truncated:  # reset may write into the same arrays
             obs = copy.deepcopy(obs)
         return obs, reward, terminated, truncated, info
@@ -308,6 +354,14 @@ class _Guard(gym.Wrapper):
         return EnvError(
             f"environment {self._index} raised {type(error).__name__} in {method}: {error}; mend the environment"
         )
+
+
+def _name_missing(error: Exception) -> None:
+    """Raise `MissingExtraError` where Gymnasium misses a package that an extra of ours brings."""
+    if isinstance(error, gym.error.DependencyNotInstalled):
+        for extra, (package, ours) in EXTRAS.items():
+            if f"gymnasium[{extra}" in str(error):
+                raise MissingExtraError(package, ours) from error
 
 
 def _make_guarded(make_one: Callable[[], gym.Env], index: int) -> gym.Env:

@@ -83,9 +83,7 @@ def make_vec_env(
             unknown = next((key for key in kwargs if f" keyword argument {key!r}" in str(error)), None)
             if unknown is None:
                 raise
-            kin = [
-                other for other in list_env_ids("native") if other != id and other.startswith(id.rpartition("-v")[0])
-            ]
+            kin = kin_of(id)
             among = f"; {' and '.join(kin)} are environments of their own" if kin else ""
             raise ConfigError(f"{id} takes no argument {unknown!r}: see its page in the docs{among}") from error
     if backend == "native":
@@ -133,6 +131,13 @@ def list_env_ids(backend: str | None = None) -> list[str]:
 
         ids.update(gymnasium.registry)
     return sorted(ids)
+
+
+def kin_of(id: str) -> list[str]:
+    """Return the other native environments whose names begin with that of `id`, or that of `id` with theirs."""
+    names = {other: other.rpartition("-v")[0] for other in list_env_ids("native") if other != id}
+    name = id.rpartition("-v")[0]
+    return [other for other, theirs in names.items() if name and (theirs.startswith(name) or name.startswith(theirs))]
 
 
 def _native_builder(id: str) -> NativeBuilder | None:

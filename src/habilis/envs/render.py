@@ -70,9 +70,7 @@ class Renderer:
         self._simulation = getattr(env, "simulation", None)
         if self._simulation is None:
             if not hasattr(env, "render"):
-                raise EnvError(
-                    f"{env.spec.id} cannot be rendered on the backend {env.spec.backend}: use native or gymnasium"
-                )
+                raise no_picture(env)
             if camera is not None or index != 0:
                 raise ConfigError(
                     f"{env.spec.id} draws its first environment from its own camera: only a native environment offers "
@@ -121,6 +119,17 @@ class Renderer:
         """Free the OpenGL context."""
         if self._simulation is not None:
             self._renderer.close()
+
+
+def no_picture(env: Any) -> EnvError:
+    """Return the error that says why there is no picture of an environment that has no `render`."""
+    id = env.spec.id
+    if env.spec.backend == "envpool":
+        return EnvError(
+            f"EnvPool draws no pictures of {id}: show the policy in the environment of that name that is not EnvPool's "
+            f"(--env {id}), or else in one with the same observations and actions (--env ID)"
+        )
+    return EnvError(f"{id} has no picture: it is made of numbers alone, which `habilis evaluate` sums up")
 
 
 def _render_without_a_screen() -> None:

@@ -8,6 +8,7 @@ restored exactly.
 from __future__ import annotations
 
 import copy
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from habilis.core.errors import CheckpointError, ConfigError
 from habilis.core.types import State
 
 _BAD = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC + 1)
+logger = logging.getLogger(__name__)
 _measured_threads: dict[tuple[int, ...], int] = {}
 
 
@@ -110,13 +112,18 @@ class Simulation:
         Returns:
             `[N]` bool: the simulations that diverged in this call: MuJoCo found a position, velocity or acceleration
             that was not finite or beyond 1e10, or raised an error. Their state means nothing until the caller resets
-            them; the others are untouched by it.
+            them; the others are untouched by it. MuJoCo's own warning of it is not written anywhere.
         """
         diverged = np.zeros(self.num_envs, dtype=bool)
+        listener = mujoco.get_mju_user_warning()
+        if listener is None:
+            mujoco.set_mju_user_warning(_hear)
         try:
             self._batch.step(nstep=nstep)
         except SimulationError as error:
             diverged[error.ids] = True
+        finally:
+            mujoco.set_mju_user_warning(listener)
         if self._external_forces is not None:
             self._external_forces.compute()
         if self._bad_counts.any():
@@ -182,6 +189,15 @@ class Simulation:
         """Free the threads; the simulation cannot be used afterwards."""
         self._external_forces = None
         del self._batch
+
+
+def _hear(warning: str) -> None:
+    """Take a warning in MuJoCo's place, which would write it into a file in the working directory.
+
+    That a simulation diverges is left to the caller of `Simulation.step`, who is told.
+    """
+    if not warning.startswith("Nan, Inf or huge value"):
+        logger.warning("MuJoCo: %s", warning)
 
 
 class _ExternalForces:

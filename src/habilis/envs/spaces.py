@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,6 +46,18 @@ from habilis.core.specs import (
 )
 
 Path = tuple[str | int, ...]
+MisfitKind = Literal["shape", "cut", "rounded", "bounds"]
+"""`cut`: of a type that a space of integers cannot hold; `rounded`: the same of a space of real numbers."""
+
+
+class Misfit(NamedTuple):
+    """Something of an observation that its space does not allow."""
+
+    leaf: str
+    """The group, and where in it, say `'policy' (sensors/gyro)`."""
+    kind: MisfitKind
+    what: str
+    """What it is and what the space says."""
 
 
 class ObsLayout:
@@ -91,6 +103,15 @@ class ObsLayout:
             obs[name] = torch.from_numpy(rows)
         return obs
 
+    def misfits(self, observation: Any) -> Iterator[Misfit]:
+        """Yield where one observation, as its environment gave it, is not what its space declares."""
+        for name, parts in self._parts.items():
+            for path, space in parts:
+                inner = "/".join(map(str, path))
+                leaf = repr(name) if inner in ("", name) else f"{name!r} ({inner})"
+                for kind, what in _misfits(space, np.asarray(_at(observation, path))):
+                    yield Misfit(leaf, kind, what)
+
 
 class ActionLayout:
     """The `ActionSpec` of an action space, and the conversion of our actions to what the environment takes."""
@@ -115,7 +136,9 @@ class LeafLayout:
         self._shape, self._dtype = space.shape, space.dtype
         self.spec: ActionSpec
         if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-            self.spec = BoxAction(space.low.astype(np.float32).ravel(), space.high.astype(np.float32).ravel())
+            with np.errstate(over="ignore"):  # beyond the largest float32 there is no bound
+                low, high = (bound.astype(np.float32).ravel() for bound in (space.low, space.high))
+            self.spec = BoxAction(low, high)
         elif isinstance(space, spaces.Box):
             low, high = space.low.astype(np.int64).ravel(), space.high.astype(np.int64).ravel()
             self.spec = MultiDiscreteAction(tuple((high - low + 1).tolist()), tuple(low.tolist()))
@@ -205,6 +228,34 @@ def _width(space: spaces.Space) -> int:
     if isinstance(space, spaces.Discrete):
         return int(space.n)
     return int(space.nvec.sum() if isinstance(space, spaces.MultiDiscrete) else math.prod(space.shape))
+
+
+def _misfits(space: spaces.Space, value: np.ndarray) -> Iterator[tuple[MisfitKind, str]]:
+    """Yield what of one leaf is wrong. Values that are not finite are out of no bounds."""
+    if value.shape != space.shape:
+        yield "shape", f"has the shape {value.shape}, its space says {space.shape}"
+        return
+    real = space.dtype.kind == "f"
+    if not (np.can_cast(value.dtype, space.dtype) if isinstance(space, spaces.Box) else value.dtype.kind in "biu"):
+        yield "rounded" if real else "cut", f"is {value.dtype}, its space says {space.dtype}"
+    low, high = _bounds(space)
+    if real:  # a bound was rounded to the type of its space, so that what reaches it is to be rounded likewise
+        value = value.astype(space.dtype)
+    outside = ((value < low) | (value > high)) & np.isfinite(value)
+    if outside.any():
+        at = tuple(int(i) for i in np.argwhere(outside)[0])
+        side, bound = ("least", low) if value[at] < low[at] else ("most", high)
+        yield "bounds", f"is {value[at]}{f' at {list(at)}' if at else ''}, its space says at {side} {bound[at]}"
+
+
+def _bounds(space: spaces.Space) -> tuple[np.ndarray, np.ndarray]:
+    """Return the least and the greatest values of a leaf, of its shape."""
+    if isinstance(space, spaces.Box):
+        return space.low, space.high
+    if isinstance(space, spaces.MultiBinary):
+        return np.zeros(space.shape, np.int64), np.ones(space.shape, np.int64)
+    count = space.n if isinstance(space, spaces.Discrete) else space.nvec
+    return np.asarray(space.start), np.asarray(space.start + count - 1)
 
 
 def _at(batch: Any, path: Path) -> Any:

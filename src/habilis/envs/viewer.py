@@ -9,6 +9,7 @@ import warnings
 from typing import Any
 
 from habilis.core.errors import EnvError
+from habilis.envs.render import no_picture
 
 
 def has_screen() -> bool:
@@ -25,6 +26,8 @@ class Viewer:
 
     def __init__(self, env: Any, index: int = 0) -> None:
         if not hasattr(env, "simulation"):
+            if not hasattr(env, "render"):
+                raise no_picture(env)
             raise EnvError(f"{env.spec.id} is no MuJoCo simulation that a viewer could show: record a video of it")
         import glfw
         import mujoco

@@ -16,7 +16,7 @@ def watch(policy: Policy, env: VecEnv, *, seed: int, episodes: int | None = None
 
     Args:
         policy: what acts; left as it was found.
-        env: one environment, reset here; one that is not native must draw itself (`render_mode="human"`).
+        env: one environment, reset here; one of Gymnasium's must draw itself (`render_mode="human"`).
         seed: as in `evaluate`.
         episodes: how many to show; None for no end.
         deterministic: whether the policy acts by its mode or mean instead of drawing.
@@ -27,7 +27,7 @@ def watch(policy: Policy, env: VecEnv, *, seed: int, episodes: int | None = None
     seconds = env.spec.control_dt or 1 / FRAMES_PER_SECOND
     ended = 0
     with closing(rollout(policy, env, seed=seed, deterministic=deterministic)) as steps:
-        viewer = Viewer(env) if env.spec.backend == "native" else None
+        viewer = None if env.spec.backend == "gymnasium" else Viewer(env)
         try:
             due = time.monotonic()
             for step in steps:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from habilis.core.actions import require_finite
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.specs import BoxAction, EnvSpec, ObsGroup
@@ -147,8 +148,13 @@ class Task:
         return self._observe(self._sense(self, ids))
 
     def step(self, action: Tensor) -> Step:
-        """Apply one action `[N, nu]` in [-1, 1] to each simulation."""
+        """Apply one action `[N, nu]` in [-1, 1] to each simulation.
+
+        Raises:
+            NonFiniteError: an action is not finite.
+        """
         config = self.config
+        require_finite(self.spec, action)
         for event in config.before_step:
             event.function(self, **event.params)
         self.last_action, self.action = self.action, action.detach().float().clamp(-1.0, 1.0)

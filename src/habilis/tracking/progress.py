@@ -57,6 +57,7 @@ class Progress:
         self._metrics: dict[str, float] = {}
         self._shown_at = -float("inf")
         self._closed = False
+        self._warned = False
         terminal = self._stream.isatty() and os.environ.get("TERM") != "dumb"
         self._live = _start_live(self._stream) if terminal else None
         self.restart(0)
@@ -70,6 +71,7 @@ class Progress:
         """Tell that the run has come to `step`, with scalars that may be some of all; an evaluation shows at once."""
         self._step = step
         self._metrics.update(metrics)
+        self._warn(metrics)
         self._meter.update(step, self._clock())
         interval = SECONDS_BETWEEN_FRAMES if self._live else SECONDS_BETWEEN_LINES
         if "eval/mean_reward" in metrics or self._clock() - self._shown_at >= interval:
@@ -100,6 +102,17 @@ class Progress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _warn(self, metrics: Mapping[str, float]) -> None:
+        """Say once that simulations diverge: figures of episodes alone would not show it."""
+        diverged = metrics.get("rollout/diverged_steps", 0)
+        if diverged and not self._warned:
+            self._warned = True
+            self.message(
+                f"warning: simulations diverged in {diverged:,.0f} steps so far; their episodes were cut off and these "
+                "steps are not learnt from. rollout/diverged_steps counts on: if it grows, look at the model's time "
+                "step and gains, or at the bounds of the actions"
+            )
 
     def _show(self) -> None:
         self._shown_at, self._shown_step = self._clock(), self._step

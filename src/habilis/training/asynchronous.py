@@ -107,6 +107,8 @@ class Round:
     """How many did."""
     updates: int
     skipped_rows: int
+    diverged: int
+    """Steps in which its simulation diverged."""
     moments: list[tuple[np.ndarray, ...]]
     """What each normaliser has seen in it."""
 
@@ -184,6 +186,7 @@ class AsynchronousTrainer:
         collector.episodes.take(told.episodes)
         collector.episodes.count += told.ended - len(told.episodes)
         collector.skipped_rows += told.skipped_rows
+        collector.episodes.diverged += told.diverged
         state.gradient_steps += told.updates
         for normalizer, moments in zip(normalizers(state), told.moments, strict=True):
             mean, var, count = map(torch.as_tensor, moments)
@@ -299,6 +302,7 @@ def _serve(work: Work, seed: int, shared: Shared, connection: Connection) -> Non
     trainer = OnPolicyTrainer(collector, algorithm, buffer, streams=streams, total_timesteps=work.total_timesteps)
     while (limit := connection.recv()) is not None:
         metrics, episodes, skipped = [], collector.episodes.count, collector.skipped_rows
+        diverged = collector.episodes.diverged
         for normalizer, moments in zip(own, shared.moments, strict=True):
             for mine, theirs in zip(moments_of(normalizer), moments, strict=True):
                 mine.copy_(theirs)
@@ -313,6 +317,7 @@ def _serve(work: Work, seed: int, shared: Shared, connection: Connection) -> Non
             ended=ended,
             updates=len(metrics),
             skipped_rows=collector.skipped_rows - skipped,
+            diverged=collector.episodes.diverged - diverged,
             moments=[tuple(x.numpy() for x in n.since(*m)) for n, m in zip(own, shared.moments, strict=True)],
         )
         connection.send(told)

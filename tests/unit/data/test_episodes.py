@@ -60,6 +60,21 @@ def test_diverged_step_ends_the_episode_and_adds_nothing_to_it():
     assert tracker.summary()["termination/diverged"] == 0.5
 
 
+@pytest.mark.parametrize("name", ["diverged", "termination__diverged"])
+def test_every_divergence_is_counted(name):
+    """The first step of an episode that never began, a second one at once, and both beside a sound environment."""
+    tracker = EpisodeTracker(2)
+    assert "rollout/diverged_steps" not in tracker.summary()
+    tracker.update(make_step([0.0, 1.0], valid=[False, True], **{name: [1.0, 0.0]}))
+    assert tracker.summary() == {"rollout/diverged_steps": 1}
+    tracker.update(make_step([0.0, 0.0], valid=[False, False], **{name: [1.0, 1.0]}))
+    tracker.update(make_step([0.0, 1.0], valid=[False, True], **{name: [float("nan"), 0.0]}))  # a dummy
+    assert tracker.summary()["rollout/diverged_steps"] == 3
+    other = EpisodeTracker(2)
+    other.load_state_dict(tracker.state_dict())
+    assert other.summary() == tracker.summary()
+
+
 def test_terms_reduce_by_their_names():
     tracker = EpisodeTracker(1)
     tracker.update(

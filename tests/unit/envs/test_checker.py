@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from gymnasium import spaces
 
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, ObsGroup
 from habilis.core.types import Step
 from habilis.envs.checker import _actions, check_env
+from habilis.envs.gymnasium import GymnasiumVecEnv, make_gymnasium
 from habilis.envs.make import make_vec_env
 from habilis.envs.probes import ProbeEnv
 
@@ -237,3 +240,102 @@ def test_hybrid_actions_are_drawn_within_bounds_and_choices():
     found = [finding.what for finding in check_env(env, 40)]
     assert "1 actions with sane bounds" in found
     assert "beside values, actions are choices among 3" in found
+
+
+class Raw(gym.Env):
+    """Says what `observation` returns, in a space of its own; episodes of 5 steps."""
+
+    action_space = spaces.Box(-1, 1, (1,))
+
+    def __init__(self, space, observation):
+        self.observation_space, self.observation = space, observation
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return self.observation(self.time), {}
+
+    def step(self, action):
+        self.time += 1
+        return self.observation(self.time), 1.0, False, self.time == 5, {}
+
+
+UNIT = spaces.Box(-1, 1, (3,))
+MISFITS = {
+    "observation 'policy' of environment 0 is 5.0 at [2], its space says at most 1.0": (
+        (UNIT, lambda t: np.array([0, -1, 5 * (t == 3)], np.float32)),
+        "warning",
+    ),
+    "observation 'policy' of environment 0 is -5.0 at [0], its space says at least -1.0": (
+        (UNIT, lambda t: np.array([-t, 0, 0], np.float32) * (t == 5)),  # in the last observation of an episode
+        "warning",
+    ),
+    "observation 'policy' of environment 0 is float64, its space says float32": (
+        (UNIT, lambda t: np.zeros(3)),
+        "warning",
+    ),
+    "observation 'policy' of environment 0 is int64, its space says float32": (
+        (UNIT, lambda t: np.zeros(3, np.int64)),
+        "warning",
+    ),
+    "observation 'policy' of environment 0 is float32, its space says uint8": (
+        (spaces.Box(0, 255, (4, 4, 3), np.uint8), lambda t: np.full((4, 4, 3), 0.5, np.float32)),
+        "error",
+    ),
+    "observation 'policy' of environment 0 has the shape (2,), its space says (3,)": (
+        (UNIT, lambda t: np.zeros(2, np.float32)),
+        "error",
+    ),
+    "observation 'critic' (critic/1) of environment 0 is 4, its space says at most 3": (
+        (
+            spaces.Dict(policy=UNIT, critic=spaces.Tuple([UNIT, spaces.Discrete(3, start=1)])),
+            lambda t: {"policy": np.zeros(3, np.float32), "critic": (np.zeros(3, np.float32), 1 + t % 4)},
+        ),
+        "warning",
+    ),
+    "observation 'policy' of environment 0 is 2 at [0], its space says at most 1": (
+        (spaces.MultiBinary(2), lambda t: np.array([2 * (t > 3), 0], np.int8)),
+        "warning",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", MISFITS)
+def test_what_a_space_does_not_allow_is_found_before_it_is_cast(what):
+    (space, observation), level = MISFITS[what]
+    env = make_gymnasium(lambda: Raw(space, observation), 2)
+    found = [f for f in check_env(env, 30) if "its space says" in f.what]
+    assert [(f.what, f.level) for f in found] == [(what, level)]
+    assert found[0].why
+    assert found[0].fix
+
+
+def test_bounds_are_checked_in_a_vector_environment_of_ones_own():
+    vector = gym.vector.SyncVectorEnv([lambda: Raw(UNIT, lambda t: np.full(3, t, np.float32))] * 2)
+    env = GymnasiumVecEnv(
+        gym.wrappers.vector.TransformObservation(vector, lambda obs: 2 * obs, single_observation_space=UNIT)
+    )
+    whats = [f.what for f in check_env(env, 30)]
+    assert "observation 'policy' of environment 0 is 2.0 at [0], its space says at most 1.0" in whats
+
+
+def test_what_is_allowed_is_not_complained_of():
+    """Bounds themselves, in a wider type rounded to them, and what is not finite, which is another finding."""
+    space = spaces.Box(-0.7, 0.7, (3,))  # in float32 a little less
+    env = make_gymnasium(lambda: Raw(space, lambda t: np.array([0.7, -0.7, np.nan])), 2)
+    assert [f.what for f in check_env(env, 30) if "at most" in f.what or "at least" in f.what] == []
+    env = make_gymnasium(lambda: Raw(UNIT, lambda t: np.array([1, -1, 0], np.float32)), 2)
+    assert "raw observations are what their space declares" in [f.what for f in check_env(env, 30) if f.level == "ok"]
+
+
+def test_infos_do_not_make_an_environment_random():
+    """Wall time, and a key that is shown at the end of episodes only, say nothing of what is learnt."""
+    env = make_gymnasium(lambda: gym.wrappers.RecordEpisodeStatistics(Raw(UNIT, lambda t: UNIT.low)), 2)
+    findings = check_env(env, 30)
+    assert "deterministic under a seed over 30 steps" in [f.what for f in findings]
+    assert [f.what for f in findings if f.level == "error"] == []
+
+
+def test_infos_that_are_written_to_again_are_found():
+    shared = torch.zeros(3)
+    env = changed(lambda s, n: replace(s, info={"x": shared.fill_(n)}))
+    assert any("was changed by a later step" in f.what for f in check_env(env, 60))

@@ -46,6 +46,12 @@ class TestWithEnvPool:
         assert ends > 8
         env.close()
 
+    def test_several_agents_are_refused(self):
+        env = EnvPoolVecEnv("intersection-multi-agent-v0", 3, threads=1)
+        with pytest.raises(EnvError, match="has 2 agents in each environment, and Habilis trains one"):
+            env.reset()
+        env.close()
+
     def test_a_time_limit_truncates(self):
         env = EnvPoolVecEnv("HalfCheetah-v5", 2, threads=1, max_episode_steps=5)
         assert isinstance(env.spec.action, BoxAction)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -10,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space, iterate
 
-from habilis.core.errors import EnvError
+from habilis.core.errors import EnvError, MissingExtraError
 from habilis.core.specs import BoxAction, DiscreteAction, HybridAction, MultiDiscreteAction, ObsGroup
 from habilis.envs.gymnasium import GymnasiumVecEnv, make_gymnasium
 from habilis.envs.infos import InfoTable
@@ -295,6 +297,10 @@ def test_actions_of_spaces():
     converted = box(torch.tensor([[0.5, 1.0], [0.0, 0.1]]))
     assert converted.shape == (2, 1, 2)
     assert converted.dtype == np.float64
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        endless = ActionLayout(spaces.Box(0, np.finfo(np.float64).max, (2,), np.float64))
+    assert not endless.spec.bounded.any()
     discrete = ActionLayout(spaces.Discrete(3, start=5))
     assert discrete.spec == DiscreteAction(3, start=5)
     assert discrete(torch.tensor([5, 7])).tolist() == [5, 7]
@@ -536,3 +542,24 @@ def test_returned_tensors_are_not_written_to():
     for _ in range(4):
         env.step(zeros(env))
     assert all(torch.equal(now, then) for now, then in zip(returned, kept, strict=True))
+
+
+@pytest.mark.parametrize(("theirs", "ours"), [("box2d", "box2d"), ("classic_control", "video"), ("toy-text", "video")])
+def test_a_missing_package_names_our_extra(theirs, ours):
+    def missing():
+        raise gym.error.DependencyNotInstalled(f'run `pip install "gymnasium[{theirs}]"`')
+
+    with pytest.raises(MissingExtraError, match=rf"pip install 'habilis\[{ours}\]'"):
+        make_gymnasium(missing)
+    env = make_gymnasium("CartPole-v1", render_mode="rgb_array")
+    env.env.envs[0].render = missing
+    with pytest.raises(MissingExtraError, match=rf"pip install 'habilis\[{ours}\]'"):
+        env.render()
+
+
+def test_a_package_that_no_extra_of_ours_brings_is_named_as_gymnasium_does():
+    def missing():
+        raise gym.error.DependencyNotInstalled("run `pip install ale_py`")
+
+    with pytest.raises(EnvError, match="ale_py"):
+        make_gymnasium(missing)

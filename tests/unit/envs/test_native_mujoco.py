@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from habilis.core.errors import ConfigError, EnvError
+from habilis.core.errors import ConfigError, EnvError, NonFiniteError
 from habilis.core.specs import BoxAction
 from habilis.envs.mujoco import NATIVE_IDS, NativeMujocoEnv, make_native
 
@@ -215,6 +215,18 @@ def test_divergence_is_isolated(id, field, poison):
     step = env.step(action)
     assert step.valid.all()
     assert step.next_obs["policy"].isfinite().all()
+
+
+@pytest.mark.parametrize("bad", [np.nan, -np.inf])
+def test_an_action_that_is_not_finite_is_named_before_it_reaches_the_simulator(bad):
+    env = make_native("HalfCheetah-v5", 3, seed=1, threads=1)
+    action = torch.zeros(3, 6)
+    env.step(action)
+    action[2, 4] = bad
+    before = env.simulation.qpos.copy()
+    with pytest.raises(NonFiniteError, match=f"action 4 of environment 2 of HalfCheetah-v5 must be finite, got {bad}"):
+        env.step(action)
+    assert np.array_equal(env.simulation.qpos, before)
 
 
 def test_a_simulation_that_diverges_has_not_terminated(monkeypatch):

@@ -200,6 +200,26 @@ def test_data_and_model_of_one_simulation():
     assert simulation.get_model(2).geom_rgba[1].tolist() == [1.0, 0.0, 0.0, 1.0]
 
 
+def test_mujoco_writes_no_warnings_into_the_working_directory(tmp_path, monkeypatch, capfd, caplog):
+    monkeypatch.chdir(tmp_path)
+    simulation = make(4, threads=2)
+    simulation.qvel[1:, 0] = np.nan
+    assert simulation.step(3).tolist() == [False, True, True, True]
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+    # other warnings are passed on, and a listener of the user's own hears all of them
+    simulation_module._hear("the contact buffer is full")
+    assert caplog.messages == ["MuJoCo: the contact buffer is full"]
+    heard = []
+    mujoco.set_mju_user_warning(heard.append)
+    try:
+        simulation.qvel[0, 0] = np.nan
+        simulation.step()
+    finally:
+        mujoco.set_mju_user_warning(None)
+    assert "QVEL" in heard[0]
+
+
 def test_refuses_what_does_not_fit():
     with pytest.raises(ConfigError, match="at least 1"):
         make(0)

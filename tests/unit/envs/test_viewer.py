@@ -6,8 +6,10 @@ import sys
 
 import pytest
 
+import habilis.tasks  # noqa: F401  (registers)
 from habilis.core.errors import EnvError
 from habilis.envs.make import make_vec_env
+from habilis.envs.render import Renderer
 from habilis.envs.viewer import Viewer, has_screen
 
 
@@ -26,5 +28,14 @@ def test_a_screen_that_cannot_be_reached_is_an_error_and_not_a_wait(display, mon
 
 
 def test_what_is_no_simulation_has_no_viewer():
-    with pytest.raises(EnvError, match="no MuJoCo simulation"):
-        Viewer(make_vec_env("probe/Memory-v0"))
+    with pytest.raises(EnvError, match="record a video of it"):
+        Viewer(make_vec_env("habilis/GridWorld-v0"))
+
+
+@pytest.mark.parametrize("show", [Viewer, Renderer])
+def test_why_there_is_no_picture_is_told(show):
+    with pytest.raises(EnvError, match="probe/Memory-v0 has no picture"):
+        show(make_vec_env("probe/Memory-v0"))
+    pytest.importorskip("envpool")
+    with pytest.raises(EnvError, match=r"EnvPool draws no pictures of CartPole-v1: .* \(--env CartPole-v1\)"):
+        show(make_vec_env("CartPole-v1", backend="envpool"))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import habilis.tasks  # noqa: F401  (registers)
 from habilis.core.errors import ConfigError, EnvError, MissingExtraError
 from habilis.core.types import PolicyStep
 from habilis.envs.gymnasium import make_gymnasium
@@ -65,7 +66,10 @@ def test_a_native_environment_is_pictured_as_it_is_now():
 
 def test_what_is_no_simulation_is_not_watched_for_ever():
     with pytest.raises(EnvError, match="record a video"):
-        watch(Still(1), make_vec_env("probe/ConstantRewardContinuous-v0"), seed=0)
+        watch(Still(3), make_vec_env("habilis/PointReach-v0"), seed=0)
+    pytest.importorskip("envpool")
+    with pytest.raises(EnvError, match="EnvPool draws no pictures"):
+        watch(Still(1), make_vec_env("Pendulum-v1", backend="envpool"), seed=0)
 
 
 def test_film_of_a_native_environment_is_in_real_time(tmp_path):

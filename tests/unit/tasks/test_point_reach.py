@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import habilis.tasks  # noqa: F401  (registers)
+from habilis.api import default_config
+from habilis.build import build_trainer
 from habilis.core.errors import ConfigError, EnvError
 from habilis.core.specs import DiscreteAction
 from habilis.envs.checker import check_env
@@ -219,3 +221,16 @@ class TestGoal:
 def test_a_kin_is_named_where_an_argument_would_choose_it():
     with pytest.raises(ConfigError, match=r"no argument 'discrete'.*habilis/PointReachDiscrete-v0 and "):
         make_vec_env("habilis/PointReach-v0", discrete=True)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "id", "what"),
+    [
+        ("dqn", ID, f"use sac, td3 or ppo, or take the environment {DISCRETE_ID}"),
+        ("sac", DISCRETE_ID, f"use dqn, discrete_sac or ppo, or take the environment {ID}"),
+        ("dqn", GOAL_ID, "use sac, td3 or ppo"),
+    ],
+)
+def test_a_kin_with_the_wanted_actions_is_named(algorithm, id, what):
+    with pytest.raises(ConfigError, match=f"{what}$"):
+        build_trainer(default_config(algorithm, id, num_envs=1))

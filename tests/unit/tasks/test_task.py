@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import habilis.tasks  # noqa: F401  (registers)
-from habilis.core.errors import ConfigError
+from habilis.core.errors import ConfigError, NonFiniteError
 from habilis.envs.make import make_vec_env
 from habilis.tasks import locomotion as walk
 from habilis.tasks.quadruped import COMMANDS, QUADRUPED_WALK, make_quadruped_walk
@@ -78,6 +78,14 @@ def test_an_action_moves_the_servos_by_its_scale_and_is_cut_at_one():
     task.step(torch.full((1, 12), -0.5))
     assert task.simulation.ctrl[0] == pytest.approx(stance - 0.5 * scale)
     assert task.last_action.tolist() == [[1.0] * 12]
+
+
+def test_an_action_that_is_not_finite_is_named():
+    task = Task(CALM, 2, threads=1)
+    action = torch.zeros(2, 12)
+    action[1, 3] = torch.nan
+    with pytest.raises(NonFiniteError, match="action 3 of environment 1 of"):
+        task.step(action)
 
 
 def test_the_reward_is_the_sum_of_its_logged_parts_and_shapes_hold():

@@ -86,6 +86,15 @@ def test_an_evaluation_shows_at_once_and_the_end_only_once(clock):
     assert "eval 7.0" in lines[1]
 
 
+def test_the_first_divergence_is_told_and_only_the_first(clock):
+    stream = io.StringIO()
+    progress = Progress(1000, stream=stream, clock=clock)
+    run(progress, clock, [10], seconds=1.0)
+    run(progress, clock, [20, 30], seconds=1.0, metrics={**METRICS, "rollout/diverged_steps": 3.0})
+    lines = stream.getvalue().splitlines()
+    assert [line.startswith("warning: simulations diverged in 3 steps so far") for line in lines] == [False, True]
+
+
 def test_a_run_that_did_nothing_shows_nothing(clock):
     stream = io.StringIO()
     with Progress(1000, stream=stream, clock=clock) as progress:

@@ -142,6 +142,39 @@ def test_what_a_worker_raises_is_told(tmp_path, monkeypatch):
     trainer.close()
 
 
+ENV_THAT_DIVERGES = """
+from dataclasses import replace
+
+import torch
+
+from habilis.envs.probes import ProbeEnv
+
+
+class Diverging(ProbeEnv):
+    def step(self, action):
+        self.steps = getattr(self, "steps", 0) + 1
+        diverged = torch.tensor([self.steps % 10 == 0])
+        return replace(super().step(action), valid=~diverged, info={"diverged": diverged})
+
+
+def make(seed):
+    return Diverging("probe/Identity-v0", 1, seed=seed)
+"""
+
+
+def test_divergences_of_workers_are_counted(tmp_path, monkeypatch):
+    (tmp_path / "env_that_diverges.py").write_text(ENV_THAT_DIVERGES)
+    monkeypatch.syspath_prepend(tmp_path)
+    from env_that_diverges import make
+
+    trainer = build_trainer(config_of(1))
+    trainer._work = replace(trainer._work, make_env=make)
+    for _ in range(2):
+        report = trainer.iterate()
+    assert trainer.collector.episodes.summary()["rollout/diverged_steps"] == report.env_steps // 10
+    trainer.close()
+
+
 def test_a_run_ends_where_it_was_told_to():
     trainer = build_trainer(config_of(2, total_timesteps=100))
     assert [report.env_steps for report in trainer] == [100]

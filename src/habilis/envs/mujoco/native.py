@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from habilis.core.actions import require_finite
 from habilis.core.errors import EnvError
 from habilis.core.random import derive_seed, generator_state, set_generator_state
 from habilis.core.specs import BoxAction, EnvSpec, ObsGroup
@@ -157,11 +158,17 @@ class NativeMujocoEnv:
         return self._observed()
 
     def step(self, action: Tensor) -> Step:
-        """Apply `[N, dim]` actions for `frame_skip` substeps; environments whose episode ended begin the next."""
+        """Apply `[N, dim]` actions for `frame_skip` substeps; environments whose episode ended begin the next.
+
+        Raises:
+            EnvError: the actions have another shape.
+            NonFiniteError: an action is not finite.
+        """
         simulation, robot = self.simulation, self.robot
         control = action.detach().cpu().numpy()
         if control.shape != simulation.ctrl.shape:
             raise EnvError(f"{self.spec.id} takes actions of shape {simulation.ctrl.shape}, got {control.shape}")
+        require_finite(self.spec, action)
         self._notice_writes()
         simulation.ctrl[:] = control
         diverged = simulation.step(robot.frame_skip)
