@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -31,13 +32,13 @@ def uniform_actions(spec: ActionSpec, rows: int, generator: torch.Generator) -> 
     return (chance * torch.tensor(spec.nvec, device=generator.device)).long()
 
 
-def require_finite(spec: EnvSpec, action: Tensor) -> None:
+def require_finite(spec: EnvSpec, action: np.ndarray) -> None:
     """Raise `NonFiniteError` unless all of `action`, `[N, dim]`, is finite.
 
     MuJoCo would put zeros in the place of such controls and go on, with a reward that is not finite.
     """
     if not math.isfinite(action.sum()):
-        for row, column in (~action.isfinite()).nonzero()[:1].tolist():
+        for row, column in np.argwhere(~np.isfinite(action))[:1].tolist():
             raise NonFiniteError(
                 f"action {column} of environment {row} of {spec.id} must be finite, got {float(action[row, column])}: "
                 "what chose it has parameters that are not finite, or was shown such an observation"

@@ -154,7 +154,7 @@ class Task:
             NonFiniteError: an action is not finite.
         """
         config = self.config
-        require_finite(self.spec, action)
+        require_finite(self.spec, action.numpy(force=True))
         for event in config.before_step:
             event.function(self, **event.params)
         self.last_action, self.action = self.action, action.detach().float().clamp(-1.0, 1.0)

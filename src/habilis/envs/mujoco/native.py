@@ -168,7 +168,7 @@ class NativeMujocoEnv:
         control = action.detach().cpu().numpy()
         if control.shape != simulation.ctrl.shape:
             raise EnvError(f"{self.spec.id} takes actions of shape {simulation.ctrl.shape}, got {control.shape}")
-        require_finite(self.spec, action)
+        require_finite(self.spec, control)
         self._notice_writes()
         simulation.ctrl[:] = control
         diverged = simulation.step(robot.frame_skip)
