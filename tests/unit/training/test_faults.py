@@ -77,7 +77,8 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_named(tmp_path, fault, n
     with pytest.raises(NonFiniteError) as error:
         train(tmp_path, fault)
     assert f"the {named} of environment 1 is not finite" in str(error.value)
-    assert "doctor --replay" in str(error.value)
+    assert "cannot be played again, because HabilisTest/Faulty-v0 cannot save its state" in str(error.value)
+    assert f"go on by habilis train --resume {tmp_path / 'run'}" in str(error.value)
     states, meta = load_checkpoint(next((tmp_path / "run" / "nonfinite").iterdir()))
     assert states["recorder"]["actions"].shape == (10, 2, 1)
     assert meta["exact"] is False
