@@ -168,7 +168,7 @@ class Optimizer:
         return {name: tensor.clone() for name, tensor in self._state().items()} | {"first_rate": first_rate}
 
     def load_state_dict(self, state: State) -> None:
-        """Restore what `state_dict` returned, in place; but a learning rate that this optimiser was given anew holds."""
+        """Restore what `state_dict` returned, in place; but a learning rate that this was given anew holds."""
         for name, tensor in self._state().items():
             tensor.copy_(state[name])
         # states of earlier versions do not have it
