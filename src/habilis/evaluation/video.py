@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -60,27 +61,34 @@ def record_video(
     show_policy(policy, env)
     path = Path(path)
     ended = 0
+    with (
+        _published(path) as partial,
+        _film(partial, rate / stride) as film,
+        closing(Renderer(env, width=width, height=height, camera=camera)) as renderer,
+        closing(rollout(policy, env, seed=seed, deterministic=deterministic, device=device)) as steps,
+    ):
+        for count, step in enumerate(steps):
+            done = bool(step.done[0])
+            # after the last step most environments show their next episode
+            if count % stride == 0 and (not done or shows_ends):
+                film.append_data(renderer.frame())
+            ended += done
+            if ended == episodes or count + 1 >= seconds * rate:
+                break
+    return path
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[Path]:
+    """Give a place for a file, which takes the name `path` when the block has ended well."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent) as folder:
-            with (
-                _film(Path(folder) / path.name, rate / stride) as film,
-                closing(Renderer(env, width=width, height=height, camera=camera)) as renderer,
-                closing(rollout(policy, env, seed=seed, deterministic=deterministic, device=device)) as steps,
-            ):
-                for count, step in enumerate(steps):
-                    done = bool(step.done[0])
-                    # after the last step most environments show their next episode
-                    if count % stride == 0 and (not done or shows_ends):
-                        film.append_data(renderer.frame())
-                    ended += done
-                    if ended == episodes or count + 1 >= seconds * rate:
-                        break
+            yield Path(folder) / path.name
             os.replace(Path(folder) / path.name, path)
     except OSError as error:
         # of ffmpeg, to which the frames go, nothing is heard but that it has gone
         raise HabilisError(f"{path} could not be written: {explain_os_error(error, path.parent)}") from error
-    return path
 
 
 def _film(path: Path, frames_per_second: float) -> Any:
