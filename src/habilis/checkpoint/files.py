@@ -54,7 +54,7 @@ def replace_text(path: Path, text: str) -> None:
         sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} could not be written: {explain_os_error(error, path.parent)}") from error
+        raise CheckpointError(f"{path} could not be written ({explain_os_error(error, named=True)})") from error
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

@@ -38,14 +38,14 @@ class MissingExtraError(HabilisError, ImportError):
         super().__init__(f"{package} is not installed: run `pip install 'habilis[{extra}]'`")
 
 
-def explain_os_error(error: OSError, path: object = None) -> str:
-    """Say which file could not be written or read, why, and what to do.
+def explain_os_error(error: OSError, *, named: bool = False) -> str:
+    """Say why a file could not be written or read, and what to do.
 
     Args:
         error: what the system raised.
-        path: the file, where the error does not name it.
+        named: whether the reader knows already which file it is.
     """
-    name = error.filename if path is None else path
+    file = "" if named or error.filename is None else f": {error.filename}"
     advice = {
         errno.ENOSPC: "make room on the disk, then go on",
         errno.EDQUOT: "make room within your quota, then go on",
@@ -58,7 +58,7 @@ def explain_os_error(error: OSError, path: object = None) -> str:
         errno.ENOENT: "check the path",
     }.get(error.errno or 0, "see --debug for where it happened")
     what = error.strerror or str(error).partition("\n")[0] or type(error).__name__
-    return f"{what}{'' if name is None else f': {name}'}; {advice}"
+    return f"{what}{file}; {advice}"
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:

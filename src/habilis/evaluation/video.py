@@ -88,7 +88,7 @@ def _published(path: Path) -> Iterator[Path]:
             os.replace(Path(folder) / path.name, path)
     except OSError as error:
         # of ffmpeg, to which the frames go, nothing is heard but that it has gone
-        raise HabilisError(f"{path} could not be written: {explain_os_error(error, path.parent)}") from error
+        raise HabilisError(f"{path} could not be written ({explain_os_error(error, named=True)})") from error
 
 
 def _film(path: Path, frames_per_second: float) -> Any:

@@ -24,6 +24,7 @@ from habilis.core.errors import ConfigError
 from habilis.envs.make import register_native
 from habilis.envs.probes import ProbeEnv
 from habilis.plugins import PLUGINS
+from habilis.training.session import Session
 
 ENV = "probe/ObservationReward-v0"
 TINY = ["--total-timesteps", "256", "--num-envs", "4", "--algo.n-steps", "32", "--algo.batch-size", "32"]
@@ -433,6 +434,8 @@ def test_doctor_learns_again_what_was_not_finite(algorithm, optimizer, at, capsy
     # what is resumed from here on may go on
     assert main(["train", "--resume", "run", "--on-nonfinite", "skip"]) == 0
     assert CheckpointStore(Path("run/checkpoints")).steps()[-1] == 256
+    if algorithm == "ppo":  # which forgets what it has learnt from
+        assert main(["train", "--resume", "run", "--on-nonfinite", "stop", "--total-timesteps", "384"]) == 0
 
 
 class HugeEnv(ProbeEnv):
@@ -520,6 +523,23 @@ sys.exit(main(["train", "ppo", "--env", {ENV!r}, *{TINY}, "--total-timesteps", "
     assert CheckpointStore(Path("run/checkpoints")).steps()[-1] == 256
     assert main(["train", "--resume", "run"]) == 0
     assert CheckpointStore(Path("run/checkpoints")).steps()[-1] == 512
+
+
+def test_a_run_that_is_stopped_at_once_says_what_is_kept(monkeypatch, capsys):
+    after = Session._after
+
+    def interrupt(self, report):
+        after(self, report)
+        if report.env_steps == 256:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "_after", interrupt)
+    call = ["train", "ppo", "--env", ENV, *TINY, "--eval-episodes", "0"]
+    for frequency, kept in (("128", "what was learnt up to step 256 is kept: go on"), ("999", "nothing had been saved")):
+        assert main([*call, "--checkpoint-freq", frequency, "--run-dir", frequency]) == 130
+        told = capsys.readouterr().out
+        assert f"Stopped at once: {kept}" in told
+        assert f"habilis train --resume {frequency}" in told
 
 
 def test_plugins_are_named_and_have_options_of_their_own(capsys):
