@@ -535,7 +535,7 @@ def test_a_run_that_is_stopped_at_once_says_what_is_kept(monkeypatch, capsys):
 
     monkeypatch.setattr(Session, "_after", interrupt)
     call = ["train", "ppo", "--env", ENV, *TINY, "--eval-episodes", "0"]
-    for frequency, kept in (("128", "what was learnt up to step 256 is kept: go on"), ("999", "nothing had been saved")):
+    for frequency, kept in (("128", "what was learnt up to step 256 is kept"), ("999", "nothing had been saved yet")):
         assert main([*call, "--checkpoint-freq", frequency, "--run-dir", frequency]) == 130
         told = capsys.readouterr().out
         assert f"Stopped at once: {kept}" in told
