@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-import time
+from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -17,6 +17,7 @@ import torch
 from habilis.build import ALGORITHMS, build_trainer
 from habilis.build import make_env as make_config_env
 from habilis.checkpoint import CheckpointStore, load_checkpoint
+from habilis.checkpoint.checkpoint import resolve as resolve_pointer
 from habilis.checkpoint.files import replace_text
 from habilis.core.config import override, require, to_dict
 from habilis.core.errors import CheckpointError, ConfigError
@@ -25,7 +26,7 @@ from habilis.core.random import derive_seed
 from habilis.core.specs import spec_from_dict, spec_to_dict
 from habilis.deploy.export import export_policy
 from habilis.envs.frame_stack import stack_frames
-from habilis.envs.make import make_vec_env
+from habilis.envs.make import make_vec_env, newest_version
 from habilis.evaluation.evaluator import EvaluationResult
 from habilis.evaluation.evaluator import evaluate as run_evaluation
 from habilis.evaluation.grid_policy import GridPolicy, policy_on_grid
@@ -36,8 +37,12 @@ from habilis.presets import preset
 from habilis.tracking.progress import tell
 from habilis.tracking.tracker import open_tracking
 from habilis.training.config import TrainConfig
-from habilis.training.keeping import close, inexactness
+from habilis.training.keeping import Trainer, close, inexactness
+from habilis.training.run_dir import begin, clear, hold
 from habilis.training.session import Session
+
+BELONGS_TO_THE_START = frozenset({"algorithm", "seed", "run_dir", "name"})
+"""Keys of a configuration that decide how a run begins and where it lies, and nothing from there on."""
 
 
 @dataclass(frozen=True)
@@ -61,8 +66,13 @@ class Run:
 
 
 def default_config(algorithm: str, env: str, **overrides: Any) -> TrainConfig:
-    """Return the preset for an algorithm on an environment, with keys replaced as `train` takes them."""
+    """Return the preset for an algorithm on an environment, with keys replaced as `train` takes them.
+
+    An id without a version is that of the newest version, whose preset and engine it has.
+    """
     entry = ALGORITHMS[algorithm]
+    backend = "gymnasium" if overrides.get("env_async") else overrides.get("env_backend")
+    env = newest_version(env, backend)
     base = TrainConfig(algorithm=algorithm, env=env, algo=entry.config())
     named = {f"algo.{key}": value for key, value in entry.defaults.items()}
     return override(override(override(base, named), preset(algorithm, env)), overrides)
@@ -77,7 +87,15 @@ def train(algorithm: str, env: str, **overrides: Any) -> Run:
         **overrides: keys of `TrainConfig`; those of the algorithm dotted (`**{"algo.gamma": 0.9}`) or nested
             (`algo={"gamma": 0.9}`).
     """
-    return train_config(default_config(algorithm, env, **overrides))
+    config = default_config(algorithm, env, **overrides)
+    tell_version(env, config)
+    return train_config(config)
+
+
+def tell_version(asked: str, config: TrainConfig) -> None:
+    """Say which environment it will be, where the user named it without a version."""
+    if config.env != asked:
+        tell(f"{asked} has versions: taking the newest, {config.env}")
 
 
 def train_config(config: TrainConfig, *, command: str | None = None, progress: bool = True) -> Run:
@@ -88,54 +106,73 @@ def train_config(config: TrainConfig, *, command: str | None = None, progress: b
         command: what the user typed, kept in the run; None for a call from Python.
         progress: whether to show progress.
     """
-    run_dir = _choose_run_dir(config)
-    trainer = build_trainer(config, tell if progress else _say_nothing)
-    run_dir.mkdir(parents=True, exist_ok=True)
-    if progress:
-        tell(f"run directory: {run_dir}")
-    record = {"config": to_dict(config), "versions": _versions()}
-    (run_dir / "config.json").write_text(json.dumps(record, indent=2) + "\n")
-    (run_dir / "command.txt").write_text(
-        (command or f"habilis.train({config.algorithm!r}, {config.env!r}, ...)") + "\n"
-    )
-    return _run(config, trainer, run_dir, checkpoint=None, progress=progress)
+    with begin(config) as run_dir:
+        trainer = build_trainer(config, tell if progress else _say_nothing)
+        if progress:
+            tell(f"run directory: {run_dir}")
+        clear(run_dir)
+        _write_config(run_dir, config)
+        (run_dir / "command.txt").write_text(
+            (command or f"habilis.train({config.algorithm!r}, {config.env!r}, ...)") + "\n"
+        )
+        return _run(config, trainer, run_dir, checkpoint=None, progress=progress)
 
 
 def resume(path: str | Path, *, command: str | None = None, progress: bool = True, **overrides: Any) -> Run:
-    """Go on with a run from its last whole checkpoint, exactly where it stopped.
+    """Go on with a run from its last whole checkpoint, exactly where it stopped; from the beginning, if it saved none.
 
     Args:
         path: the run's directory.
         command: what the user typed, added to the run's; None for a call from Python.
         progress: whether to show progress.
         **overrides: what shall change from here on, `total_timesteps` say; the run's configuration is changed too.
+
+    Raises:
+        CheckpointError: every checkpoint is damaged, or none fits the changed configuration.
+        ConfigError: `path` is no run, another process trains it, or a key does not exist or cannot change.
     """
     run_dir = Path(path)
     config = override(load_config(run_dir), overrides)
-    checkpoint = CheckpointStore(run_dir / "checkpoints").latest()
-    if checkpoint is None:
-        raise CheckpointError(f"{run_dir} has no checkpoint to go on from: train it anew")
-    trainer = build_trainer(config, tell if progress else _say_nothing)
-    record = {"config": to_dict(config), "versions": _versions()}
-    replace_text(run_dir / "config.json", json.dumps(record, indent=2) + "\n")
-    with (run_dir / "command.txt").open("a") as file:
-        file.write((command or f"habilis.resume({str(path)!r}, ...)") + "\n")
-    return _run(config, trainer, run_dir, checkpoint=checkpoint, progress=progress)
+    for key in sorted(BELONGS_TO_THE_START.intersection(overrides)):
+        raise ConfigError(f"{key} belongs to the beginning of a run and cannot change: train a new one")
+    with hold(run_dir):
+        checkpoint = CheckpointStore(run_dir / "checkpoints").latest()
+        trainer = build_trainer(config, tell if progress else _say_nothing)
+        if checkpoint is None:
+            clear(run_dir)
+            _write_config(run_dir, config)
+            if progress:
+                tell(f"{run_dir} ended before its first checkpoint: starting again from the beginning")
+        with (run_dir / "command.txt").open("a") as file:
+            file.write((command or f"habilis.resume({str(path)!r}, ...)") + "\n")
+        return _run(config, trainer, run_dir, checkpoint=checkpoint, progress=progress)
 
 
 def load_config(run_dir: str | Path) -> TrainConfig:
-    """Read the configuration of a run."""
+    """Read the configuration of a run.
+
+    Raises:
+        ConfigError: the directory is no run, or its configuration is damaged.
+    """
     path = Path(run_dir) / "config.json"
     if not path.is_file():
         raise ConfigError(
             f"{run_dir} is not a run: it has no config.json; give the directory that `habilis train` named"
         )
-    tree = dict(json.loads(path.read_text())["config"])
-    algo = tree.pop("algo")
-    entry = ALGORITHMS[tree["algorithm"]]
-    return override(
-        TrainConfig(algorithm=tree["algorithm"], env=tree["env"], algo=entry.config()), {**tree, "algo": algo}
-    )
+    try:
+        tree = json.loads(path.read_text())["config"]
+        return config_from_dict(tree)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ConfigError(
+            f"{path} is truncated or altered ({type(error).__name__}: {error}): put back a copy of it, or that of a "
+            f"run with the same settings; {path.with_name('command.txt')} says which they were"
+        ) from error
+
+
+def config_from_dict(tree: Mapping[str, Any]) -> TrainConfig:
+    """Return the configuration that `habilis.core.config.to_dict` was given."""
+    base = TrainConfig(algorithm=tree["algorithm"], env=tree["env"], algo=ALGORITHMS[tree["algorithm"]].config())
+    return override(base, tree)
 
 
 def load(path: str | Path, *, which: Literal["last", "best"] = "last") -> NeuralPolicy:
@@ -170,13 +207,14 @@ def evaluate(
 
     Args:
         policy: a policy, or what `load` takes.
-        env: an environment or its id; None for the one the policy was trained in.
+        env: an environment or its id; None for the one the policy was trained in: that of a run as it was made for
+            training, with its engine and arguments; that of a policy by its id alone, since a policy knows no more.
         which: as for `load`.
         episodes: whole episodes to run.
         seed: of the environments and of a stochastic policy's draws; apart from the seeds of training.
         deterministic: whether the policy acts by its mode.
         num_envs: copies stepped together, at most one an episode.
-        **env_kwargs: arguments of the environment.
+        **env_kwargs: arguments of the environment, beside those of the run.
     """
     policy, config = _load_with_config(policy, which)
     if env is not None and not isinstance(env, str):
@@ -271,17 +309,40 @@ def _run(config: TrainConfig, trainer: Any, run_dir: Path, *, checkpoint: Path |
             {"spec": spec_to_dict(spec), "algorithm": config.algorithm},
         )
         if checkpoint is not None:
-            session.resume(checkpoint)
-            reason = inexactness(trainer)
-            tracking.message(
-                f"going on from {checkpoint}, {'exactly' if reason is None else f'with fresh episodes: {reason}'}"
-            )
+            _restore(session, checkpoint)
+            _write_config(run_dir, config)
+            tracking.message(_way_on(checkpoint, trainer))
         try:
             session.run()
         finally:
             close(trainer)
     algorithm = trainer.algorithm
     return Run(run_dir, config, algorithm.policy, algorithm, session.metrics, session.evaluation, session.interrupted)
+
+
+def _way_on(checkpoint: Path, trainer: Trainer) -> str:
+    """Say how a run goes on from a checkpoint."""
+    steps = trainer.counters.env_steps
+    if steps >= trainer.total_timesteps:
+        return f"nothing is left to do: all {steps:,} env steps are made; go on with more by --total-timesteps"
+    reason = inexactness(trainer)
+    return f"going on from {checkpoint}, {'exactly' if reason is None else f'with fresh episodes: {reason}'}"
+
+
+def _restore(session: Session, checkpoint: Path) -> None:
+    """Let a session go on from a checkpoint.
+
+    Raises:
+        CheckpointError: the configuration was changed in what the checkpoint has the shape of.
+    """
+    try:
+        session.resume(checkpoint)
+    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+        reason = str(error).splitlines()[0]
+        raise CheckpointError(
+            f"{checkpoint} does not fit the configuration ({type(error).__name__}: {reason}): leave the number of "
+            "environments, the networks and the sizes of buffers as they were, or train a new run"
+        ) from error
 
 
 def _load_with_config(
@@ -323,23 +384,10 @@ def _make_visible_env(
     return vec
 
 
-def _choose_run_dir(config: TrainConfig) -> Path:
-    """Return the run's directory, which is made when the run can start; one that holds a run already is refused."""
-    if config.run_dir is not None:
-        path = Path(config.run_dir)
-        require(
-            not (path / "config.json").exists(),
-            f"{path} already holds a run: choose another --run-dir, or go on with it by --resume {path}",
-        )
-    else:
-        stamp = time.strftime("%Y%m%d-%H%M%S")
-        parent = Path("runs") / config.env.replace("/", "-") / config.algorithm
-        path = parent / f"{config.name}_s{config.seed}_{stamp}"
-        count = 1
-        while path.exists():
-            count += 1
-            path = parent / f"{config.name}_s{config.seed}_{stamp}-{count}"
-    return path
+def _write_config(run_dir: Path, config: TrainConfig) -> None:
+    """Write what a run is trained with, and by which versions, in one step."""
+    record = {"config": to_dict(config), "versions": _versions()}
+    replace_text(run_dir / "config.json", json.dumps(record, indent=2) + "\n")
 
 
 def _say_nothing(text: str) -> None:
@@ -347,12 +395,13 @@ def _say_nothing(text: str) -> None:
 
 
 def locate(path: Path, which: str) -> tuple[Path, Path]:
-    """Return the run and the checkpoint that a path means: a run's directory, or a checkpoint in one.
+    """Return the run and the checkpoint that a path means: a run's directory, or a checkpoint in one or its pointer.
 
     Raises:
         CheckpointError: the run has no such checkpoint that is whole.
         ConfigError: the path does not exist.
     """
+    path = resolve_pointer(path)
     if (path / "manifest.json").is_file():
         return path.resolve().parent.parent, path
     require(path.is_dir(), f"{path} does not exist: give a run's directory or a checkpoint in one")

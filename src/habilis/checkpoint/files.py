@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from habilis.core.errors import CheckpointError
+from habilis.core.errors import CheckpointError, explain_os_error
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -54,7 +54,7 @@ def replace_text(path: Path, text: str) -> None:
         sync_folder(path.parent)
     except OSError as error:
         temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} could not be written ({error}): free some space, then resume the run") from error
+        raise CheckpointError(f"{path} could not be written ({explain_os_error(error, named=True)})") from error
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

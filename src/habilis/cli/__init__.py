@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from habilis import __version__
-from habilis.core.errors import ConfigError, HabilisError, did_you_mean
+from habilis.core.errors import ConfigError, HabilisError, did_you_mean, explain_os_error
 
 
 class Command(NamedTuple):
@@ -56,6 +56,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         # whoever read our output has gone (`habilis list envs | head`); Python would complain again when it flushes
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if debug:
+            raise
+        print(f"habilis: {' '.join(explain_os_error(error).split())}", file=sys.stderr)
+        return 1
 
 
 def _dispatch(arguments: list[str]) -> int:

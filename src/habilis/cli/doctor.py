@@ -17,16 +17,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from habilis.api import load_config, make_env
+from habilis.api import config_from_dict, make_env
+from habilis.build import build_trainer
 from habilis.build import make_env as make_config_env
 from habilis.checkpoint import load_checkpoint
 from habilis.cli.parse import KeyValues, parse, read_values
 from habilis.core.acceleration import available_memory, cpu_count
-from habilis.core.errors import HabilisError
+from habilis.core.errors import EnvError, HabilisError
 from habilis.envs.checker import check_env
 from habilis.envs.make import describe_env
 from habilis.envs.render import Renderer
+from habilis.training.config import TrainConfig
 from habilis.training.faults import replay_dump
+from habilis.training.keeping import close
+from habilis.training.nonfinite import learn_again, restore_start
 
 PACKAGES = ("habilis", "torch", "mujoco", "gymnasium", "numpy")
 EXTRAS = {"envpool": "envpool", "onnx": "deploy", "onnxruntime": "deploy", "imageio-ffmpeg": "video", "wandb": "wandb"}
@@ -88,21 +92,41 @@ def check(console: Console, options: Options, id: str) -> int:
 
 
 def replay(console: Console, dump: Path) -> int:
-    """Play a dump again and say where it goes wrong; the code is 1 if it does."""
+    """Play a dump again and say where it goes wrong; the code is 1 if it does.
+
+    Raises:
+        EnvError: the run was not one that repeats itself.
+    """
     states, meta = load_checkpoint(dump, ["recorder"])
-    config = load_config(dump.resolve().parent.parent)
-    recorder = states["recorder"]
     console.print(f"The run stopped because {meta['error']}", markup=False, soft_wrap=True)
-    with closing(make_config_env(config, config.num_envs, config.seed)) as env:
-        fault = replay_dump(env, recorder)
-    total = len(recorder["actions"])
+    if not meta["exact"]:
+        raise EnvError(f"{dump} cannot be played again, because {meta['inexactness']}: look at its last actions")
+    config, recorder = config_from_dict(meta["config"]), states["recorder"]
+    if recorder["env"] is not None:
+        with closing(make_config_env(config, config.num_envs, config.seed)) as env:
+            fault = replay_dump(env, recorder)
+        total = len(recorder["actions"])
+        if fault is not None:
+            index, what = fault
+            console.print(f"Step {index + 1} of the {total} recorded: {what} is not finite, again.", markup=False)
+            return 1
+        console.print(f"All {total} recorded steps of the environment are finite here.")
+    return _learn_again(console, dump, config, meta["step"])
+
+
+def _learn_again(console: Console, dump: Path, config: TrainConfig, until: int) -> int:
+    """Repeat the learning that led to a dump; the code is 1 if it comes to what is not finite."""
+    trainer = build_trainer(config)
+    try:
+        start = restore_start(trainer, dump)
+        console.print(f"Learning again from env step {start:,} to {until:,} ...")
+        fault = learn_again(trainer, until)
+    finally:
+        close(trainer)
     if fault is None:
-        console.print(
-            f"All {total} recorded steps of the environment are finite here: look at the learning, not at it."
-        )
+        console.print("All that was learnt is finite here: it was another machine, or other versions, that it was not.")
         return 0
-    index, what = fault
-    console.print(f"Step {index + 1} of the {total} recorded: {what} is not finite, again.", markup=False)
+    console.print(f"Again: {fault}.", markup=False, soft_wrap=True)
     return 1
 
 

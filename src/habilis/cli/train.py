@@ -10,17 +10,19 @@ from typing import Any
 
 import tyro
 
-from habilis.api import Run, default_config, resume, train_config
+from habilis.api import Run, default_config, load_config, resume, tell_version, train_config
 from habilis.build import ALGORITHMS
 from habilis.cli.parse import KeyValues, parse, read_values, write_values
-from habilis.core.config import override
+from habilis.core.config import override, to_dict
 from habilis.core.errors import ConfigError
+from habilis.envs.make import newest_version
 from habilis.training.config import TrainConfig
 
 USAGE = """usage: habilis train ALGORITHM --env ID [OPTIONS]
-       habilis train --resume RUN [--total-timesteps N]
+       habilis train --resume RUN [OPTIONS]
 
-`habilis train ALGORITHM --env ID --help` shows every option and what the preset sets it to.
+`habilis train ALGORITHM --env ID --help` shows every option and what the preset sets it to, `habilis train --resume RUN
+--help` those that a run can go on with, and what they are.
 Algorithms: {algorithms}. `habilis list envs` lists environments."""
 
 
@@ -38,52 +40,74 @@ class Options(TrainConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResumeOptions:
-    """Go on with a run from its last whole checkpoint, exactly where it stopped."""
+class ResumeOptions(Options):
+    """Go on with a run from its last whole checkpoint, exactly where it stopped; from the beginning, if it saved none.
+
+    Defaults are what the run has been trained with; what is changed here holds from here on.
+    """
 
     resume: Path
     """Directory of the run."""
-    total_timesteps: int | None = None
-    """Environment steps after which training ends, in all; None: as the run was meant to."""
+    seed: tyro.conf.Suppress[tyro.conf.Fixed[int]]
+    run_dir: tyro.conf.Suppress[tyro.conf.Fixed[str | None]]
+    name: tyro.conf.Suppress[tyro.conf.Fixed[str]]
 
 
 def run(argv: Sequence[str]) -> int:
     """Train, or go on training."""
     command = shlex.join(["habilis", "train", *argv])
-    words = [word.replace("_", "-").partition("=")[0] if word.startswith("--") else word for word in argv]
-    if "--resume" in words:
-        options = parse(ResumeOptions, argv, "train")
-        changes = {} if options.total_timesteps is None else {"total_timesteps": options.total_timesteps}
-        return _conclude(resume(options.resume, command=command, **changes))
-    if not argv or argv[0] in ("-h", "--help"):
+    run_dir = _find(argv, "--resume")
+    if run_dir is not None:
+        return _conclude(resume(run_dir, command=command, **read_changes(run_dir, argv)))
+    if not argv or argv[0] in ("-h", "--help") or "--resume" in argv:
         print(USAGE.format(algorithms=", ".join(ALGORITHMS)))
         return 0
     if argv[0].startswith("-"):
         raise ConfigError(f"`habilis train` starts with the algorithm, got {argv[0]!r}: habilis train ppo --env ID ...")
     config = read_config(argv[0], argv[1:])
+    tell_version(_find(argv, "--env") or config.env, config)
     return _conclude(train_config(config, command=command))
 
 
 def read_config(algorithm: str, argv: Sequence[str]) -> TrainConfig:
     """Return the preset of an algorithm and the environment named in `argv`, with the flags in `argv` applied."""
-    env = _find_env(argv)
-    base = default_config(algorithm, env or "")
+    env, backend = _find(argv, "--env"), _find(argv, "--env-backend")
+    base = default_config(algorithm, env or "", **({"env_backend": backend} if backend else {}))
+    return _read_options(Options, base, argv, f"train {algorithm}", env=env or tyro.MISSING)
+
+
+def read_changes(run_dir: str, argv: Sequence[str]) -> dict[str, Any]:
+    """Return what the flags in `argv` change of the configuration of a run."""
+    base = load_config(run_dir)
+    changed = _read_options(ResumeOptions, base, argv, "train", resume=Path(run_dir))
+    before, after = to_dict(base), to_dict(changed)
+    return {key: value for key, value in after.items() if value != before[key]}
+
+
+def _read_options(
+    kind: type[Options], base: TrainConfig, argv: Sequence[str], command: str, **given: Any
+) -> TrainConfig:
+    """Return `base` with the flags in `argv` applied; `given` are defaults that it does not have."""
     names, argv = _take_plugins(argv)
     if names is not None:
         base = override(base, {"plugins": {name: base.plugins.get(name, {}) for name in names}})
-    values = {f.name: getattr(base, f.name) for f in fields(base)}
-    values |= {"env": env or tyro.MISSING, "env_kwargs": write_values(base.env_kwargs)}
-    options = parse(Options, argv, f"train {algorithm}", default=Options(**values))
-    return TrainConfig(**{**vars(options), "env_kwargs": read_values(options.env_kwargs)})
+    env_kwargs = write_values(base.env_kwargs)
+    values = {f.name: getattr(base, f.name) for f in fields(base)} | {"env_kwargs": env_kwargs} | given
+    options = parse(kind, argv, command, default=kind(**values))
+    found = {f.name: getattr(options, f.name) for f in fields(base)}
+    # what the user left as it was need not be read anew, by which a text may become a number
+    found["env_kwargs"] = base.env_kwargs if options.env_kwargs == env_kwargs else read_values(options.env_kwargs)
+    found["env"] = newest_version(options.env, "gymnasium" if options.env_async else options.env_backend)
+    return TrainConfig(**found)
 
 
-def _find_env(argv: Sequence[str]) -> str | None:
-    """Return what `--env` says, which decides the defaults of all else."""
+def _find(argv: Sequence[str], flag: str) -> str | None:
+    """Return what a flag says that decides the defaults of all else; None where it is not there, or says nothing."""
     for index, word in enumerate(argv):
-        if word == "--env":
-            return argv[index + 1] if index + 1 < len(argv) else None
-        if word.startswith("--env="):
-            return word.partition("=")[2]
+        name, equals, value = word.partition("=")
+        if name.replace("_", "-") == flag:
+            value = value if equals else (argv[index + 1] if index + 1 < len(argv) else "")
+            return value if value and not value.startswith("-") else None
     return None
 
 

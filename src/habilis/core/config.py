@@ -89,6 +89,9 @@ def override(config: C, changes: Mapping[str, Any], prefix: str = "") -> C:
         if head not in types_of:
             known = ", ".join(sorted(types_of))
             near = did_you_mean(head, types_of)
+            for name in types_of:
+                if head in _fields_of(getattr(config, name)):
+                    near = f" (did you mean {f'{prefix}{name}.{head}'!r}?)"
             raise ConfigError(f"unknown configuration key {prefix + head!r}{near}; known: {known}")
         if rest:
             nested.setdefault(head, {})[rest] = value
@@ -104,6 +107,11 @@ def override(config: C, changes: Mapping[str, Any], prefix: str = "") -> C:
             require(isinstance(current, Mapping), f"{prefix + head!r} has no fields: it is {current!r}")
             new[head] = {**current, **inner}
     return dataclasses.replace(config, **new)  # type: ignore[type-var]
+
+
+def _fields_of(value: Any) -> set[str]:
+    """Return the names of the fields of a configuration within another; none of what is no configuration."""
+    return {f.name for f in dataclasses.fields(value)} if dataclasses.is_dataclass(value) else set()
 
 
 def field_types(cls: type) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -35,6 +36,29 @@ class MissingExtraError(HabilisError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed: run `pip install 'habilis[{extra}]'`")
+
+
+def explain_os_error(error: OSError, *, named: bool = False) -> str:
+    """Say why a file could not be written or read, and what to do.
+
+    Args:
+        error: what the system raised.
+        named: whether the reader knows already which file it is.
+    """
+    file = "" if named or error.filename is None else f": {error.filename}"
+    advice = {
+        errno.ENOSPC: "make room on the disk, then go on",
+        errno.EDQUOT: "make room within your quota, then go on",
+        errno.EACCES: "choose another place, or ask for the right to write there",
+        errno.EPERM: "choose another place, or ask for the right to write there",
+        errno.EROFS: "choose another place: nothing can be written there",
+        errno.ENOTDIR: "a part of the path is a file: choose another place",
+        errno.EEXIST: "something of that name is in the way: choose another place",
+        errno.EISDIR: "a directory of that name is in the way: choose another place",
+        errno.ENOENT: "check the path",
+    }.get(error.errno or 0, "see --debug for where it happened")
+    what = error.strerror or str(error).partition("\n")[0] or type(error).__name__
+    return f"{what}{file}; {advice}"
 
 
 def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:

@@ -7,6 +7,7 @@ with `register_native`. Importing this file imports no simulator: an engine is i
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -19,6 +20,9 @@ from habilis.envs.probes import PROBES, ProbeEnv
 
 BACKENDS = ("native", "gymnasium", "envpool")
 """The engines that `make_vec_env` knows."""
+
+VERSION = re.compile(r"-v(\d+)$")
+"""How an id ends that names its version."""
 
 NativeBuilder = Callable[..., VecEnv]
 """`builder(id, num_envs, *, seed, threads, **kwargs)`."""
@@ -49,7 +53,8 @@ def make_vec_env(
     """Make N environments that step together.
 
     Args:
-        id: The environment, say `"HalfCheetah-v5"`, `"habilis/QuadrupedWalk-v0"` or `"package:Env-v0"`.
+        id: The environment, say `"HalfCheetah-v5"`, `"habilis/QuadrupedWalk-v0"` or `"package:Env-v0"`. Without its
+            version it is the newest.
         num_envs: N.
         backend: `"native"`, `"gymnasium"` or `"envpool"`; None chooses native where the id has a native environment,
             else Gymnasium.
@@ -69,6 +74,7 @@ def make_vec_env(
         raise ConfigError(f"there is no backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     if asynchronous and backend in ("native", "envpool"):
         raise ConfigError(f"asynchronous is an option of the gymnasium backend: the {backend} backend has threads")
+    id = newest_version(id, "gymnasium" if asynchronous else backend)
     if backend == "envpool":
         from habilis.envs.envpool import EnvPoolVecEnv
 
@@ -91,6 +97,20 @@ def make_vec_env(
             f"{id!r} has no native environment{did_you_mean(id, list_env_ids('native'))}: choose another backend"
         )
     return _make_gymnasium(id, num_envs, seed=seed, asynchronous=False, **kwargs)
+
+
+def newest_version(id: str, backend: str | None = None) -> str:
+    """Return the id with its newest version, where it is given without one and there are versions; else as it is.
+
+    Args:
+        id: as for `make_vec_env`.
+        backend: whose versions count; None for those that are found without naming one.
+    """
+    if not id or ":" in id or VERSION.search(id):
+        return id
+    ids = list_env_ids(backend)
+    versions = {other: int(found[1]) for other in ids if (found := VERSION.search(other)) and other == id + found[0]}
+    return id if id in ids or not versions else max(versions, key=versions.__getitem__)
 
 
 def describe_env(env: VecEnv) -> str:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 
-from habilis.core.errors import MissingExtraError
+from habilis.core.errors import HabilisError, MissingExtraError, explain_os_error
 from habilis.core.protocols import Policy, VecEnv
 from habilis.envs.render import Renderer
 from habilis.evaluation.evaluator import rollout
@@ -52,30 +53,42 @@ def record_video(
     Raises:
         MissingExtraError: if imageio or its ffmpeg is not installed.
         EnvError: if the environment cannot be rendered.
+        HabilisError: if the film cannot be written.
     """
     rate = 1 / env.spec.control_dt if env.spec.control_dt else FRAMES_PER_SECOND
     stride = max(1, round(rate / FRAMES_PER_SECOND))
     shows_ends = getattr(env, "shows_ends", False)
     show_policy(policy, env)
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     ended = 0
-    with TemporaryDirectory(dir=path.parent) as folder:
-        with (
-            _film(Path(folder) / path.name, rate / stride) as film,
-            closing(Renderer(env, width=width, height=height, camera=camera)) as renderer,
-            closing(rollout(policy, env, seed=seed, deterministic=deterministic, device=device)) as steps,
-        ):
-            for count, step in enumerate(steps):
-                done = bool(step.done[0])
-                # after the last step most environments show their next episode
-                if count % stride == 0 and (not done or shows_ends):
-                    film.append_data(renderer.frame())
-                ended += done
-                if ended == episodes or count + 1 >= seconds * rate:
-                    break
-        os.replace(Path(folder) / path.name, path)
+    with (
+        _published(path) as partial,
+        _film(partial, rate / stride) as film,
+        closing(Renderer(env, width=width, height=height, camera=camera)) as renderer,
+        closing(rollout(policy, env, seed=seed, deterministic=deterministic, device=device)) as steps,
+    ):
+        for count, step in enumerate(steps):
+            done = bool(step.done[0])
+            # after the last step most environments show their next episode
+            if count % stride == 0 and (not done or shows_ends):
+                film.append_data(renderer.frame())
+            ended += done
+            if ended == episodes or count + 1 >= seconds * rate:
+                break
     return path
+
+
+@contextmanager
+def _published(path: Path) -> Iterator[Path]:
+    """Give a place for a file, which takes the name `path` when the block has ended well."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=path.parent) as folder:
+            yield Path(folder) / path.name
+            os.replace(Path(folder) / path.name, path)
+    except OSError as error:
+        # of ffmpeg, to which the frames go, nothing is heard but that it has gone
+        raise HabilisError(f"{path} could not be written ({explain_os_error(error, named=True)})") from error
 
 
 def _film(path: Path, frames_per_second: float) -> Any:

@@ -163,13 +163,17 @@ class Optimizer:
         self.steps, self.learning_rate, self.skipped = (shared[n] for n in ("steps", "learning_rate", "skipped"))
 
     def state_dict(self) -> State:
-        """Return moments, step count, learning rate and the count of skipped steps."""
-        return {name: tensor.clone() for name, tensor in self._state().items()}
+        """Return moments, step count, learning rate, the one it began with, and the count of skipped steps."""
+        first_rate = torch.tensor(self._first_rate, dtype=torch.float64)
+        return {name: tensor.clone() for name, tensor in self._state().items()} | {"first_rate": first_rate}
 
     def load_state_dict(self, state: State) -> None:
-        """Restore what `state_dict` returned, in place."""
+        """Restore what `state_dict` returned, in place; but a learning rate that this was given anew holds."""
         for name, tensor in self._state().items():
             tensor.copy_(state[name])
+        # states of earlier versions do not have it
+        if "first_rate" in state and float(state["first_rate"]) != self._first_rate:
+            self.learning_rate.fill_(self._first_rate)
 
     def _state(self) -> dict[str, Tensor]:
         return {

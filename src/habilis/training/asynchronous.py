@@ -260,7 +260,7 @@ class AsynchronousTrainer:
             )
         memory = ", which often means that the system ran out of memory" if process.exitcode == -signal.SIGKILL else ""
         return HabilisError(
-            f"{died}{memory}: what was learnt up to the last checkpoint is kept: go on with fewer workers by --resume"
+            f"{died}{memory}: habilis train --resume goes on from the last checkpoint, with fewer workers by --num-envs"
         )
 
 

@@ -83,15 +83,20 @@ def refuse(step: Step, untrusted: Tensor | None, *, skip: bool) -> tuple[Step, T
         for source, mark in ((step.obs, bad_next), (step.next_obs, bad)):
             mark |= ~source[name].flatten(1).isfinite().all(1)
     invalid = bad | bad_next if untrusted is None else bad | bad_next | untrusted
-    obs = tree_map(torch.nan_to_num, step.obs)
+    obs = tree_map(_zero_nonfinite, step.obs)
     trusted = replace(
         step,
         obs=obs,
-        next_obs=obs if step.next_obs is step.obs else tree_map(torch.nan_to_num, step.next_obs),
+        next_obs=obs if step.next_obs is step.obs else tree_map(_zero_nonfinite, step.next_obs),
         reward=torch.where(bad, 0.0, step.reward),
         valid=step.valid & ~invalid,
     )
     return trusted, bad_next if bad_next.any() else None, int(invalid.sum())
+
+
+def _zero_nonfinite(group: Tensor) -> Tensor:
+    # PyTorch's own default for an infinity is the largest number there is, whose square is an infinity again
+    return torch.nan_to_num(group, nan=0.0, posinf=0.0, neginf=0.0)
 
 
 def replay_dump(env: VecEnv, dump: Mapping[str, Any]) -> tuple[int, str] | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import shlex
 import signal
 import threading
 import time
@@ -18,7 +19,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from habilis.checkpoint import CheckpointStore, load_checkpoint, save_checkpoint
+from habilis.checkpoint import CheckpointStore, load_checkpoint
+from habilis.checkpoint.files import replace_text
+from habilis.core.config import to_dict
 from habilis.core.errors import EnvError, NonFiniteError
 from habilis.core.protocols import VecEnv
 from habilis.core.types import State
@@ -26,7 +29,11 @@ from habilis.evaluation.evaluator import EvaluationResult, evaluate
 from habilis.evaluation.grid_policy import policy_on_grid
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer, components, inexactness, restore
+from habilis.training.nonfinite import Watch, first_scalar, moment, write_dump
 from habilis.training.report import Report
+
+REMEDY = "look at the rewards' scale, or lower --algo.learning-rate, or go on regardless by --on-nonfinite skip"
+"""What to do about numbers of learning that are not finite."""
 
 
 class Tracking(Protocol):
@@ -87,6 +94,8 @@ class Session:
         self._window = (0, 0.0)
         self._last_saved = self._last_evaluated = self._last_logged = 0
         self._metrics: dict[str, Tensor] = {}
+        self._checkpoint: Path | None = None
+        self._watch = Watch(trainer)
 
     def resume(self, path: Path) -> None:
         """Continue from a checkpoint: all as it was, or fresh episodes where the environment cannot be restored."""
@@ -98,6 +107,10 @@ class Session:
         self._last_saved = self._last_logged = steps
         self._last_evaluated = session["last_evaluated"]
         self.tracking.load_state_dict(session["tracking"])
+        # checkpoints of earlier versions do not have them
+        self._metrics = session.get("metrics", {})
+        self._checkpoint = path
+        self._watch = Watch(self.trainer)
 
     def run(self) -> None:
         """Train to the end, or until interrupted; then evaluate and keep the result.
@@ -115,12 +128,12 @@ class Session:
                         break
             self._finish()
         except NonFiniteError as error:
-            raise NonFiniteError(f"{error} ({self._dump(error)})") from error
+            raise NonFiniteError(f"{error} ({self._dump(error)}); {self._way_on()}") from error
         except EnvError as error:
-            raise EnvError(
-                f"{error}; what was learnt up to step {self._last_saved} is kept: mend the environment and go on by "
-                f"habilis train --resume {self.run_dir}"
-            ) from error
+            raise EnvError(f"{error}; mend the environment; {self._way_on()}") from error
+        except KeyboardInterrupt:
+            self.tracking.message(f"Stopped at once: {self._way_on()}")
+            raise
         finally:
             if self._eval_env is not None:
                 self._eval_env.close()
@@ -131,12 +144,12 @@ class Session:
         steps = report.env_steps
         # an update need not move everything: what it leaves out keeps its last scalars
         self._metrics = self._metrics | report.metrics
+        if self.config.on_nonfinite == "stop" and (fault := self._watch.gradient()) is not None:
+            raise NonFiniteError(f"{fault}, and its step was left out: {REMEDY}")
         if self._due("log_freq", self._last_logged, steps):
             self._log(report)
-        if self.config.eval_episodes and self._due("eval_freq", self._last_evaluated, steps):
-            self._evaluate(steps)
-        if self._due("checkpoint_freq", self._last_saved, steps):
-            self.save()
+        evaluation_due = self.config.eval_episodes > 0 and self._due("eval_freq", self._last_evaluated, steps)
+        self._evaluate_and_save(evaluation_due, self._due("checkpoint_freq", self._last_saved, steps))
 
     def _due(self, name: Any, last: int, steps: int) -> bool:
         """Whether a multiple of the frequency lies between two counts of steps."""
@@ -149,8 +162,8 @@ class Session:
         now = time.monotonic()
         since, then = self._window
         self._window, self._last_logged = (steps, now), steps
+        self._check_scalars()
         self.metrics = {f"train/{name}": float(value) for name, value in self._metrics.items()}
-        self._check_finite()
         self.metrics |= self.trainer.collector.episodes.summary()
         self.metrics["time/fps"] = (steps - since) / max(now - then, 1e-9)
         self.metrics["time/wall"] = self._wall + now - self._started
@@ -160,22 +173,27 @@ class Session:
             self.metrics["rollout/skipped_steps"] = self.trainer.collector.skipped_rows
         self.tracking.log(self.metrics, steps)
 
-    def _check_finite(self) -> None:
-        """Stop, where the user did not ask to go on, at the first gradient or scalar that was not finite."""
-        if self.config.on_nonfinite == "skip":
-            return
-        for name, count in self.trainer.algorithm.skipped.items():
-            if count > 0:
-                raise NonFiniteError(
-                    f"the loss or gradient of the {name} was not finite in {int(count)} gradient steps, which were "
-                    "left out: lower learning_rate or max_grad_norm, or look at the rewards' scale"
-                )
-        for name, value in self.metrics.items():
-            if not math.isfinite(value):
-                raise NonFiniteError(f"{name} is {value}: lower learning_rate, or look at the rewards' scale")
+    def _check_scalars(self) -> None:
+        """Stop, where the user did not ask to go on, at a scalar that is not finite."""
+        fault = None if self.config.on_nonfinite == "skip" else first_scalar(self._metrics)
+        if fault is not None:
+            raise NonFiniteError(f"{fault} {moment(self.trainer)}: {REMEDY}")
 
-    def _evaluate(self, steps: int) -> None:
-        """Evaluate the policy, write the result and remember the best."""
+    def _evaluate_and_save(self, evaluation_due: bool, checkpoint_due: bool) -> None:
+        """Do what is due. The checkpoint comes before the evaluation's file: nothing learnt is lost to a full disk."""
+        steps = self.trainer.counters.env_steps
+        tree, better = self._evaluate(steps) if evaluation_due else ({}, False)
+        if checkpoint_due or better:
+            self.save()
+        if better:
+            self.store.mark_best(steps)
+        if tree:
+            folder = self.run_dir / "eval"
+            folder.mkdir(exist_ok=True)
+            replace_text(folder / f"step_{steps:012d}.json", json.dumps(tree, allow_nan=False) + "\n")
+
+    def _evaluate(self, steps: int) -> tuple[dict[str, Any], bool]:
+        """Evaluate the policy; return what there is to write of it, and whether no policy before was better."""
         env = self._eval_env = self._eval_env or self._make_eval_env(min(self.config.eval_episodes, 10))
         policy, episodes, seed = self.trainer.algorithm.policy, self.config.eval_episodes, self.config.seed
         self._last_evaluated = steps
@@ -196,45 +214,50 @@ class Session:
         on_grid = policy_on_grid(policy, env)
         if on_grid is not None:
             tree["grid"] = on_grid.to_dict()
-        folder = self.run_dir / "eval"
-        folder.mkdir(exist_ok=True)
-        (folder / f"step_{steps:012d}.json").write_text(json.dumps(tree, allow_nan=False) + "\n")
-        if result.mean > self._best:
-            self._best = result.mean
-            self.save()
-            self.store.mark_best(steps)
+        better = result.mean > self._best
+        self._best = max(self._best, result.mean)
+        return tree, better
 
     def save(self) -> Path:
-        """Write a checkpoint of this moment, which must lie between two iterations."""
+        """Write a checkpoint of this moment, which must lie between two iterations.
+
+        Raises:
+            CheckpointError: it cannot be written.
+            NonFiniteError: what was learnt last is not finite, and the user did not ask to go on: nothing is written.
+        """
+        self._check_scalars()
         steps = self.trainer.counters.env_steps
-        self._last_saved = steps
         session = {
             "best": self._best,
             "wall": self._wall + time.monotonic() - self._started,
             "last_evaluated": self._last_evaluated,
             "tracking": self.tracking.state_dict(),
+            "metrics": self._metrics,
         }
+        states = components(self.trainer) | {"session": session}
         exact = inexactness(self.trainer) is None
-        return self.store.save(steps, components(self.trainer) | {"session": session}, {"exact": exact, **self._meta})
+        self._checkpoint = self.store.save(steps, states, {"exact": exact, **self._meta})
+        self._last_saved = steps
+        return self._checkpoint
 
     def _finish(self) -> None:
         """Evaluate and keep the last policy, unless the run was interrupted: then only keep it."""
         steps = self.trainer.counters.env_steps
-        if not self.interrupted and self.config.eval_episodes and self._last_evaluated != steps:
-            self._evaluate(steps)
-        if self._last_saved != steps:
-            self.save()
+        evaluation_due = not self.interrupted and self.config.eval_episodes > 0 and self._last_evaluated != steps
+        self._evaluate_and_save(evaluation_due, self._last_saved != steps)
+
+    def _way_on(self) -> str:
+        """Say what is kept, and how to go on."""
+        command = f"habilis train --resume {shlex.quote(str(self.run_dir))}"
+        if self._checkpoint is None:
+            return f"nothing had been saved yet: start again by {command}"
+        return f"what was learnt up to step {self._last_saved} is kept: go on by {command}"
 
     def _dump(self, error: NonFiniteError) -> str:
-        """Write what replays a fault, and say where."""
+        """Write what a fault is played again by, and say so."""
         path = self.run_dir / "nonfinite" / f"step_{self.trainer.counters.env_steps:012d}"
-        if path.exists():
-            return f"{path} holds an earlier dump"
-        states = {"recorder": self.trainer.collector.recorder.dump(), "policy": components(self.trainer)["policy"]}
-        save_checkpoint(
-            path, states, meta={"exact": states["recorder"]["env"] is not None, "error": str(error), **self._meta}
-        )
-        return f"`habilis doctor --replay {path}` plays it again"
+        meta = {**self._meta, "config": to_dict(self.config)}
+        return write_dump(path, self.trainer, error, self._checkpoint, meta)
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 import torch
 
 import habilis
-from habilis.checkpoint import CheckpointStore
+from habilis.checkpoint import CheckpointStore, load_checkpoint
 from habilis.cli import COMMANDS, main
 from habilis.cli.train import read_config
 from habilis.core import acceleration
@@ -21,6 +24,7 @@ from habilis.core.errors import ConfigError
 from habilis.envs.make import register_native
 from habilis.envs.probes import ProbeEnv
 from habilis.plugins import PLUGINS
+from habilis.training.session import Session
 
 ENV = "probe/ObservationReward-v0"
 TINY = ["--total-timesteps", "256", "--num-envs", "4", "--algo.n-steps", "32", "--algo.batch-size", "32"]
@@ -190,6 +194,95 @@ def test_resume_in_two_calls_is_one_run(trained, capsys):
     assert json.loads(Path("half/config.json").read_text())["config"]["total_timesteps"] == 512
 
 
+def test_any_setting_may_change_on_resuming(capsys):
+    assert main(["train", "ppo", "--env", ENV, *TINY, "--run-dir", "run"]) == 0
+    changes = ["--algo.learning-rate", "1e-5", "--on-nonfinite", "skip", "--total-timesteps", "512"]
+    assert main(["train", "--resume=run", *changes]) == 0
+    config = json.loads(Path("run/config.json").read_text())["config"]
+    assert (config["algo"]["learning_rate"], config["on_nonfinite"], config["total_timesteps"]) == (1e-5, "skip", 512)
+    assert config["algo"]["n_steps"] == 32
+    state = load_checkpoint(Path("run/checkpoints/last"))[0]["algorithm"]["optimizer"]
+    assert float(state["learning_rate"]) == pytest.approx(1e-5)
+    capsys.readouterr()
+    assert main(["train", "--resume", "run"]) == 0
+    assert "nothing is left to do: all 512 env steps are made" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as end:
+        main(["train", "--resume", "run", "--help"])
+    assert end.value.code == 0
+    words = " ".join(capsys.readouterr().out.split())
+    assert "(default: 1e-05)" in words
+    assert "--on-nonfinite" in words
+    assert "--seed" not in words
+    with pytest.raises(ConfigError, match="seed belongs to the beginning of a run"):
+        habilis.resume("run", seed=3)
+    assert main(["train", "--resume", "run", "--algo.hidden", "5", "--total-timesteps", "600"]) == 1
+    assert "does not fit" in capsys.readouterr().err
+    assert json.loads(Path("run/config.json").read_text())["config"] == config
+
+
+def test_an_id_without_a_version_is_the_newest(capsys):
+    assert main(["train", "ppo", "--env", "probe/ObservationReward", *TINY, "--run-dir", "run"]) == 0
+    assert f"taking the newest, {ENV}\n" in capsys.readouterr().out
+    assert json.loads(Path("run/config.json").read_text())["config"]["env"] == ENV
+    for algorithm, id, newest in (("ppo", "HalfCheetah", "HalfCheetah-v5"), ("sac", "Pendulum", "Pendulum-v1")):
+        assert read_config(algorithm, ["--env", id]) == read_config(algorithm, [f"--env={newest}"])
+        assert habilis.api.default_config(algorithm, id) == habilis.api.default_config(algorithm, newest)
+    assert read_config("ppo", ["--env", "Hopper", "--env_backend", "gymnasium"]).env == "Hopper-v5"
+
+
+def test_a_setting_of_the_algorithm_is_found_by_its_name_alone():
+    with pytest.raises(ConfigError, match=r"did you mean 'algo\.learning_rate'\?"):
+        habilis.train("ppo", ENV, learning_rate=1e-3)
+
+
+def test_a_configuration_that_is_cut_off_is_named(trained, capsys):
+    shutil.copytree(trained, "run")
+    text = Path("run/config.json").read_text()
+    for broken in (text[:100], "[]", "{}", ""):
+        Path("run/config.json").write_text(broken)
+        for call in (["evaluate", "run"], ["train", "--resume", "run"]):
+            assert main(call) == 2
+            assert "habilis: run/config.json is truncated or altered" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ["report", "RUN", "--output", "file/page.html"],
+        ["export", "RUN", "--output", "file/policy"],
+        ["evaluate", "RUN", "--video", "file/a.mp4"],
+    ],
+)
+def test_a_place_that_cannot_be_written_to_is_told_in_one_line(call, trained, capsys):
+    if call[0] == "evaluate":
+        pytest.importorskip("imageio_ffmpeg")
+    if call[0] == "export":
+        pytest.importorskip("onnxruntime")
+    Path("file").write_text("")
+    assert main([word.replace("RUN", str(trained)) for word in call]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("habilis: ")
+    assert "file" in line
+    assert "choose another place" in line
+
+
+def test_a_full_disk_is_told_in_one_line(monkeypatch, capsys):
+    def full(*arguments, **settings):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("habilis.cli.train.train_config", full)
+    assert main(["train", "ppo", "--env", ENV]) == 1
+    assert capsys.readouterr().err == "habilis: No space left on device; make room on the disk, then go on\n"
+
+
+def test_what_was_learnt_is_saved_before_an_evaluation_that_cannot_be_written(capsys):
+    Path("run").mkdir()
+    Path("run/eval").write_text("in the way")
+    assert main(["train", "ppo", "--env", ENV, *TINY, "--checkpoint-freq", "256", "--run-dir", "run"]) == 1
+    assert "run/eval" in capsys.readouterr().err
+    assert CheckpointStore(Path("run/checkpoints")).steps() == [128]
+
+
 def test_evaluate_prints_what_python_returns(trained, capsys):
     call = ["evaluate", str(trained), "--episodes", "5", "--seed", "9", "--json"]
     for arguments, keywords in (([], {}), (["--stochastic"], {"deterministic": False})):
@@ -219,7 +312,10 @@ def test_evaluate_takes_the_best_checkpoint(capsys):
 def test_evaluate_speaks_to_people_and_takes_a_checkpoint(trained, capsys):
     checkpoint = CheckpointStore(trained / "checkpoints").latest()
     assert main(["evaluate", str(checkpoint), "--episodes", "3"]) == 0
-    assert capsys.readouterr().out.startswith("3 episodes, deterministic, seed 0\nreturn ")
+    told = capsys.readouterr().out
+    assert told.startswith("3 episodes, deterministic, seed 0\nreturn ")
+    assert main(["evaluate", str(trained / "checkpoints" / "last"), "--episodes", "3"]) == 0
+    assert capsys.readouterr().out == told
     assert main(["evaluate", str(trained), "--episodes", "0"]) == 2
 
 
@@ -303,9 +399,14 @@ def test_doctor_checks_environments(capsys):
     assert "errors: 0" not in told
 
 
-def test_doctor_plays_a_fault_again(capsys):
-    call = ["train", "ppo", "--env", "tests/Broken-v0", *TINY, "--run-dir", "run"]
-    assert main(call) == 1
+SMALL_SAC = ["--total-timesteps", "256", "--num-envs", "4", "--algo.hidden", "8", "--algo.learning-starts", "16"]
+SMALL_SAC += ["--algo.batch-size", "32", "--algo.buffer-size", "1000", "--eval-episodes", "0", "--no-tensorboard"]
+FAULTY = {"ppo": [*TINY, "--algo.no-normalize-reward"], "sac": SMALL_SAC}
+
+
+@pytest.mark.parametrize("algorithm", FAULTY)
+def test_doctor_plays_a_fault_again(algorithm, capsys):
+    assert main(["train", algorithm, "--env", "tests/Broken-v0", *FAULTY[algorithm], "--run-dir", "run"]) == 1
     told = capsys.readouterr().err
     assert "the reward of environment 2 is not finite" in told
     (dump,) = Path("run/nonfinite").iterdir()
@@ -314,11 +415,59 @@ def test_doctor_plays_a_fault_again(capsys):
     assert "Step 20 of the 20 recorded: the reward of environment 2 is not finite" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("at", [20, 50])
+@pytest.mark.parametrize(("algorithm", "optimizer"), [("ppo", "policy and value"), ("sac", "critics")])
+def test_doctor_learns_again_what_was_not_finite(algorithm, optimizer, at, capsys):
+    call = ["train", algorithm, "--env", "tests/Huge-v0", "--env-kwargs", "at", str(at), *FAULTY[algorithm]]
+    assert main([*call, "--checkpoint-freq", "128", "--run-dir", "run"]) == 1
+    told = capsys.readouterr().err
+    (fault,) = re.findall(rf"the loss or gradient of the {optimizer} is not finite at env step \d+ \(.*?\)", told)
+    (dump,) = Path("run/nonfinite").iterdir()
+    assert f"habilis doctor --replay {dump}" in told
+    # the last whole checkpoint lies before the fault, and the dump outlives it
+    assert CheckpointStore(Path("run/checkpoints")).steps() == ([] if at == 20 else [128])
+    shutil.rmtree("run/checkpoints", ignore_errors=True)
+    assert main(["doctor", "--replay", str(dump)]) == 1
+    told = capsys.readouterr().out
+    assert f"Learning again from env step {0 if at == 20 else 128} to" in told
+    assert f"Again: {fault}." in told
+    # what is resumed from here on may go on
+    assert main(["train", "--resume", "run", "--on-nonfinite", "skip"]) == 0
+    assert CheckpointStore(Path("run/checkpoints")).steps()[-1] == 256
+    if algorithm == "ppo":  # which forgets what it has learnt from
+        assert main(["train", "--resume", "run", "--on-nonfinite", "stop", "--total-timesteps", "384"]) == 0
+
+
+class HugeEnv(ProbeEnv):
+    """A probe whose environments return, at one of their steps, a reward that is finite and whose square is not."""
+
+    def __init__(self, id: str, num_envs: int, *, seed: int, threads: int | None, at: int) -> None:
+        super().__init__("probe/IdentityContinuous-v0", num_envs, seed=seed)
+        self.steps, self.at = 0, at
+
+    def step(self, action):
+        step = super().step(action)
+        self.steps += 1
+        if self.steps == self.at:
+            step.reward[:] = 3e38
+        return step
+
+    def state_dict(self):
+        return {**super().state_dict(), "steps": self.steps}
+
+    def load_state_dict(self, state):
+        self.steps = state["steps"]
+        super().load_state_dict({k: v for k, v in state.items() if k != "steps"})
+
+
+register_native("tests/Huge-v0", HugeEnv)
+
+
 class BrokenEnv(ProbeEnv):
     """A probe whose third environment returns a reward that is not finite at its twentieth step."""
 
     def __init__(self, id: str, num_envs: int, *, seed: int, threads: int | None) -> None:
-        super().__init__(ENV, num_envs, seed=seed)
+        super().__init__("probe/IdentityContinuous-v0", num_envs, seed=seed)
         self.steps = 0
 
     def step(self, action):
@@ -374,6 +523,23 @@ sys.exit(main(["train", "ppo", "--env", {ENV!r}, *{TINY}, "--total-timesteps", "
     assert CheckpointStore(Path("run/checkpoints")).steps()[-1] == 256
     assert main(["train", "--resume", "run"]) == 0
     assert CheckpointStore(Path("run/checkpoints")).steps()[-1] == 512
+
+
+def test_a_run_that_is_stopped_at_once_says_what_is_kept(monkeypatch, capsys):
+    after = Session._after
+
+    def interrupt(self, report):
+        after(self, report)
+        if report.env_steps == 256:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Session, "_after", interrupt)
+    call = ["train", "ppo", "--env", ENV, *TINY, "--eval-episodes", "0"]
+    for frequency, kept in (("128", "what was learnt up to step 256 is kept"), ("999", "nothing had been saved yet")):
+        assert main([*call, "--checkpoint-freq", frequency, "--run-dir", frequency]) == 130
+        told = capsys.readouterr().out
+        assert f"Stopped at once: {kept}" in told
+        assert f"habilis train --resume {frequency}" in told
 
 
 def test_plugins_are_named_and_have_options_of_their_own(capsys):

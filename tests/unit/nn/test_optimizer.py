@@ -134,3 +134,13 @@ def test_a_state_taken_before_the_first_step_can_be_loaded():
     one.flat.copy_(start)
     step(one, loss_of(first, batches(1)[0]))
     assert torch.equal(one.flat, after)
+
+
+def test_a_state_brings_its_learning_rate_along_unless_another_was_asked_for():
+    adapted = Optimizer(network().parameters(), 1e-2)
+    adapted.learning_rate.fill_(3e-3)
+    same, other = Optimizer(network().parameters(), 1e-2), Optimizer(network().parameters(), 1e-4)
+    for optimizer in (same, other):
+        optimizer.load_state_dict(adapted.state_dict())
+    assert float(same.learning_rate) == pytest.approx(3e-3)
+    assert float(other.learning_rate) == pytest.approx(1e-4)

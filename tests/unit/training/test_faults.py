@@ -14,7 +14,7 @@ import torch
 
 from habilis import api
 from habilis.build import build_trainer
-from habilis.checkpoint import load_checkpoint
+from habilis.checkpoint import CheckpointStore, load_checkpoint
 from habilis.core.errors import EnvError, NonFiniteError
 from habilis.training.faults import replay_dump
 
@@ -54,6 +54,8 @@ class Faulty(gym.Env):
                 raise RuntimeError("the gripper fell off")
             if self.fault == "obs":
                 obs[0] = np.nan
+            if self.fault == "infinities":
+                obs[:] = np.inf, -np.inf
             if self.fault == "reward":
                 reward = np.inf
         return obs, reward, False, self.time >= 6, {}
@@ -77,7 +79,8 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_named(tmp_path, fault, n
     with pytest.raises(NonFiniteError) as error:
         train(tmp_path, fault)
     assert f"the {named} of environment 1 is not finite" in str(error.value)
-    assert "doctor --replay" in str(error.value)
+    assert "cannot be played again, because HabilisTest/Faulty-v0 cannot save its state" in str(error.value)
+    assert f"go on by habilis train --resume {tmp_path / 'run'}" in str(error.value)
     states, meta = load_checkpoint(next((tmp_path / "run" / "nonfinite").iterdir()))
     assert states["recorder"]["actions"].shape == (10, 2, 1)
     assert meta["exact"] is False
@@ -91,6 +94,25 @@ def test_the_user_may_go_on_without_such_steps(tmp_path, fault):
     assert run.metrics["train/value_loss"] < 100
     # an observation spoils the step that led to it and the step that started from it
     assert run.metrics["rollout/skipped_steps"] == {"obs": 2, "reward": 1}[fault]
+
+
+def test_an_infinity_that_is_skipped_is_zero_and_not_the_largest_number(tmp_path):
+    config = {
+        **{key: value for key, value in TINY.items() if key != "algo"},
+        "env_kwargs": {"fault": "infinities", "at": 32},
+        "on_nonfinite": "skip",
+        "algo": {"hidden": [8], "learning_starts": 16, "batch_size": 8, "buffer_size": 200, "normalize_obs": True},
+    }
+    trainer = build_trainer(api.default_config("sac", "HabilisTest/Faulty-v0", **config))
+    while trainer.collector.skipped_rows == 0:
+        trainer.iterate()
+    assert trainer.counters.env_steps == 64
+    assert trainer.collector.obs["policy"][1].tolist() == [0.0, 0.0]
+    for report in trainer:
+        assert all(bool(value.isfinite()) for value in report.metrics.values())
+    assert all(float(count) == 0 for count in trainer.algorithm.skipped.values())
+    state = trainer.algorithm.policy.state_dict()
+    assert all(bool(x.isfinite().all()) and float(x.abs().max()) < 1e6 for x in state.values())
 
 
 def test_steps_that_are_not_finite_are_not_learnt_from(tmp_path):
@@ -146,8 +168,11 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_whole_policy(tmp_path, w
         return trainer
 
     monkeypatch.setattr(api, "build_trainer", spoil)
-    with pytest.raises(NonFiniteError, match="gradient of the policy" if what == "loss" else "train/value_loss is inf"):
-        train(tmp_path, "none", algo={**TINY["algo"], "normalize_reward": False})
+    named = "gradient of the policy and value" if what == "loss" else "train/value_loss"
+    with pytest.raises(NonFiniteError, match=rf"{named} is \w+( finite)? at env step {48 if what == 'loss' else 16}"):
+        train(tmp_path, "none", algo={**TINY["algo"], "normalize_reward": False}, log_freq=96, checkpoint_freq=16)
+    # what is not finite is seen before anything is saved, however rarely scalars are logged
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == ([16, 32] if what == "loss" else [])
     states, _ = load_checkpoint(next((tmp_path / "run" / "nonfinite").iterdir()))
     assert all(bool(x.isfinite().all()) for x in states["policy"].values())
 
@@ -162,6 +187,31 @@ def test_an_environment_that_raises_is_named_and_the_checkpoint_before_it_goes_o
     assert not run.interrupted
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert steps == [16, 32, 48, 64, 80, 96]
+
+
+def test_a_run_that_saved_nothing_starts_again(tmp_path):
+    with pytest.raises(EnvError, match=f"nothing had been saved yet: start again by .*--resume {tmp_path / 'run'}"):
+        train(tmp_path, "raise", checkpoint_freq=96)
+    run = api.resume(tmp_path / "run", progress=False, **{"env_kwargs.fault": "none"})
+    assert api.load_config(run.path).env_kwargs == {"fault": "none"}
+    steps = [json.loads(line)["step"] for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == [16, 32, 48, 64, 80, 96]
+
+
+def test_scalars_of_a_policy_that_moves_rarely_outlive_a_resumption(tmp_path):
+    config = {
+        **{key: value for key, value in TINY.items() if key != "algo"},
+        "run_dir": str(tmp_path / "run"),
+        "num_envs": 1,
+        "total_timesteps": 20,
+        "algo": {"hidden": [8], "learning_starts": 8, "batch_size": 8, "buffer_size": 200, "policy_delay": 11},
+    }
+    api.train_config(api.default_config("td3", "HabilisTest/Faulty-v0", **config), progress=False)
+    api.resume(tmp_path / "run", total_timesteps=21, progress=False)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines[-2:]] == [20, 21]
+    assert lines[-1]["train/policy_loss"] == lines[-2]["train/policy_loss"]
+    assert lines[-1]["train/critic_loss"] != lines[-2]["train/critic_loss"]
 
 
 def test_ctrl_c_finishes_the_iteration_and_saves(tmp_path, monkeypatch):

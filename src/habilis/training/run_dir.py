@@ -1,0 +1,110 @@
+"""The directory of a run: claimed by one process at a time, under a name of its own, gone if the run cannot start."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from habilis.checkpoint import CheckpointStore
+from habilis.core.config import require
+from habilis.core.errors import ConfigError
+from habilis.training.config import TrainConfig
+
+LOCK = ".lock"
+"""An empty file, locked while a process trains. The lock is the system's, which takes it from a process that is killed;
+the file itself means nothing."""
+REMAINS = ("metrics.jsonl", "tensorboard", "eval")
+"""What a run that ended before its first checkpoint has written of steps that will be made again."""
+
+
+@contextmanager
+def begin(config: TrainConfig) -> Iterator[Path]:
+    """Claim a directory for a new run while the block runs; where nothing was written to it, none is left behind.
+
+    Raises:
+        ConfigError: it holds a run that has saved something, another process trains in it, or it cannot be written to.
+    """
+    path, made = _make(config)
+    try:
+        with hold(path):
+            require(
+                not CheckpointStore(path / "checkpoints").steps(),
+                f"{path} already holds a run: choose another --run-dir, or go on with it by --resume {path}",
+            )
+            yield path
+    finally:
+        with suppress(OSError):  # a folder that holds something stays
+            if os.listdir(path) == [LOCK]:
+                (path / LOCK).unlink()
+            for folder in made:
+                folder.rmdir()
+
+
+@contextmanager
+def hold(path: Path) -> Iterator[None]:
+    """Keep every other process from training in a directory while the block runs.
+
+    Raises:
+        ConfigError: another process does, or the directory cannot be written to.
+    """
+    try:
+        file = (path / LOCK).open("a")
+    except OSError as error:
+        raise _unusable(path, error) from error
+    with file:
+        try:
+            # of this process alone: a worker that outlives it (as `flock` would be inherited) does not hold the run
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            # a file system that knows no locks is trained on without one
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise ConfigError(
+                    f"another process trains in {path}: wait until it has ended, or choose another --run-dir"
+                ) from error
+        yield
+
+
+def clear(path: Path) -> None:
+    """Remove what a run without a checkpoint has written, so that it can be started again in its directory."""
+    if not (path / "config.json").is_file():
+        return  # whatever lies here is no run's
+    for name in REMAINS:
+        shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink(missing_ok=True)
+
+
+def _make(config: TrainConfig) -> tuple[Path, list[Path]]:
+    """Make the run's directory at once, before another run chooses its name; return it and all that was made."""
+    if config.run_dir is not None:
+        path = Path(config.run_dir)
+        return path, _make_folders(path, exist_ok=True)
+    name = f"{config.name}_s{config.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
+    path = first = Path("runs") / config.env.replace("/", "-") / config.algorithm / name
+    count = 1
+    while True:
+        try:
+            return path, _make_folders(path, exist_ok=False)
+        except FileExistsError:
+            count += 1
+            path = first.with_name(f"{name}-{count}")
+
+
+def _make_folders(path: Path, *, exist_ok: bool) -> list[Path]:
+    made = [folder for folder in (path, *path.parents) if not folder.exists()]
+    try:
+        path.mkdir(parents=True, exist_ok=exist_ok)
+    except OSError as error:
+        if not exist_ok and isinstance(error, FileExistsError):
+            raise
+        raise _unusable(path, error) from error
+    return made
+
+
+def _unusable(path: Path, error: OSError) -> ConfigError:
+    what = "is a file" if path.is_file() else f"cannot be written to ({error.strerror})"
+    return ConfigError(f"the run directory {path} {what}: choose another --run-dir")

@@ -1,0 +1,100 @@
+"""A run's directory: of one run, of one process at a time, and gone where the run cannot start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from habilis import api
+from habilis.core.errors import ConfigError
+from habilis.training.run_dir import begin, hold
+
+ENV = "probe/ObservationReward-v0"
+TINY = {"num_envs": 1, "total_timesteps": 64, "eval_episodes": 0, "tensorboard": False}
+TINY |= {"algo.n_steps": 16, "algo.batch_size": 16, "algo.hidden": [8]}
+
+
+def config(**changes):
+    return api.default_config("ppo", ENV, **{**TINY, **changes})
+
+
+@pytest.fixture(autouse=True)
+def somewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+def test_runs_that_begin_in_the_same_second_have_directories_of_their_own(monkeypatch):
+    monkeypatch.setattr("time.strftime", lambda form: "20260101-000000")
+    with begin(config()) as one, begin(config()) as two:
+        assert one.is_dir()
+        assert two == one.with_name(f"{one.name}-2")
+
+
+def test_nothing_is_left_of_a_run_that_cannot_start():
+    for changes in ({}, {"run_dir": "a/b"}):
+        with pytest.raises(KeyboardInterrupt), begin(config(**changes)):
+            raise KeyboardInterrupt
+    assert not any(Path.cwd().iterdir())
+    # what was there before stays
+    Path("mine").mkdir()
+    with pytest.raises(KeyboardInterrupt), begin(config(run_dir="mine")):
+        raise KeyboardInterrupt
+    assert not any(Path("mine").iterdir())
+
+
+def test_a_directory_that_cannot_be_one_is_named():
+    Path("file").write_text("")
+    for path, why in (("file", "is a file"), ("file/run", "Not a directory"), ("/proc/run", "cannot be written to")):
+        with pytest.raises(ConfigError, match=f"the run directory {path} .*{why}.*--run-dir"):
+            api.train_config(config(run_dir=path), progress=False)
+
+
+def test_a_run_is_of_one_process_until_that_ends_however_it_does():
+    run = api.train_config(config(run_dir="run"), progress=False)
+    code = """
+import sys
+from pathlib import Path
+from habilis.training.run_dir import hold
+with hold(Path("run")):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(ConfigError, match="another process trains in run"):
+            api.resume(run.path, progress=False, total_timesteps=128)
+        assert api.load_config(run.path).total_timesteps == 64
+        other.kill()
+    with hold(run.path):
+        pass
+    assert api.resume(run.path, progress=False, total_timesteps=128).config.total_timesteps == 128
+
+
+def test_a_run_without_a_checkpoint_is_started_again_in_its_directory(monkeypatch):
+    run_of, interrupted = api._run, []
+
+    def interrupt(config, trainer, run_dir, **settings):
+        (run_dir / "metrics.jsonl").write_text('{"step": 5}\n')
+        interrupted.append(run_dir)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(api, "_run", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        api.train_config(config(run_dir="run"), progress=False)
+    monkeypatch.setattr(api, "_run", run_of)
+    assert interrupted == [Path("run")]
+    api.train_config(config(run_dir="run", log_freq=64), progress=False)
+    assert [line[:11] for line in Path("run/metrics.jsonl").read_text().splitlines()] == ['{"step": 64']
+    with pytest.raises(ConfigError, match="already holds a run"):
+        api.train_config(config(run_dir="run"), progress=False)
+
+
+def test_what_lies_in_a_directory_that_is_no_run_stays():
+    Path("run/eval").mkdir(parents=True)
+    Path("run/eval/mine.txt").write_text("mine")
+    api.train_config(config(run_dir="run"), progress=False)
+    assert Path("run/eval/mine.txt").read_text() == "mine"
