@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import os
 import shutil
 import time
@@ -15,6 +14,11 @@ from habilis.checkpoint import CheckpointStore
 from habilis.core.config import require
 from habilis.core.errors import ConfigError
 from habilis.training.config import TrainConfig
+
+try:
+    import fcntl
+except ImportError:  # Windows has none, and is trained on without a lock
+    fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"
 """An empty file, locked while a process trains. The lock is the system's, which takes it from a process that is killed;
@@ -60,7 +64,8 @@ def hold(path: Path) -> Iterator[None]:
     with file:
         try:
             # of this process alone: a worker that outlives it (as `flock` would be inherited) does not hold the run
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if fcntl is not None:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             # a file system that knows no locks is trained on without one
             if error.errno in (errno.EACCES, errno.EAGAIN):
