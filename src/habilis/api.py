@@ -70,6 +70,11 @@ def default_config(algorithm: str, env: str, **overrides: Any) -> TrainConfig:
 
     An id without a version is that of the newest version, whose preset and engine it has.
     """
+    require(
+        isinstance(env, str),
+        f"an environment is named by its id, so that the run can make it again, got {env!r}: register what makes it, "
+        'gymnasium.register("mine/Robot-v0", entry_point=...), and give "mine/Robot-v0"',
+    )
     entry = ALGORITHMS[algorithm]
     backend = "gymnasium" if overrides.get("env_async") else overrides.get("env_backend")
     env = newest_version(env, backend)

@@ -230,6 +230,12 @@ def test_an_id_without_a_version_is_the_newest(capsys):
     assert read_config("ppo", ["--env", "Hopper", "--env_backend", "gymnasium"]).env == "Hopper-v5"
 
 
+def test_an_environment_is_named_and_not_handed_over():
+    for env in (lambda: None, 3):
+        with pytest.raises(ConfigError, match=r"named by its id.*gymnasium\.register"):
+            habilis.train("ppo", env)
+
+
 def test_a_setting_of_the_algorithm_is_found_by_its_name_alone():
     with pytest.raises(ConfigError, match=r"did you mean 'algo\.learning_rate'\?"):
         habilis.train("ppo", ENV, learning_rate=1e-3)
