@@ -406,10 +406,11 @@ def locate(path: Path, which: str) -> tuple[Path, Path]:
         CheckpointError: the run has no such checkpoint that is whole.
         ConfigError: the path does not exist.
     """
-    path = resolve_pointer(path)
+    path = resolve_pointer(path) if path.name in ("last", "best") else path
     if (path / "manifest.json").is_file():
         return path.resolve().parent.parent, path
-    require(path.is_dir(), f"{path} does not exist: give a run's directory or a checkpoint in one")
+    what = "is a file" if path.is_file() else "does not exist"
+    require(path.is_dir(), f"{path} {what}: give a run's directory or a checkpoint in one")
     store = CheckpointStore(path / "checkpoints")
     checkpoint = store.best(["policy"]) if which == "best" else store.latest(["policy"])
     if checkpoint is None:

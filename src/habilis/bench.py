@@ -201,7 +201,8 @@ def _describe(record: Mapping[str, Any]) -> str:
 def _gather(case: Case, folder: Path, path: Path) -> dict[int, dict[str, Any]]:
     """Return by seed what the runs of a case have come to, in `folder` or told by `path`, which tells it all then."""
     config = case.config()
-    runs = {run["seed"]: run for run in _read_told(case, config, path)}
+    evaluation = f"last policy, deterministic, {case.episodes} episodes, seed {EVALUATION_SEED} + the run's"
+    runs = {run["seed"]: run for run in _read_told(case, {"evaluation": evaluation, "config": config}, path)}
     runs |= {run["seed"]: run for run in map(_brief, folder.glob("s*/bench.json"))}
     if runs:
         in_order = [runs[seed] for seed in sorted(runs)]
@@ -209,7 +210,7 @@ def _gather(case: Case, folder: Path, path: Path) -> dict[int, dict[str, Any]]:
             "algorithm": case.title,
             "environment": case.env,
             "reference": case.reference,
-            "evaluation": f"last policy, deterministic, {case.episodes} episodes, seed {EVALUATION_SEED} + the run's",
+            "evaluation": evaluation,
             "results": [_over_seeds(in_order, goal) for goal in case.goals or (None,)],
             "runs": in_order,
             "config": config,
@@ -219,10 +220,10 @@ def _gather(case: Case, folder: Path, path: Path) -> dict[int, dict[str, Any]]:
     return runs
 
 
-def _read_told(case: Case, config: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-    """Return the runs that a file of results tells, if they are of this configuration and speak of all goals."""
+def _read_told(case: Case, measured: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
+    """Return the runs that a file of results tells, if they are of what is measured and speak of all goals."""
     tree = json.loads(path.read_text()) if path.is_file() else {}
-    if tree.get("config") != config:
+    if any(tree.get(key) != value for key, value in measured.items()):
         return []
     return [run for run in tree["runs"] if all(goal.measure in run["measures"] for goal in case.goals)]
 

@@ -23,7 +23,7 @@ from habilis.build import make_env as make_config_env
 from habilis.checkpoint import load_checkpoint
 from habilis.cli.parse import KeyValues, parse, read_values
 from habilis.core.acceleration import available_memory, cpu_count
-from habilis.core.errors import EnvError, HabilisError
+from habilis.core.errors import CheckpointError, EnvError, HabilisError
 from habilis.envs.checker import check_env
 from habilis.envs.make import describe_env
 from habilis.envs.render import Renderer
@@ -95,10 +95,13 @@ def replay(console: Console, dump: Path) -> int:
     """Play a dump again and say where it goes wrong; the code is 1 if it does.
 
     Raises:
+        CheckpointError: it was written by an earlier version.
         EnvError: the run was not one that repeats itself.
     """
     states, meta = load_checkpoint(dump, ["recorder"])
     console.print(f"The run stopped because {meta['error']}", markup=False, soft_wrap=True)
+    if "config" not in meta:
+        raise CheckpointError(f"{dump} was written by an earlier version, which kept less: nothing can be learnt again")
     if not meta["exact"]:
         raise EnvError(f"{dump} cannot be played again, because {meta['inexactness']}: look at its last actions")
     config, recorder = config_from_dict(meta["config"]), states["recorder"]

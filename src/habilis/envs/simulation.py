@@ -104,7 +104,8 @@ class Simulation:
 
     def forward(self, ids: np.ndarray | None = None) -> None:
         """Compute every derived field at the present state, without advancing time."""
-        self._batch.forward(ids)
+        with _LISTENER:
+            self._batch.forward(ids)
 
     def step(self, nstep: int = 1) -> np.ndarray:
         """Advance every simulation by `nstep` substeps.
@@ -115,15 +116,11 @@ class Simulation:
             them; the others are untouched by it. MuJoCo's own warning of it is not written anywhere.
         """
         diverged = np.zeros(self.num_envs, dtype=bool)
-        listener = mujoco.get_mju_user_warning()
-        if listener is None:
-            mujoco.set_mju_user_warning(_hear)
         try:
-            self._batch.step(nstep=nstep)
+            with _LISTENER:
+                self._batch.step(nstep=nstep)
         except SimulationError as error:
             diverged[error.ids] = True
-        finally:
-            mujoco.set_mju_user_warning(listener)
         if self._external_forces is not None:
             self._external_forces.compute()
         if self._bad_counts.any():
@@ -189,6 +186,21 @@ class Simulation:
         """Free the threads; the simulation cannot be used afterwards."""
         self._external_forces = None
         del self._batch
+
+
+class _Listener:
+    """Hears MuJoCo's warnings while it is entered, unless somebody else does."""
+
+    def __enter__(self) -> None:
+        self._other = mujoco.get_mju_user_warning()
+        if self._other is None:
+            mujoco.set_mju_user_warning(_hear)
+
+    def __exit__(self, *raised: object) -> None:
+        mujoco.set_mju_user_warning(self._other)
+
+
+_LISTENER = _Listener()
 
 
 def _hear(warning: str) -> None:

@@ -47,7 +47,18 @@ def components(trainer: Trainer) -> dict[str, State]:
 
 
 def restore(trainer: Trainer, states: Mapping[str, State]) -> None:
-    """Put a trainer where `components` found it; environments that cannot be restored start fresh episodes."""
+    """Put a trainer where `components` found it; environments that cannot be restored start fresh episodes.
+
+    Raises:
+        CheckpointError: the environment has another engine than the one that was saved, or there are other plugins.
+    """
+    spec, saved = trainer.collector.env.spec, states["collector"]["env"] is not None
+    if saved != spec.saves_state:
+        raise CheckpointError(
+            f"the checkpoint holds {'the' if saved else 'no'} state of its environment, and {spec.id} on the backend "
+            f"{spec.backend} {'saves its own' if spec.saves_state else 'has none'}: go on with the engine that the run "
+            "began with (env_backend)"
+        )
     trainer.algorithm.load_state_dict({"policy": states["policy"], **states["algorithm"]})
     trainer.streams.load_state_dict(states["streams"])
     kept = states["plugins"]["states"]
@@ -60,7 +71,7 @@ def restore(trainer: Trainer, states: Mapping[str, State]) -> None:
         plugin.load_state_dict(state)
     trainer.counters = Counters(**states["counters"])
     trainer.collector.load_state_dict(states["collector"], seed=trainer.streams.seed + trainer.counters.iteration)
-    fresh = not trainer.collector.env.spec.saves_state
+    fresh = not spec.saves_state
     if isinstance(trainer, OffPolicyTrainer):
         trainer.buffer.load_state_dict(states["replay"])
         if fresh:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,8 +23,8 @@ except ImportError:  # Windows has none, and is trained on without a lock
 LOCK = ".lock"
 """An empty file, locked while a process trains. The lock is the system's, which takes it from a process that is killed;
 the file itself means nothing."""
-REMAINS = ("metrics.jsonl", "tensorboard", "eval")
-"""What a run that ended before its first checkpoint has written of steps that will be made again."""
+REMAINS = ("config.json", "command.txt", "metrics.jsonl", "tensorboard", "eval")
+"""What a run that ended before its first checkpoint has written, of steps that will be made again."""
 
 
 @contextmanager
@@ -36,16 +36,22 @@ def begin(config: TrainConfig) -> Iterator[Path]:
     """
     path, made = _make(config)
     try:
+        require(
+            not (path / "config.json").exists() or _is_run(path),
+            f"{path} holds a config.json that is no run's, or a damaged one's: choose another --run-dir",
+        )
         with hold(path):
             require(
                 not CheckpointStore(path / "checkpoints").steps(),
                 f"{path} already holds a run: choose another --run-dir, or go on with it by --resume {path}",
             )
-            yield path
+            try:
+                yield path
+            finally:  # by who holds it alone: another's lock is not to be removed
+                if os.listdir(path) == [LOCK]:
+                    (path / LOCK).unlink()
     finally:
         with suppress(OSError):  # a folder that holds something stays
-            if os.listdir(path) == [LOCK]:
-                (path / LOCK).unlink()
             for folder in made:
                 folder.rmdir()
 
@@ -76,11 +82,24 @@ def hold(path: Path) -> Iterator[None]:
 
 
 def clear(path: Path) -> None:
-    """Remove what a run without a checkpoint has written, so that it can be started again in its directory."""
-    if not (path / "config.json").is_file():
+    """Put aside what a run without a checkpoint has written, so that it can be started again in its directory."""
+    if not _is_run(path):
         return  # whatever lies here is no run's
+    count = 1
+    while (aside := path / f"earlier-{count}").exists():
+        count += 1
+    aside.mkdir()
     for name in REMAINS:
-        shutil.rmtree(path / name) if (path / name).is_dir() else (path / name).unlink(missing_ok=True)
+        if (path / name).exists():
+            (path / name).rename(aside / name)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether a directory holds the configuration of a run."""
+    try:
+        return "algorithm" in json.loads((path / "config.json").read_text())["config"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _make(config: TrainConfig) -> tuple[Path, list[Path]]:

@@ -94,6 +94,7 @@ class Session:
         self._window = (0, 0.0)
         self._last_saved = self._last_evaluated = self._last_logged = 0
         self._metrics: dict[str, Tensor] = {}
+        self._evaluating = False
         self._checkpoint: Path | None = None
         self._watch = Watch(trainer)
 
@@ -128,9 +129,10 @@ class Session:
                         break
             self._finish()
         except NonFiniteError as error:
-            raise NonFiniteError(f"{error} ({self._dump(error)}); {self._way_on()}") from error
+            again = self._command_of_evaluation() if self._evaluating else self._dump(error)
+            raise NonFiniteError(f"{error} ({again}); {self._way_on()}") from error
         except EnvError as error:
-            raise EnvError(f"{error}; mend the environment; {self._way_on()}") from error
+            raise EnvError(f"{error}; {self._way_on()}") from error
         except KeyboardInterrupt:
             self.tracking.message(f"Stopped at once: {self._way_on()}")
             raise
@@ -182,7 +184,13 @@ class Session:
     def _evaluate_and_save(self, evaluation_due: bool, checkpoint_due: bool) -> None:
         """Do what is due. The checkpoint comes before the evaluation's file: nothing learnt is lost to a full disk."""
         steps = self.trainer.counters.env_steps
-        tree, better = self._evaluate(steps) if evaluation_due else ({}, False)
+        self._evaluating = evaluation_due
+        try:
+            tree, better = self._evaluate(steps) if evaluation_due else ({}, False)
+        except NonFiniteError:
+            self.save()  # the policy that met it
+            raise
+        self._evaluating = False
         if checkpoint_due or better:
             self.save()
         if better:
@@ -252,6 +260,13 @@ class Session:
         if self._checkpoint is None:
             return f"nothing had been saved yet: start again by {command}"
         return f"what was learnt up to step {self._last_saved} is kept: go on by {command}"
+
+    def _command_of_evaluation(self) -> str:
+        """Say how an evaluation is repeated, whose episodes are not those of training."""
+        c, run_dir = self.config, shlex.quote(str(self.run_dir))
+        return (
+            f"in an evaluation, which `habilis evaluate {run_dir} --episodes {c.eval_episodes} --seed {c.seed}` repeats"
+        )
 
     def _dump(self, error: NonFiniteError) -> str:
         """Write what a fault is played again by, and say so."""

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from habilis import api
 from habilis.core.errors import ConfigError
-from habilis.training.run_dir import begin, hold
+from habilis.training.run_dir import LOCK, begin, clear, hold
 
 ENV = "probe/ObservationReward-v0"
 TINY = {"num_envs": 1, "total_timesteps": 64, "eval_episodes": 0, "tensorboard": False}
@@ -52,19 +54,27 @@ def test_a_directory_that_cannot_be_one_is_named():
             api.train_config(config(run_dir=path), progress=False)
 
 
-def test_a_run_is_of_one_process_until_that_ends_however_it_does():
-    run = api.train_config(config(run_dir="run"), progress=False)
-    code = """
+@contextmanager
+def held_by_another(path):
+    """Let another process hold a directory until the block ends or the process is killed."""
+    code = f"""
 import sys
 from pathlib import Path
 from habilis.training.run_dir import hold
-with hold(Path("run")):
+with hold(Path({path!r})):
     print("held", flush=True)
     sys.stdin.read()
 """
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         assert other.stdout.readline() == b"held\n"
+        yield other
+        other.kill()
+
+
+def test_a_run_is_of_one_process_until_that_ends_however_it_does():
+    run = api.train_config(config(run_dir="run"), progress=False)
+    with held_by_another("run") as other:
         with pytest.raises(ConfigError, match="another process trains in run"):
             api.resume(run.path, progress=False, total_timesteps=128)
         assert api.load_config(run.path).total_timesteps == 64
@@ -98,3 +108,32 @@ def test_what_lies_in_a_directory_that_is_no_run_stays():
     Path("run/eval/mine.txt").write_text("mine")
     api.train_config(config(run_dir="run"), progress=False)
     assert Path("run/eval/mine.txt").read_text() == "mine"
+
+
+def test_who_is_refused_takes_nothing_from_who_holds_a_directory():
+    Path("held").mkdir()
+    with held_by_another("held"):
+        for _ in range(2):  # the second time as the first: the lock is where it was
+            with pytest.raises(ConfigError, match="another process trains in"), begin(config(run_dir="held")):
+                pass
+        assert os.listdir("held") == [LOCK]
+
+
+def test_another_programs_configuration_is_left_alone():
+    path = Path("other")
+    (path / "eval").mkdir(parents=True)
+    (path / "config.json").write_text('{"model_type": "bert"}')
+    with pytest.raises(ConfigError, match="no run's"), begin(config(run_dir="other")):
+        pass
+    clear(path)
+    assert sorted(os.listdir(path)) == ["config.json", "eval"]
+
+
+def test_what_is_started_again_is_put_aside():
+    path = Path("again")
+    for count in (1, 2):
+        (path / "eval").mkdir(parents=True)
+        (path / "config.json").write_text('{"config": {"algorithm": "ppo"}}')
+        clear(path)
+        assert sorted(os.listdir(path / f"earlier-{count}")) == ["config.json", "eval"]
+    assert sorted(os.listdir(path)) == ["earlier-1", "earlier-2"]
