@@ -147,6 +147,7 @@ def test_results_of_another_configuration_or_goal_are_not_built_upon(place, monk
     assert set(bench._gather(case, nowhere, path)) == {0, 1}
     assert set(bench._gather(replace(case, overrides={**case.overrides, "algo.gamma": 0.5}), nowhere, path)) == set()
     assert set(bench._gather(replace(case, goals=(Goal(1, "height"),)), nowhere, path)) == set()
+    assert set(bench._gather(replace(case, episodes=5), nowhere, path)) == set()
     assert set(bench._gather(case, nowhere, path)) == {0, 1}  # and the file was left as it was
 
 

@@ -20,8 +20,14 @@ _GRIDWORLD: Mapping[str, Any] = {
 """The greedy targets lose nothing by exploring long: 500 episodes are over after some 10,000 steps, and the best action
 is then known in every cell, also off the best way."""
 
-# what SARSA learns is the value of what it does, exploring included: its steps are smaller and it explores less
-_SARSA: Mapping[str, Any] = {**_GRIDWORLD, "algo.learning_rate": 0.3, "algo.exploration_decay": 0.995}
+# what SARSA learns is the value of what it does, exploring included, which chance alone changes from step to step: its
+# steps become smaller, or its greedy policy would turn now and then, and it explores less
+_SARSA: Mapping[str, Any] = {
+    **_GRIDWORLD,
+    "algo.learning_rate": 1.0,
+    "algo.learning_rate_power": 0.6,
+    "algo.exploration_decay": 0.995,
+}
 
 _CARTPOLE: Mapping[str, Any] = {
     "total_timesteps": 100_000,
