@@ -15,7 +15,7 @@ import torch
 from habilis import api
 from habilis.build import build_trainer
 from habilis.checkpoint import CheckpointStore, load_checkpoint
-from habilis.core.errors import EnvError, NonFiniteError
+from habilis.core.errors import CheckpointError, EnvError, NonFiniteError
 from habilis.training.faults import replay_dump
 
 TINY = {
@@ -239,3 +239,25 @@ def test_ctrl_c_finishes_the_iteration_and_saves(tmp_path, monkeypatch):
     again = api.resume(run.path, progress=False)
     assert not again.interrupted
     assert load_checkpoint(run.path / "checkpoints" / "last")[0]["counters"]["env_steps"] == 96
+
+
+def test_a_fault_of_an_evaluation_says_how_to_repeat_it_and_what_met_it_is_kept(tmp_path, monkeypatch):
+    def refuse(*arguments, **settings):
+        raise NonFiniteError("an evaluation episode returned nan")
+
+    monkeypatch.setattr("habilis.training.session.evaluate", refuse)
+    with pytest.raises(NonFiniteError, match=r"habilis evaluate \S+ --episodes 3 --seed 5` repeats.*step 48 is kept"):
+        train(tmp_path, "none", eval_episodes=3, eval_freq=48, checkpoint_freq=96, seed=5)
+    assert not (tmp_path / "run" / "nonfinite").exists()
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [48]
+
+
+def test_another_engine_cannot_take_over_a_run(tmp_path):
+    small = {**TINY, "run_dir": str(tmp_path / "run"), "env_backend": "gymnasium"}
+    api.train_config(api.default_config("ppo", "InvertedPendulum-v5", **small), progress=False)
+    before = (tmp_path / "run" / "config.json").read_text()
+    with pytest.raises(
+        CheckpointError, match=r"no state of its environment.*backend native saves its own.*env_backend"
+    ):
+        api.resume(tmp_path / "run", progress=False, env_backend="native", total_timesteps=200)
+    assert (tmp_path / "run" / "config.json").read_text() == before
