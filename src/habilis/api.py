@@ -383,7 +383,8 @@ def _make_visible_env(
 ) -> VecEnv:
     """Make one environment as `_make_env_of` does, to be looked at."""
     vec = _make_env_of(policy, config, env, 1, seed, kwargs)
-    if vec.spec.backend == "gymnasium":  # draws itself, if it was told how when it was made
+    # Gymnasium's draws itself, if it was told how when it was made
+    if vec.spec.backend == "gymnasium" or getattr(vec, "takes_render_mode", False):
         vec.close()
         vec = _make_env_of(policy, config, env, 1, seed, {**kwargs, "render_mode": render_mode})
     return vec

@@ -182,11 +182,12 @@ INEXACT = {"a3c"}
 
 FRESH = dict.fromkeys(SMALL, "Pendulum-v1") | dict.fromkeys((*DQN_NAMES, "discrete_sac"), "CartPole-v1")
 FRESH |= dict.fromkeys(TABULAR_NAMES, "MountainCar-v0")
-"""An environment that cannot."""
+"""An environment that cannot, where Gymnasium runs it."""
 
 SPECIAL: dict[tuple[str, str], dict[str, Any]] = {
     # tables that are arrays; the others are dictionaries
     **{(name, "habilis/GridWorld-v0"): {"algo.rounding": []} for name in TABULAR_NAMES},
+    **{case: {"env_backend": "gymnasium"} for case in FRESH.items()},
     **{case: {"algo.goal_selection_strategy": strategy} for case, strategy in HINDSIGHT.items()},
     **MEMORY,
     **ACTING,

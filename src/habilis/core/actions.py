@@ -52,5 +52,6 @@ def require_choices(spec: EnvSpec, action: Tensor, num_envs: int) -> None:
     what = f"{spec.id} takes an action from 0 to {last} for each environment, `[{num_envs}]`"
     if action.shape != (num_envs,):
         raise EnvError(f"{what}, got the shape {list(action.shape)}")
-    if action.min() < 0 or action.max() > last:
+    # as unsigned numbers, negative ones are larger than all others
+    if int(action.numpy(force=True).view(np.uint64).max()) > last:
         raise EnvError(f"{what}, got {int(action[(action < 0) | (action > last)][0])}")

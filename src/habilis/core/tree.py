@@ -47,10 +47,8 @@ def tree_where(mask: Tensor, if_true: Tree, if_false: Tree) -> dict[str, Tensor]
     }
 
 
-def zero_rows(memory: Tree | None, rows: Tensor) -> dict[str, Tensor] | None:
+def zero_rows(memory: Tree, rows: Tensor) -> dict[str, Tensor]:
     """Return a policy's memory `[N, ...]` with zeros where `rows` `[N]` is true: that of a fresh episode."""
-    if memory is None:
-        return None
     return {name: value.masked_fill(rows.view(-1, *[1] * (value.dim() - 1)), 0) for name, value in memory.items()}
 
 

@@ -1,7 +1,8 @@
 """From an id to a `VecEnv`: the native engine where there is one, else Gymnasium, else what the user names.
 
-Native are the probe environments, the batched twins of Gymnasium's MuJoCo tasks, and whatever a higher floor registers
-with `register_native`. Importing this file imports no simulator: an engine is imported when an id is asked for.
+Native are the probe environments, the batched twins of Gymnasium's classic control and MuJoCo tasks, and whatever a
+higher floor registers with `register_native`. Importing this file imports no simulator: an engine is imported when an
+id is asked for.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from habilis.core.errors import ConfigError, did_you_mean
 from habilis.core.protocols import VecEnv
 from habilis.core.registry import Registry
 from habilis.envs.bit_flip import BitFlip
+from habilis.envs.classic import CLASSIC, make_classic
 from habilis.envs.finite import make_maximization_bias
 from habilis.envs.probes import PROBES, ProbeEnv
 
@@ -120,6 +122,8 @@ def describe_env(env: VecEnv) -> str:
     if simulation is not None:
         twin = env.spec.id in _mujoco().NATIVE_IDS
         engine = f"native batched {'twin' if twin else 'task'} (mujoco.batch)"
+    elif engine == "native" and env.spec.id in CLASSIC:
+        engine = "native batched twin (NumPy)"
     parts = [engine, _count(env.num_envs, "environment")]
     if simulation is not None:
         parts.append(_count(simulation.threads, "thread"))
@@ -189,5 +193,7 @@ def _make_probe(id: str, num_envs: int, *, seed: int, threads: int | None) -> Ve
 
 for _id in PROBES:
     register_native(_id, _make_probe)
+for _id in CLASSIC:
+    register_native(_id, make_classic)
 register_native("probe/MaximizationBias-v0", make_maximization_bias)
 register_native("probe/BitFlip-v0", BitFlip)

@@ -256,7 +256,9 @@ def rollout(
                 here = tree_to(obs, device)
                 acted = policy.act(here, memory, deterministic=deterministic, generator=generator)
             step = env.step(acted.env_action.to(env_device))
-            obs, memory = step.obs, zero_rows(acted.memory, (step.done | ~step.valid).to(device))
+            obs, memory = step.obs, acted.memory
+            if memory is not None:
+                memory = zero_rows(memory, (step.done | ~step.valid).to(device))
             yield step
     finally:
         for module, mode in modes:

@@ -32,8 +32,6 @@ _CLASSIC: dict[str, tuple[int, ...]] = {"CartPole-v1": (1, 3), "Pendulum-v1": (2
 def make_no_velocity(id: str, num_envs: int, *, seed: int, threads: int | None, **kwargs: Any) -> VecEnv:
     """Make the task `id` of `NO_VELOCITY`; the rest is as for `make_vec_env`."""
     task = NO_VELOCITY[id]
-    if task in _CLASSIC:
-        kwargs.setdefault("render_mode", "rgb_array")  # which costs nothing before a picture is asked for
     env: Any = make_vec_env(task, num_envs, seed=seed, threads=threads, **kwargs)
     size = env.spec.obs["policy"].size
     hidden = _CLASSIC[task] if task in _CLASSIC else range(size - env.simulation.model.nv, size)

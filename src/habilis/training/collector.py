@@ -77,7 +77,7 @@ class Collector:
         self.episodes.update(step)
         step = step.to(self.device)
         self.obs = step.obs
-        self.memory = zero_rows(memory, step.done | ~step.valid)
+        self.memory = None if memory is None else zero_rows(memory, step.done | ~step.valid)
         return step
 
     def state_dict(self) -> State:

@@ -14,7 +14,12 @@ from habilis.envs.probes import ProbeEnv
 
 
 def test_the_default_is_native_where_there_is_one():
-    for id, backend in (("HalfCheetah-v5", "native"), ("CartPole-v1", "gymnasium"), ("probe/Memory-v0", "native")):
+    for id, backend in (
+        ("HalfCheetah-v5", "native"),
+        ("CartPole-v1", "native"),
+        ("Taxi-v4", "gymnasium"),
+        ("probe/Memory-v0", "native"),
+    ):
         env = make_vec_env(id, 2, threads=1)
         assert env.spec.backend == backend
         assert env.num_envs == 2
@@ -47,8 +52,10 @@ def test_arguments_reach_the_environment():
     assert env.spec.max_episode_steps == 4
     env.reset(0)
     assert [bool(env.step(torch.zeros(1, 1)).truncated) for _ in range(4)] == [False] * 3 + [True]
-    with pytest.raises(EnvError, match="nonsense"):
+    with pytest.raises(ConfigError, match="nonsense"):
         make_vec_env("Pendulum-v1", nonsense=1)
+    with pytest.raises(EnvError, match="nonsense"):
+        make_vec_env("Pendulum-v1", backend="gymnasium", nonsense=1)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +64,7 @@ def test_arguments_reach_the_environment():
         ("CartPol-v1", None, "did you mean 'CartPole-v1'"),
         ("halfcheeta-v5", None, "did you mean 'HalfCheetah-v5'"),
         ("probe/Memry-v0", None, "did you mean 'probe/Memory-v0'"),
-        ("CartPole-v1", "native", "no native environment"),
+        ("FrozenLake-v1", "native", "no native environment"),
         ("probe/Memory-v0", "gymnasium", "there is no environment 'probe/Memory-v0'"),
         ("CartPole-v1", "envpol", "native, gymnasium, envpool"),
     ],
@@ -89,7 +96,7 @@ def test_a_higher_floor_registers_its_own():
 
 def test_lists_of_ids():
     assert {"HalfCheetah-v5", "probe/Memory-v0", "CartPole-v1"} <= set(list_env_ids())
-    assert "CartPole-v1" not in list_env_ids("native")
+    assert "FrozenLake-v1" not in list_env_ids("native")
     assert "probe/Memory-v0" not in list_env_ids("gymnasium")
     with pytest.raises(ConfigError, match="no backend"):
         list_env_ids("nonsense")

@@ -127,7 +127,8 @@ def test_policies_carry_the_last_action(algorithm, config, deterministic):
     for step in range(12):
         if step == 7:  # the third environment begins anew
             rows = torch.arange(6) == 2
-            memory, before, last = zero_rows(memory, rows), zero_rows(before, rows), last.masked_fill(rows[:, None], 0)
+            memory, last = zero_rows(memory, rows), last.masked_fill(rows[:, None], 0)
+            before = before and zero_rows(before, rows)
         obs = {"policy": OBS["policy"] + step % 3}
         acted = policy.act(obs, memory, deterministic=deterministic, generator=generators[0])
         other = plain.act(obs, before, deterministic=deterministic, generator=generators[1])
