@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+
+from habilis.functional.quantiles import quantile_loss
 
 
 def lowest(values: Tensor, dropped: int = 0) -> Tensor:
@@ -82,11 +83,9 @@ def quantile_critic_loss(values: Tensor, target: Tensor) -> Tensor:
         values: `[critics, B, K]`, evenly spaced quantiles in order.
         target: `[B, M]`, samples of the return, each compared with each quantile; the loss is the mean over B, K and M.
     """
-    count = values.shape[-1]
-    fractions = ((torch.arange(count, device=values.device) + 0.5) / count).unsqueeze(1)
-    quantiles, samples = torch.broadcast_tensors(values.unsqueeze(-1), target.unsqueeze(1))
-    weight = torch.where(samples < quantiles, 1 - fractions, fractions)
-    return (weight * F.huber_loss(quantiles, samples, reduction="none")).mean((1, 2, 3)).sum()
+    critics, rows, count = values.shape
+    fractions = ((torch.arange(count, device=values.device) + 0.5) / count).repeat(critics)
+    return quantile_loss(values.transpose(0, 1).flatten(1), fractions, target, 1.0).sum() / (rows * count)
 
 
 def soft_policy_loss(value: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:

@@ -73,28 +73,6 @@ def categorical_loss(logits: Tensor, target_probs: Tensor) -> tuple[Tensor, Tens
     return cross_entropy, divergence.clamp_min(0.0)
 
 
-def quantile_loss(quantiles: Tensor, fractions: Tensor, target: Tensor, threshold: float) -> Tensor:
-    """Return the quantile Huber loss `[B]` (Dabney et al. 2018a, equation 10; 2018b, equation 3).
-
-    Each quantile is compared with each sample of the target: the sum over the quantiles of the mean over the samples.
-
-    Args:
-        quantiles: `[B, K]`.
-        fractions: `[B, K]` or `[K]` in (0, 1): which quantile each of them is.
-        target: `[B, K']`.
-        threshold: beyond which the loss grows linearly; 0 is the plain quantile loss.
-    """
-    error = target.unsqueeze(1) - quantiles.unsqueeze(2)
-    size = error.abs() if threshold == 0 else _huber(error, threshold) / threshold
-    weight = (fractions.unsqueeze(-1) - (error.detach() < 0).to(error.dtype)).abs()
-    return (weight * size).mean(2).sum(1)
-
-
-def _huber(error: Tensor, threshold: float) -> Tensor:
-    # one operation forward and one back, where the definition by cases takes five
-    return F.huber_loss(error, torch.zeros_like(error), reduction="none", delta=threshold)
-
-
 def categorical_cvar(atoms: Tensor, probs: Tensor, level: float) -> Tensor:
     """Return the mean of the worst fraction `level` of a categorical distribution, `[...]` for `probs` `[..., K]`.
 

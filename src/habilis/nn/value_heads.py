@@ -15,12 +15,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from habilis.functional.quantiles import quantile_loss
 from habilis.functional.value_losses import (
     categorical_cvar,
     categorical_loss,
     categorical_projection,
     quantile_cvar,
-    quantile_loss,
     td_loss,
 )
 from habilis.nn.activations import ACTIVATIONS, Activation

@@ -13,7 +13,6 @@ from habilis.functional.value_losses import (
     categorical_loss,
     categorical_projection,
     quantile_cvar,
-    quantile_loss,
     td_loss,
     td_target,
 )
@@ -34,24 +33,6 @@ def projection_by_loops(atoms, target, probs):
                 projected[b, lower] += probs[b, j] * (upper - position)
                 projected[b, upper] += probs[b, j] * (position - lower)
     return projected
-
-
-def quantile_loss_by_loops(quantiles, fractions, target, threshold):
-    losses = np.zeros(len(quantiles))
-    for b in range(len(quantiles)):
-        for i in range(quantiles.shape[1]):
-            over = 0.0
-            for j in range(target.shape[1]):
-                u = target[b, j] - quantiles[b, i]
-                if threshold == 0:
-                    size = abs(u)
-                elif abs(u) <= threshold:
-                    size = 0.5 * u * u / threshold
-                else:
-                    size = abs(u) - 0.5 * threshold
-                over += abs(fractions[b, i] - (1.0 if u < 0 else 0.0)) * size
-            losses[b] += over / target.shape[1]
-    return losses
 
 
 def cvar_by_loops(values, probs, level):
@@ -130,39 +111,6 @@ def test_gradient_of_the_categorical_loss_is_the_difference_of_probabilities():
     target = torch.tensor([[0.1, 0.6, 0.3]])
     categorical_loss(logits, target)[0].sum().backward()
     torch.testing.assert_close(logits.grad, logits.detach().softmax(-1) - target)
-
-
-def test_quantile_loss_by_hand():
-    # u = 2 for both: weight 0.25 and 0.75, Huber 2 - 0.5
-    loss = quantile_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0.25, 0.75]), torch.tensor([[2.0]]), 1.0)
-    assert loss.tolist() == pytest.approx([1.5])
-    # u = -2: weights 0.75 and 0.25
-    loss = quantile_loss(torch.tensor([[0.0, 0.0]]), torch.tensor([0.25, 0.75]), torch.tensor([[-2.0]]), 1.0)
-    assert loss.tolist() == pytest.approx([1.5])
-    loss = quantile_loss(torch.tensor([[0.0]]), torch.tensor([0.9]), torch.tensor([[3.0, -1.0]]), 0.0)
-    assert loss.tolist() == pytest.approx([(0.9 * 3 + 0.1 * 1) / 2])
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.integers(0, 10**6), st.integers(1, 5), st.integers(1, 5), st.sampled_from([0.0, 0.5, 1.0, 3.0]))
-def test_quantile_loss_against_a_loop(seed, count, targets, threshold):
-    rng = np.random.default_rng(seed)
-    quantiles, target = rng.normal(size=(3, count)) * 2, rng.normal(size=(3, targets)) * 2
-    fractions = rng.random((3, count))
-    got = quantile_loss(torch.tensor(quantiles), torch.tensor(fractions), torch.tensor(target), threshold)
-    np.testing.assert_allclose(got.numpy(), quantile_loss_by_loops(quantiles, fractions, target, threshold), rtol=1e-9)
-
-
-def test_plain_quantile_loss_finds_the_quantiles():
-    samples = torch.arange(1.0, 11.0).repeat(64, 1)  # 1, ..., 10
-    fractions = torch.tensor([0.05, 0.55, 0.95])
-    quantiles = torch.zeros(1, 3, requires_grad=True)
-    optimizer = torch.optim.SGD([quantiles], lr=0.05)
-    for _ in range(800):
-        optimizer.zero_grad()
-        quantile_loss(quantiles.expand(64, 3), fractions, samples, 0.0).mean().backward()
-        optimizer.step()
-    assert quantiles[0].tolist() == pytest.approx([1, 6, 10], abs=0.3)
 
 
 @pytest.mark.parametrize("level", [0.1, 0.25, 0.5, 0.9, 1.0])
