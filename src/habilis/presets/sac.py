@@ -116,7 +116,8 @@ SAC_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "tqc": {**_SAC, "HalfCheetah-v5": {**_SAC["HalfCheetah-v5"], "algo.top_quantiles_to_drop_per_net": 0}},
     # many updates for each step: the rates of the papers, which are lower
     "redq": dict.fromkeys(MUJOCO, _WARM_UP),
-    "droq": dict.fromkeys(MUJOCO, _WARM_UP),
+    # which learns within the first 20,000 steps
+    "droq": dict.fromkeys(MUJOCO, {**_WARM_UP, "algo.learning_starts": 2500}),
     "crossq": dict.fromkeys(MUJOCO, _WARM_UP),
     "simba_sac": dict.fromkeys(MUJOCO, _NARROWER),
 }
