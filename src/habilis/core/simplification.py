@@ -1,8 +1,8 @@
 """Takes out of a recorded graph what changes nothing: the same bits from fewer operations.
 
 A gradient written down operation by operation holds much that autograd needed and a replay does not: views of views,
-detached copies of what nothing tracks any more, the constants that a loss hands to its gradient, weights cast or
-transposed once forwards and once backwards. In PPO's minibatch these are two operations of five.
+detached copies of what nothing tracks any more, the constants that a loss hands to its gradient, weights cast once
+forwards and once backwards, or transposed in every call. In PPO's minibatch these are two operations of five.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def simplify(module: GraphModule, values: Sequence[Tensor]) -> GraphModule:
     exposed = {_place(known.values[node]) for node in shorter.graph.output_node().all_input_nodes}
     constants = _drop_what_stands_already(shorter.graph, known.values, exposed)
     _keep(shorter, constants, known.values, exposed)
+    _keep(shorter, _views_of_parameters(shorter.graph, known.values), known.values, exposed)
     shorter.graph.eliminate_dead_code()
     shorter.graph.lint()
     shorter.recompile()
@@ -129,6 +130,18 @@ def _drop_what_stands_already(graph: Graph, values: dict[Node, Any], exposed: se
     return constants
 
 
+def _views_of_parameters(graph: Graph, values: dict[Node, Any]) -> set[Node]:
+    """Return what shows the numbers of a parameter or buffer, whatever these are, where they lie."""
+    views: set[Node] = set()
+    for node in graph.nodes:
+        inputs = node.all_input_nodes
+        if node.op == "call_function" and len(inputs) == 1 and (inputs[0].op == "get_attr" or inputs[0] in views):
+            source, value = values.get(inputs[0]), values[node]
+            if isinstance(value, Tensor) and _place(value) == _place(source) != 0:
+                views.add(node)
+    return views
+
+
 def _is_plain(node: Node, views: dict[Node, Node]) -> bool:
     """Whether a node's order in memory is the same in every call, as that of arguments need not be."""
     return node.op == "call_function" and node not in views
@@ -159,10 +172,10 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return layout and kind and not repeats and one.storage_offset() == other.storage_offset()
 
 
-def _keep(module: GraphModule, constants: set[Node], values: dict[Node, Any], exposed: set[int]) -> None:
-    """Replace what is always the same, and used where something is not, by its value; results are fresh ones."""
-    for node in constants:
-        known = all(user in constants for user in node.users)
+def _keep(module: GraphModule, standing: set[Node], values: dict[Node, Any], exposed: set[int]) -> None:
+    """Replace what stands already, and is used where something does not, by its value; results are fresh ones."""
+    for node in standing:
+        known = all(user in standing for user in node.users)
         if known or not isinstance(values[node], Tensor) or _place(values[node]) in exposed:
             continue
         name = f"_folded_{node.name}"

@@ -21,6 +21,9 @@ MUJOCO = ("Ant-v5", "HalfCheetah-v5", "Hopper-v5", "Humanoid-v5", "Swimmer-v5", 
 
 _WARM_UP: Mapping[str, Any] = {"algo.learning_starts": 5000, "algo.hidden_precision": "bfloat16"}
 
+_SHORT_WARM_UP: Mapping[str, Any] = {**_WARM_UP, "algo.learning_starts": 2500}
+"""For what learns within the first 20,000 steps."""
+
 _NARROWER: Mapping[str, Any] = {**_WARM_UP, "algo.critic_hidden": (256, 256)}
 """Half the width of SimBa's paper is a quarter of its time."""
 
@@ -116,8 +119,7 @@ SAC_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "tqc": {**_SAC, "HalfCheetah-v5": {**_SAC["HalfCheetah-v5"], "algo.top_quantiles_to_drop_per_net": 0}},
     # many updates for each step: the rates of the papers, which are lower
     "redq": dict.fromkeys(MUJOCO, _WARM_UP),
-    # which learns within the first 20,000 steps
-    "droq": dict.fromkeys(MUJOCO, {**_WARM_UP, "algo.learning_starts": 2500}),
+    "droq": dict.fromkeys(MUJOCO, _SHORT_WARM_UP),
     "crossq": dict.fromkeys(MUJOCO, _WARM_UP),
     "simba_sac": dict.fromkeys(MUJOCO, _NARROWER),
 }

@@ -68,6 +68,20 @@ def test_constants_of_a_gradient_are_folded_and_parameters_are_not():
     assert torch.equal(module(x)[0], gradient(x)[0])
 
 
+def test_views_of_parameters_stand_already_and_show_what_these_become():
+    weight = numbers(3, 4)
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        return x @ weight.t(), weight.t()[1:].exp()
+
+    x = numbers(2, 4)
+    left, module = operations(function, x)
+    assert sorted(left) == ["exp", "mm"]
+    weight.copy_(numbers(4, 3).t())  # a step of an optimiser, say
+    for got, expected in zip(module(x), function(x), strict=True):
+        torch.testing.assert_close(got, expected)
+
+
 def test_a_result_that_never_changes_is_fresh_each_time():
     _, module = operations(lambda x: (torch.ones_like(x) * 2, x.exp()), numbers(3))
     module(numbers(3))[0].zero_()
