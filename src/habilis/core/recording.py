@@ -16,9 +16,11 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
+from torch.fx import GraphModule
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from habilis.core.acceleration import HiddenPrecision, hidden_precision
+from habilis.core.by_numpy import by_numpy
 from habilis.core.simplification import simplify
 
 R = TypeVar("R")
@@ -47,23 +49,31 @@ class Recorded:
         precision: of the hidden layers of the networks that it evaluates.
         inference: its results are read and never part of a graph of autograd nor written to: replayed in PyTorch's
             inference mode, which leaves out what autograd would need of them, a tenth of the time.
+        arrays: replayed by NumPy where it is small and NumPy can; the last bits are then others than the function's.
     """
 
     def __init__(
-        self, function: TensorFunction, precision: HiddenPrecision = "float32", *, inference: bool = False
+        self,
+        function: TensorFunction,
+        precision: HiddenPrecision = "float32",
+        *,
+        inference: bool = False,
+        arrays: bool = False,
     ) -> None:
         self.function = function
         self.precision = precision
         self.inference = inference
-        # a recording in bfloat16 rounds biases otherwise than the function does, so every call must be of one kind: a
-        # resumed run counts its calls anew and would differ from one that was never stopped
-        self._patience = RECORD_AFTER if precision == "float32" else 0
+        self.arrays = arrays
+        # a recording in bfloat16 or of arrays rounds otherwise than the function does, so every call must be of one
+        # kind: a resumed run counts its calls anew and would differ from one that was never stopped
+        self._patience = 0 if arrays or precision == "bfloat16" else RECORD_AFTER
         self._recordings: dict[Hashable, Callable[..., tuple[Tensor, ...]]] = {}
         self._names: dict[Hashable, tuple[str, ...]] = {}
         self._calls: Counter[Hashable] = Counter()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Recorded:
-        return Recorded(copy.deepcopy(self.function, memo), self.precision, inference=self.inference)
+        function = copy.deepcopy(self.function, memo)
+        return Recorded(function, self.precision, inference=self.inference, arrays=self.arrays)
 
     def __call__(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Apply the function."""
@@ -77,9 +87,7 @@ class Recorded:
                 if self._calls[key] <= self._patience:
                     return self._compute(tensors)
                 recording = self._recordings[key] = self._record(key, tensors)
-        # TorchScript's optimiser would make one product of a sum of several, which rounds otherwise, and gains nothing
-        with torch.inference_mode() if self.inference else torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
-            return dict(zip(self._names[key], recording(*tensors.values()), strict=True))
+        return dict(zip(self._names[key], recording(*tensors.values()), strict=True))
 
     def _compute(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with hidden_precision(self.precision):
@@ -94,17 +102,23 @@ class Recorded:
             self._names[key] = tuple(results)
             return tuple(results.values())
 
-        recording: Callable[..., tuple[Tensor, ...]] = _trace(flat, tuple(tensors.values()))
-        return recording
+        values = tuple(tensors.values())
+        # what the function reads besides its arguments is a parameter or buffer of the graph, shared with its owner
+        graph = simplify(make_fx(flat)(*values), values)
+        return (by_numpy(graph, values) if self.arrays else None) or self._script(graph, values)
 
+    def _script(self, graph: GraphModule, values: tuple[Tensor, ...]) -> Callable[..., tuple[Tensor, ...]]:
+        """Return what replays a graph without Python."""
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript is announced to be superseded; nothing yet replays as fast
+            script = torch.jit.trace(graph, values, check_trace=False).forward
 
-def _trace(function: Callable[..., Any], values: tuple[Tensor, ...]) -> Any:
-    """Return what replays the operations that a function of tensors performs."""
-    # what the function reads besides its arguments is a parameter or buffer of the graph, shared with its owner
-    graph = simplify(make_fx(function)(*values), values)
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript is announced to be superseded; nothing yet replays as fast
-        return torch.jit.trace(graph, values, check_trace=False).forward
+        def replay(*values: Tensor) -> tuple[Tensor, ...]:
+            # its optimiser would make one product of a sum of several, which rounds otherwise, and gains nothing
+            with torch.inference_mode() if self.inference else torch.no_grad(), torch.jit.optimized_execution(False):  # type: ignore[attr-defined]
+                return script(*values)  # type: ignore[no-any-return]
+
+        return replay
 
 
 def _recordable(tensor: Tensor) -> bool:

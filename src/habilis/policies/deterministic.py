@@ -68,7 +68,7 @@ class DeterministicPolicy(nn.Module):
         self.std = std
         self.std_min = std_min
         self.theta = theta
-        self._explore = Recorded(self._compute)
+        self._explore = Recorded(self._compute, arrays=True)
 
     def action(self, obs: Obs) -> Tensor:
         """Return the action in the policy's units, `[..., dim]` in [-1, 1], for raw observations `[..., *shape]`."""

@@ -45,7 +45,7 @@ class StochasticPolicy(nn.Module):
         self.trunk = trunk
         self.head: Head = head
         self.action_map = ActionMap(spec.action, action, squash=head.squashed)
-        self._draw = Recorded(self._compute)
+        self._draw = Recorded(self._compute, arrays=True)
 
     def distribution(self, obs: Obs) -> ActionDistribution:
         """Return the distribution over actions, in the policy's units, for raw observations `[..., *shape]`."""

@@ -53,7 +53,7 @@ class ValuePolicy(nn.Module):
         self.exploration: Exploration = exploration
         self.action_map = ActionMap(spec.action)
         self.register_buffer("exploration_level", torch.ones(()))
-        self._explore = Recorded(self._compute_explore)
+        self._explore = Recorded(self._compute_explore, arrays=True)
 
     def values(self, obs: Obs, noise: Tensor | None = None, fractions: Tensor | None = None) -> Tensor:
         """Return what the head says of every action, `[B, A, K]`, for raw observations `[B, *shape]`."""

@@ -1,0 +1,130 @@
+"""Graphs replayed by NumPy: each operation beside PyTorch's, what they read and when they are left to PyTorch."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn import functional as F
+
+from habilis.core.by_numpy import _BY_NUMPY, by_numpy
+from habilis.core.recording import Recorded
+from habilis.core.simplification import simplify
+
+
+def numbers(*shape, seed=0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+WEIGHT, BIAS, OTHER = numbers(6, 4, seed=1), numbers(6, seed=2), numbers(5, 4, seed=3)
+
+FUNCTIONS = {
+    "linear": lambda x: F.linear(x, WEIGHT, BIAS),
+    "mm": lambda x: x @ WEIGHT.t(),
+    "bmm": lambda x: torch.bmm(x.unsqueeze(1), OTHER.unsqueeze(2)).squeeze(1),
+    "mv": lambda x: torch.mv(x, BIAS[:4].clone()),
+    "tanh": torch.tanh,
+    "exp": torch.exp,
+    "log of the size": lambda x: x.abs().log(),
+    "roots": lambda x: x.abs().sqrt() + (x.abs() + 1).rsqrt(),
+    "signs": lambda x: -x.sign() * x.cos(),
+    "relu": torch.relu,
+    "sigmoid": lambda x: torch.sigmoid(100 * x),
+    "softplus": lambda x: F.softplus(30 * x),
+    "elu": lambda x: F.elu(x) + F.elu(x, 0.5),
+    "silu": F.silu,
+    "log_softmax": lambda x: x.log_softmax(-1),
+    "softmax": lambda x: x.softmax(0),
+    "sums and products": lambda x: (x + OTHER) * (x - 2) / (1 + x.square()) + (1 - x) + x**3,
+    "addcmul": lambda x: torch.addcmul(x, OTHER, x),
+    "lerp": lambda x: torch.lerp(x, OTHER, x.sigmoid()),
+    "clamp": lambda x: x.clamp(-0.5, 0.5) + x.clamp(OTHER - 1, OTHER + 1) + x.clamp_min(0.1) + x.clamp(max=0.2),
+    "least and most": lambda x: torch.minimum(x, OTHER) - torch.maximum(x, OTHER),
+    "comparisons": lambda x: ((x < OTHER) & (x > 0.1)) | ~((x > OTHER) | (x < -1)),
+    "where": lambda x: torch.where(x < OTHER, x, 0.0),
+    "masked_fill": lambda x: x.masked_fill(x > OTHER, 2.0),
+    "sum": lambda x: x.sum(-1) + x.sum((0, 1), keepdim=True)[0],
+    "mean": lambda x: x.mean(0, keepdim=True) - x.mean((0, 1)),
+    "argmax": lambda x: x.argmax(-1),
+    "gather": lambda x: x.gather(-1, x.argmax(-1, keepdim=True)),
+    "transpose": lambda x: x.transpose(0, 1).exp(),
+    "view": lambda x: x.exp().view(10, 2).exp(),
+    "unsqueeze": lambda x: x.unsqueeze(1).squeeze(1).exp(),
+    "slices": lambda x: x[1:4, ::2].exp() + x[-1, 1],
+    "split": lambda x: x.exp().split(2, -1)[1] + x.split([1, 3], 1)[1][:, 1:] + x.unbind(1)[3].unsqueeze(1),
+    "cat": lambda x: torch.cat([x, OTHER], 1) * torch.stack([x, x], 1).flatten(1),
+    "clone": lambda x: x.t().clone() + 1,
+    "to float64 and back": lambda x: (x.double() * OTHER.double()).float(),
+}
+
+
+def graph(function, *values):
+    return simplify(make_fx(lambda *x: (function(*x),))(*values), values)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_it_comes_to_what_pytorch_comes_to(name):
+    function = FUNCTIONS[name]
+    replay = by_numpy(graph(function, numbers(5, 4)), (numbers(5, 4),))
+    assert replay is not None
+    for seed in (7, 8):
+        x = numbers(5, 4, seed=seed)
+        (found,), expected = replay(x), function(x)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_all_operations_are_tried():
+    tried = set()
+    for function in FUNCTIONS.values():
+        tried |= {node.target for node in graph(function, numbers(5, 4)).graph.nodes}
+    left = {str(op) for op in set(_BY_NUMPY) - tried}
+    assert left <= {"aten.t.default", "aten._unsafe_view.default"}  # of parameters; as `view`
+
+
+def test_parameters_and_views_of_them_are_read_where_they_lie():
+    weight = numbers(6, 4).requires_grad_()
+    replay = by_numpy(graph(lambda x: F.linear(x, weight), numbers(5, 4)), (numbers(5, 4),))
+    with torch.no_grad():
+        weight.mul_(3)
+    torch.testing.assert_close(replay(OTHER)[0], F.linear(OTHER, weight).detach())
+
+
+def test_what_is_large_unknown_or_called_otherwise_is_left_to_pytorch():
+    assert by_numpy(graph(lambda x: x + 1, numbers(100, 100)), (numbers(100, 100),)) is None
+    large = numbers(128, 64)
+    assert by_numpy(graph(lambda x: F.linear(x, numbers(64, 64)), large), (large,)) is None
+    # a row and a matrix are another matter to NumPy's library than rows and a matrix
+    row, wide = numbers(1, 128), numbers(128, 128)
+    assert by_numpy(graph(lambda x: F.linear(x, wide), row), (row,)) is None
+    assert by_numpy(graph(lambda x: F.linear(x, wide), row.repeat(2, 1)), (row.repeat(2, 1),)) is not None
+    for function in (
+        torch.lgamma,
+        lambda x: F.elu(x, 0.5),
+        lambda x: F.softplus(x, 2.0),
+        lambda x: torch.add(x, x, alpha=2),
+    ):
+        assert by_numpy(graph(function, OTHER), (OTHER,)) is None
+
+
+@pytest.mark.parametrize("function", [FUNCTIONS["linear"], torch.lgamma])
+def test_a_recording_is_of_one_kind_from_the_first_call_on(function):
+    recorded = Recorded(lambda data: {"y": function(data["x"])}, arrays=True)
+    x = numbers(5, 4)
+    first = recorded({"x": x})["y"]
+    assert all(torch.equal(recorded({"x": x})["y"], first) for _ in range(40))
+    torch.testing.assert_close(first, function(x))
+    # results are the caller's own
+    first.zero_()
+    torch.testing.assert_close(recorded({"x": x})["y"], function(x))
+
+
+def test_what_is_not_finite_passes_without_a_warning():
+    replay = by_numpy(graph(lambda x: (x.exp() / x).log(), OTHER), (OTHER.abs(),))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        (found,) = replay(torch.tensor([[torch.nan, 0.0, 1000.0, -1.0]]).repeat(5, 1))
+    assert found[0].isnan().tolist() == [True, False, False, True]
+    assert found[0, 1:3].isinf().all()
