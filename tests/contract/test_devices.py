@@ -32,6 +32,12 @@ CASES = [(name, EXACT[name][0]) for name in SMALL if name not in ON_THE_PROCESSO
 CASES += [*HINDSIGHT, *MEMORY, *ACTING, *SEEING]
 
 
+@pytest.fixture(autouse=True)
+def _without_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let policies act by PyTorch on the processor too: NumPy's last bits are others."""
+    monkeypatch.setattr("habilis.core.recording.by_numpy", lambda *_: None)
+
+
 def make(algorithm: str, env: str, device: str) -> Trainer:
     config = small_config(algorithm, env, seed=1)
     # where a device has no units for bfloat16, and the simulated one has none, float32 is what it computes in
