@@ -90,6 +90,10 @@ def test_parameters_and_views_of_them_are_read_where_they_lie():
     with torch.no_grad():
         weight.mul_(3)
     torch.testing.assert_close(replay(OTHER)[0], F.linear(OTHER, weight).detach())
+    weight.data.share_memory_()  # which moves them
+    with torch.no_grad():
+        weight.mul_(2)
+    torch.testing.assert_close(replay(OTHER)[0], F.linear(OTHER, weight).detach())
 
 
 def test_what_is_large_unknown_or_called_otherwise_is_left_to_pytorch():
