@@ -6,7 +6,7 @@ import dataclasses
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from habilis.core.errors import ConfigError, did_you_mean
@@ -18,6 +18,14 @@ def require(condition: bool, message: str) -> None:
     """Raise `ConfigError(message)` unless `condition` holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def require_arguments(id: str, given: Iterable[str], kind: Any, *others: str) -> None:
+    """Raise `ConfigError` unless all that is given to an environment is a field of the dataclass `kind`, or another."""
+    known = [*(field.name for field in dataclasses.fields(kind)), *others]
+    for name in given:
+        if name not in known:
+            raise ConfigError(f"{id} has no argument {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
 
 
 def require_positive(config: Any, *names: str) -> None:

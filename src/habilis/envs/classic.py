@@ -8,7 +8,7 @@ MountainCar from Moore (1990), Acrobot from Sutton (1996), all as Gymnasium has 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from math import pi
 from typing import Any, ClassVar, Protocol
 
@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from habilis.core.actions import require_choices, require_finite
-from habilis.core.errors import ConfigError, EnvError, did_you_mean
+from habilis.core.config import require_arguments
+from habilis.core.errors import EnvError
 from habilis.core.protocols import VecEnv
 from habilis.core.random import derive_seed, generator_state, set_generator_state
 from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction, EnvSpec, ObsGroup
@@ -355,10 +356,7 @@ def make_classic(
         ConfigError: an argument the environment does not have.
     """
     kind, limit = CLASSIC[id]
-    known = [*(field.name for field in fields(kind)), "max_episode_steps", "render_mode"]
-    for name in kwargs:
-        if name not in known:
-            raise ConfigError(f"{id} has no argument {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    require_arguments(id, kwargs, kind, "max_episode_steps", "render_mode")
     if render_mode is not None:
         from habilis.envs.gymnasium import make_gymnasium
 

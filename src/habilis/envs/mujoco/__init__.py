@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any
 
 import gymnasium
 
+from habilis.core.config import require_arguments
 from habilis.core.errors import ConfigError, did_you_mean
 from habilis.envs.mujoco.arms import Pusher, Reacher
 from habilis.envs.mujoco.native import NativeMujocoEnv, Pixels
@@ -83,11 +83,7 @@ def make_native(
     if task not in _ROBOTS:
         raise ConfigError(f"there is no native twin of {id!r}{did_you_mean(id, NATIVE_IDS)}; take another backend")
     robot = _ROBOTS[task]
-    known = [field.name for field in fields(robot)]  # type: ignore[arg-type]
-    known += ["max_episode_steps", "pixels", "camera", "critic_state"]
-    for name in kwargs:
-        if name not in known:
-            raise ConfigError(f"{id} has no argument {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    require_arguments(id, kwargs, robot, "max_episode_steps", "pixels", "camera", "critic_state")
     pixels = PIXEL_SIZE if pixels is None and id in PIXEL_IDS else pixels
     if pixels is None and (camera is not None or critic_state):
         raise ConfigError(f"camera and critic_state are for pictures: make {id} with pixels, {PIXEL_SIZE} say")
