@@ -74,8 +74,9 @@ def _split_by(x: Any, sizes: Sequence[int], dim: int = 0) -> Any:
 _PRODUCTS = (_aten.addmm.default, _aten.mm.default, _aten.bmm.default, _aten.mv.default)
 
 _BY_NUMPY: Mapping[OpOverload, Callable[..., Any]] = {
-    _aten.addmm.default: lambda bias, x, weight: x @ weight + bias,
-    **dict.fromkeys((_aten.mm.default, _aten.bmm.default, _aten.mv.default), operator.matmul),
+    _aten.addmm.default: lambda bias, x, weight: x.dot(weight) + bias,
+    **dict.fromkeys((_aten.mm.default, _aten.mv.default), np.dot),
+    _aten.bmm.default: np.matmul,
     _aten.tanh.default: np.tanh,
     _aten.exp.default: np.exp,
     _aten.log.default: np.log,

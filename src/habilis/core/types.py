@@ -5,7 +5,7 @@ Shapes use N for the number of environments and T for time; time-major data is `
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +22,34 @@ Metrics = dict[str, Tensor]
 
 State = dict[str, Any]
 """What `state_dict` returns: nested dicts and lists of tensors, arrays, numbers, strings, booleans and None."""
+
+
+class NamedRows(Mapping[str, Tensor]):
+    """Named tensors `[N]` that are the rows of one, `[k, N]`: each is made when it is asked for.
+
+    An environment that tells many numbers tells them so for what one costs.
+    """
+
+    __slots__ = ("names", "rows")
+
+    def __init__(self, names: tuple[str, ...], rows: Tensor) -> None:
+        self.names = names
+        self.rows = rows
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the row of that name."""
+        try:
+            return self.rows[self.names.index(name)]
+        except ValueError:
+            raise KeyError(name) from None
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the names, in the order of the rows."""
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        """Return k."""
+        return len(self.names)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,15 @@ A simulation may diverge at the first step of an episode, which then is none: ev
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import isnan, nan
 
 import numpy as np
+from torch import Tensor
 
 from habilis.core.errors import EnvError
-from habilis.core.types import State, Step
+from habilis.core.types import NamedRows, State, Step
 
 DIVERGED = ("diverged", "termination/diverged")
 """By which of these `Step.info` says that a step is not valid because the simulation diverged."""
@@ -70,48 +71,58 @@ class EpisodeTracker:
         self.recent: deque[Episode] = deque(maxlen=window)
         self.count = 0  # episodes that ended
         self.diverged = 0  # steps in which a simulation diverged
-        self._names: list[str] = []  # the numbers of info, in the order of the rows of `_sums`
+        self._names: tuple[str, ...] = ()  # the numbers of info, in the order of the rows of `_sums`
         self._keys = 0  # length of info when `_names` was made; an environment may show more later, never fewer
-        self._sums = np.zeros((1, num_envs))  # [1 + names, N]: the reward, then `_names`
+        self._returns = np.zeros(num_envs)
+        self._sums = np.zeros((0, num_envs))  # [names, N]
         self._lengths = np.zeros(num_envs, dtype=np.int64)
 
     def update(self, step: Step) -> list[Episode]:
         """Add one step of all environments; return the episodes that ended in it, by environment index."""
         if len(step.info) != self._keys:
             self._adopt(step)
-        values = step.reward.numpy(force=True)[None]
-        if self._names:
-            try:
-                terms = [step.info[name].numpy(force=True) for name in self._names]
-            except KeyError as error:
-                raise EnvError(
-                    f"info lacks {error} in this step: an environment must give the same keys every step"
-                ) from None
-            values = np.stack([values[0], *terms])
+        reward, terms = step.reward.numpy(force=True), self._terms(step.info)
         valid = step.valid.numpy(force=True)
+        stopped = step.terminated.numpy(force=True) | step.truncated.numpy(force=True)
         if valid.all():
-            self._sums += values
+            self._returns += reward
+            self._sums += terms
         else:
-            self._sums += np.where(valid, values, 0)
-            told = [values[k + 1] > 0 for k, name in enumerate(self._names) if name in DIVERGED]
+            stopped |= ~valid
+            self._returns += np.where(valid, reward, 0)
+            self._sums += np.where(valid, terms, 0)
+            told = [terms[k] > 0 for k, name in enumerate(self._names) if name in DIVERGED]
             self.diverged += int((np.any(told, axis=0) & ~valid).sum())
         self._lengths += valid
-        stopped = step.done.numpy(force=True) | ~valid
-        return self._finish(np.flatnonzero(stopped & (self._lengths > 0)), values) if stopped.any() else []
+        return self._finish(np.flatnonzero(stopped & (self._lengths > 0)), terms) if np.count_nonzero(stopped) else []
 
     def _adopt(self, step: Step) -> None:
         """Make room for the numbers that `step` brings."""
         self._keys = len(step.info)
-        new = sorted(name for name, value in step.info.items() if value.dim() == 1 and name not in self._names)
-        self._names = self._names + new
+        new = tuple(name for name, value in step.info.items() if value.dim() == 1 and name not in self._names)
+        self._names += new
         self._sums = np.concatenate([self._sums, np.zeros((len(new), self.num_envs))])
 
+    def _terms(self, info: Mapping[str, Tensor]) -> np.ndarray:
+        """Return the numbers of `info`, `[names, N]`."""
+        if isinstance(info, NamedRows) and info.names == self._names:
+            return info.rows.numpy(force=True)
+        if not self._names:
+            return self._sums  # which has no rows
+        try:
+            rows = [info[name].numpy(force=True) for name in self._names]
+        except KeyError as error:
+            raise EnvError(
+                f"info lacks {error} in this step: an environment must give the same keys every step"
+            ) from None
+        return np.concatenate(rows).reshape(self._sums.shape)
+
     def _finish(self, ended: np.ndarray, values: np.ndarray) -> list[Episode]:
-        lengths, (totals, *terms) = self._lengths[ended], self._sums[:, ended]
+        lengths, totals, terms = self._lengths[ended], self._returns[ended], list(self._sums[:, ended])
         for k, name in enumerate(self._names):
             kind = reduction(name)
             if kind != "sum":
-                terms[k] = values[k + 1, ended] if kind == "last" else terms[k] / lengths
+                terms[k] = values[k, ended] if kind == "last" else terms[k] / lengths
         numbers = [term.tolist() for term in terms]
         rows = zip(*numbers, strict=True) if numbers else ((),) * len(ended)
         columns = zip(ended.tolist(), totals.tolist(), lengths.tolist(), rows, strict=True)
@@ -119,6 +130,7 @@ class EpisodeTracker:
             Episode(env, total_reward, length, dict(zip(self._names, row, strict=True)))
             for env, total_reward, length, row in columns
         ]
+        self._returns[ended] = 0
         self._sums[:, ended] = 0
         self._lengths[ended] = 0
         self.take(episodes)
@@ -131,6 +143,7 @@ class EpisodeTracker:
 
     def reset(self) -> None:
         """Forget the episodes under way, because the environments were reset; `recent` stays."""
+        self._returns[:] = 0
         self._sums[:] = 0
         self._lengths[:] = 0
 
@@ -145,7 +158,7 @@ class EpisodeTracker:
         """Return the episodes under way and the recent ones."""
         return {
             "names": list(self._names),
-            "sums": self._sums.copy(),
+            "sums": np.concatenate([self._returns[None], self._sums]),
             "lengths": self._lengths.copy(),
             "recent": [asdict(episode) for episode in self.recent],
             "count": self.count,
@@ -154,9 +167,9 @@ class EpisodeTracker:
 
     def load_state_dict(self, state: State) -> None:
         """Restore what `state_dict` returned."""
-        self._names = list(state["names"])
+        self._names = tuple(state["names"])
         self._keys = 0
-        self._sums = state["sums"].copy()
+        self._returns, self._sums = state["sums"][0].copy(), state["sums"][1:].copy()
         self._lengths = state["lengths"].copy()
         self.count = state.get("count", 0)  # which checkpoints of older versions lack
         self.diverged = state.get("diverged", 0)  # likewise

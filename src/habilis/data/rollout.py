@@ -13,6 +13,9 @@ from habilis.core.specs import EnvSpec
 from habilis.core.tree import Tree, tree_index
 from habilis.core.types import Obs, PolicyStep, Step
 
+BLOCK = 32
+"""Steps that are written side by side: a write costs nearly the same for one of them."""
+
 
 class RolloutBuffer:
     """Filled step by step, read whole, and filled again.
@@ -41,6 +44,7 @@ class RolloutBuffer:
             torch.zeros(shape, dtype=torch.bool, device=device) for _ in range(3)
         )
         self._final: list[Final] = []
+        self._held: list[tuple[PolicyStep, Step]] = []  # the last steps, not yet written
         self._memory: Tree | None = None
         self._t = 0
 
@@ -53,24 +57,33 @@ class RolloutBuffer:
         """Begin a rollout at `obs`; `memory` is what the policy remembers of the episodes under way."""
         self._memory = memory
         self._final.clear()
+        self._held.clear()
         self._t = 0
         for name, store in self.obs.items():
             store[0] = obs[name]
 
     def add(self, policy_step: PolicyStep, step: Step) -> None:
         """Store what was done and what came of it."""
-        t = self._t
-        for name, store in self.obs.items():
-            store[t + 1] = step.obs[name]
-        self.actions[t] = policy_step.action
-        self.log_probs[t] = policy_step.log_prob  # type: ignore[assignment]
-        self.rewards[t] = step.reward
-        self.terminated[t] = step.terminated
-        self.truncated[t] = step.truncated
-        self.valid[t] = step.valid
         if step.next_obs is not step.obs:
-            self._final.append(final_successors(t, step))
+            self._final.append(final_successors(self._t, step))
+        self._held.append((policy_step, step))
         self._t += 1
+        if self.full or len(self._held) == BLOCK:
+            self._write()
+
+    def _write(self) -> None:
+        """Write down the steps that are held."""
+        acted, steps = zip(*self._held, strict=True)
+        self._held.clear()
+        first, end = self._t - len(steps), self._t
+        for name, store in self.obs.items():
+            store[first + 1 : end + 1] = torch.stack([step.obs[name] for step in steps])
+        self.actions[first:end] = torch.stack([policy_step.action for policy_step in acted])
+        self.log_probs[first:end] = torch.stack([policy_step.log_prob for policy_step in acted])
+        self.rewards[first:end] = torch.stack([step.reward for step in steps])
+        self.terminated[first:end] = torch.stack([step.terminated for step in steps])
+        self.truncated[first:end] = torch.stack([step.truncated for step in steps])
+        self.valid[first:end] = torch.stack([step.valid for step in steps])
 
     def batch(self) -> RolloutBatch:
         """Return the full rollout; its tensors are the buffer's own and change with the next one."""

@@ -60,8 +60,10 @@ def encode(encoder: Encoder, data: Tree) -> tuple[Tensor, dict[str, Tensor]]:
 
 def remember(memory: Tree | None, results: Tree) -> Tree | None:
     """Return a policy's memory with what is among the results of a step; as it is where there is nothing."""
+    if MEMORY not in results and LAST not in results:
+        return memory
     after = {key: results[name] for key, name in ((NETWORK, MEMORY), (ACTION, LAST)) if name in results}
-    return {**(memory or {}), **after} if after else memory
+    return {**(memory or {}), **after}
 
 
 @torch.no_grad()

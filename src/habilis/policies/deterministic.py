@@ -88,7 +88,6 @@ class DeterministicPolicy(nn.Module):
         step = self._compute(with_memory(self.encoder, obs, memory, self.action_map.filter))
         return step["env_action"], remember(memory, step)
 
-    @torch.no_grad()
     def act(
         self,
         obs: Obs,
@@ -108,7 +107,8 @@ class DeterministicPolicy(nn.Module):
         """
         data = with_memory(self.encoder, obs, memory, self.action_map.filter)
         if deterministic:
-            step = self._compute(data)
+            with torch.no_grad():
+                step = self._compute(data)
             return PolicyStep(step["action"], step["env_action"], memory=remember(memory, step))
         if generator is None:
             generator = fresh_generator(self.head.weight.device)

@@ -60,7 +60,6 @@ class StochasticPolicy(nn.Module):
         step = self._compute(with_memory(self.encoder, obs, memory, self.action_map.filter))
         return step["env_action"], remember(memory, step)
 
-    @torch.no_grad()
     def act(
         self,
         obs: Obs,
@@ -79,16 +78,17 @@ class StochasticPolicy(nn.Module):
         """
         data = with_memory(self.encoder, obs, memory, self.action_map.filter)
         if deterministic:
-            step = self._compute(data)
+            with torch.no_grad():
+                step = self._compute(data)
             return PolicyStep(step["action"], step["env_action"], None, remember(memory, step))
         if generator is None:
             generator = fresh_generator(next(self.parameters()).device)
-        rows = len(obs[self.encoder.names[0]])
-        if self.head.sde is None:
-            noise = self.head.noise(rows, generator)
+        rows, head = len(data[self.encoder.names[0]]), self.head
+        if head.sde is None:
+            noise = head.noise(rows, generator)
         else:
-            held = self.head.sde.hold(memory or {}, rows, generator)
-            noise, memory = held[self.head.sde.MATRIX], {**(memory or {}), **held}
+            held = head.sde.hold(memory or {}, rows, generator)
+            noise, memory = held[head.sde.MATRIX], {**(memory or {}), **held}
         drawn = self._draw({NOISE: noise} | data)
         return PolicyStep(drawn["action"], drawn["env_action"], drawn["log_prob"], remember(memory, drawn))
 

@@ -79,7 +79,6 @@ class ValuePolicy(nn.Module):
     def _rank(self, features: Tensor, noise: Tensor | None = None) -> Tensor:
         return self.head.scores(self.head(self.trunk(features), noise))
 
-    @torch.no_grad()
     def act(
         self,
         obs: Obs,
@@ -97,7 +96,8 @@ class ValuePolicy(nn.Module):
             generator: source of the draw; None draws from the operating system's entropy, each time anew.
         """
         if deterministic:
-            action, memory = self._best(obs, memory)
+            with torch.no_grad():
+                action, memory = self._best(obs, memory)
             return PolicyStep(action, self.action_map(action), memory=memory)
         if generator is None:
             generator = fresh_generator(next(self.parameters()).device)

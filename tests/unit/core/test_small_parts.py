@@ -1,4 +1,4 @@
-"""Registry, trees and schedules."""
+"""Registry, trees, schedules and named rows."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from habilis.core.errors import ConfigError
 from habilis.core.registry import Registry
 from habilis.core.schedules import scheduled
 from habilis.core.tree import tree_index, tree_map, tree_stack, tree_where
+from habilis.core.types import NamedRows
 
 
 def test_registry_names_the_nearest():
@@ -36,3 +37,14 @@ def test_trees():
 def test_schedules():
     assert [scheduled(4.0, "constant", p) for p in (0, 0.5, 1)] == [4, 4, 4]
     assert [scheduled(4.0, "linear", p) for p in (0, 0.25, 1, 1.2)] == [4, 3, 0, 0]
+
+
+def test_rows_of_one_tensor_by_their_names():
+    rows = NamedRows(("a", "b"), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    assert list(rows) == ["a", "b"]
+    assert len(rows) == 2
+    assert rows["b"].tolist() == [3.0, 4.0]
+    assert {name: value.tolist() for name, value in rows.items()} == {"a": [1.0, 2.0], "b": [3.0, 4.0]}
+    assert "c" not in rows
+    with pytest.raises(KeyError, match="c"):
+        rows["c"]

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from habilis.core.errors import EnvError
-from habilis.core.types import Step
+from habilis.core.types import NamedRows, Step
 from habilis.data.episodes import Episode, EpisodeTracker, summary
 
 
@@ -73,6 +75,24 @@ def test_every_divergence_is_counted(name):
     other = EpisodeTracker(2)
     other.load_state_dict(tracker.state_dict())
     assert other.summary() == tracker.summary()
+
+
+@pytest.mark.parametrize("known", [(), ("reward/b", "speed", "diverged")])
+def test_rows_of_one_tensor_count_as_tensors_of_their_own(known):
+    """Also where the tracker knew the names in another order, from a checkpoint that was written with another."""
+    names = ("speed", "reward/b", "diverged")
+    told = torch.tensor([[[1.0, 2.0], [3.0, 4.0], [0.0, 0.0]], [[5.0, 6.0], [7.0, 8.0], [0.0, 1.0]]])
+    plain, packed = EpisodeTracker(2), EpisodeTracker(2)
+    if known:
+        packed.load_state_dict({"names": list(known), "sums": np.zeros((4, 2)), "lengths": np.zeros(2), "recent": []})
+    for rows, truncated, valid in zip(
+        told, ([False, False], [True, False]), ([True, True], [True, False]), strict=True
+    ):
+        step = make_step([1.0, 2.0], truncated=truncated, valid=valid)
+        ended = packed.update(replace(step, info=NamedRows(names, rows)))
+        assert ended == plain.update(replace(step, info=dict(zip(names, rows, strict=True))))
+    assert ended[0].terms == {"speed": 3.0, "reward/b": 10.0, "diverged": 0.0}
+    assert packed.summary() == plain.summary()
 
 
 def test_terms_reduce_by_their_names():

@@ -8,7 +8,7 @@ import torch
 
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, ObsGroup
 from habilis.core.types import PolicyStep, Step
-from habilis.data.rollout import RolloutBuffer
+from habilis.data.rollout import BLOCK, RolloutBuffer
 
 ACTIONS = {
     "box": (BoxAction(-np.ones(2, np.float32), np.ones(2, np.float32)), lambda g: torch.randn(3, 2, generator=g)),
@@ -19,11 +19,12 @@ ACTIONS = {
 
 @pytest.mark.parametrize("kind", ACTIONS)
 @pytest.mark.parametrize("ends", [0.0, 0.4, 1.0])
-def test_against_a_list(kind, ends):
+@pytest.mark.parametrize("n_steps", [6, 2 * BLOCK, 2 * BLOCK + 5])
+def test_against_a_list(kind, ends, n_steps):
     action_spec, draw = ACTIONS[kind]
     spec = EnvSpec("test", {"policy": ObsGroup((2,)), "camera": ObsGroup((4, 4, 1), "uint8")}, action_spec)
     g = torch.Generator().manual_seed(0)
-    buffer = RolloutBuffer(spec, 6, 3)
+    buffer = RolloutBuffer(spec, n_steps, 3)
 
     def observe():
         image = torch.randint(256, (3, 4, 4, 1), generator=g, dtype=torch.uint8)
@@ -33,7 +34,7 @@ def test_against_a_list(kind, ends):
         obs = observe()
         buffer.start(obs)
         seen, steps, acted = [obs], [], []
-        for _ in range(6):
+        for _ in range(n_steps):
             end = torch.rand(3, generator=g) < ends
             terminated = end & (torch.rand(3, generator=g) < 0.5)
             next_obs = observe()
@@ -66,3 +67,22 @@ def test_a_rollout_is_read_when_it_is_full():
     buffer.start({"policy": torch.zeros(1, 1)})
     with pytest.raises(AssertionError, match="full"):
         buffer.batch()
+
+
+def test_a_rollout_that_was_broken_off_leaves_nothing_behind():
+    buffer = RolloutBuffer(EnvSpec("test", {"policy": ObsGroup((1,))}, DiscreteAction(2)), 2, 1)
+    flag, choice = torch.zeros(1, dtype=torch.bool), torch.zeros(1, dtype=torch.long)
+
+    def add(value):
+        obs = {"policy": torch.full((1, 1), value)}
+        step = Step(obs, obs, torch.full((1,), value), flag, flag, ~flag)
+        buffer.add(PolicyStep(choice, choice, torch.zeros(1)), step)
+
+    buffer.start({"policy": torch.zeros(1, 1)})
+    add(7.0)
+    buffer.start({"policy": torch.zeros(1, 1)})
+    add(1.0)
+    add(2.0)
+    batch = buffer.batch()
+    assert batch.rewards.flatten().tolist() == [1.0, 2.0]
+    assert batch.obs["policy"].flatten().tolist() == [0.0, 1.0, 2.0]

@@ -21,7 +21,7 @@ from habilis.core.actions import require_finite
 from habilis.core.errors import EnvError
 from habilis.core.random import derive_seed, generator_state, set_generator_state
 from habilis.core.specs import BoxAction, EnvSpec, ObsGroup
-from habilis.core.types import Obs, State, Step
+from habilis.core.types import NamedRows, Obs, State, Step
 from habilis.envs.render import Renderer, View
 from habilis.envs.simulation import Simulation
 
@@ -125,7 +125,9 @@ class NativeMujocoEnv:
         # sizes; and a derived field is filled only by the calls that follow its first use
         self._position = robot.position(self.simulation).copy()
         self._obs = self._observe(slice(None))
-        robot.judge(self.simulation, self._position)
+        terms = [f"reward/{name}" for name in robot.judge(self.simulation, self._position)[0]]
+        place = ["x_position", "x_velocity"] if self._position.shape[1] else []
+        self._told = (*terms, *place, "diverged")
         self._dynamics = self.simulation.dynamics.copy()
         self._pixels = pixels
         side = 0 if pixels is None else pixels.size
@@ -178,7 +180,7 @@ class NativeMujocoEnv:
         velocity = (position - self._position) / self._dt
         terms, terminated = robot.judge(simulation, velocity)
         truncated = (self._elapsed >= self._limit) & ~terminated
-        reward, info = self._tensors(terms, velocity, diverged)
+        told = self._numbers(terms, velocity, diverged)
         next_obs = self._observe(slice(None))
         if diverged.any():
             terminated &= ~diverged
@@ -186,7 +188,7 @@ class NativeMujocoEnv:
             next_obs[diverged] = self._obs[diverged]
 
         self._obs[:] = next_obs
-        self._look(np.flatnonzero(~diverged))
+        self._look(~diverged)
         after = self._observed()
         self._position[:] = position
         ended = np.flatnonzero(terminated | truncated)
@@ -196,11 +198,11 @@ class NativeMujocoEnv:
         return Step(
             obs=self._observed() if ended.size else after,
             next_obs=after,
-            reward=reward,
+            reward=torch.from_numpy(told[0]),
             terminated=torch.from_numpy(terminated),
             truncated=torch.from_numpy(truncated),
             valid=torch.from_numpy(~diverged),
-            info=info,
+            info=NamedRows(self._told, torch.from_numpy(told[1:])),
         )
 
     def state_dict(self) -> State:
@@ -243,9 +245,9 @@ class NativeMujocoEnv:
         self._dynamics[rows] = simulation.dynamics[rows]
 
     def _look(self, rows: np.ndarray) -> None:
-        """Take pictures of the environments `rows` where a policy is shown pictures."""
+        """Take pictures of the environments `rows`, a mask or indices, where a policy is shown pictures."""
         if self._renderer is not None:
-            for row in rows:
+            for row in np.arange(self.num_envs)[rows]:
                 self._pictures[row] = self._renderer.frame(row)
 
     def _observed(self) -> Obs:
@@ -261,8 +263,8 @@ class NativeMujocoEnv:
 
     def _notice_writes(self) -> None:
         """Measure anew the position of environments whose state was written from outside, as Gymnasium would."""
-        written = (self._dynamics != self.simulation.dynamics).any(axis=1)
-        if written.any():
+        if not np.array_equal(self._dynamics, self.simulation.dynamics):
+            written = (self._dynamics != self.simulation.dynamics).any(axis=1)
             self.simulation.forward(written)
             self._position[written] = self.robot.position(self.simulation)[written]
 
@@ -270,21 +272,13 @@ class NativeMujocoEnv:
         """Return fresh float32 observations of the environments `rows`."""
         return np.concatenate(self.robot.observe(self.simulation, rows), axis=1, dtype=np.float32, casting="same_kind")
 
-    def _tensors(
-        self, terms: Mapping[str, np.ndarray], velocity: np.ndarray, diverged: np.ndarray
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the reward and the info; their numbers are rows of one fresh float32 array."""
-        named = {"reward": sum(terms.values()), **{f"reward/{name}": term for name, term in terms.items()}}
-        if velocity.shape[1]:
-            named |= {"x_position": self.simulation.qpos[:, 0], "x_velocity": velocity[:, 0]}
-        rows = np.empty((len(named), self.num_envs), dtype=np.float32)
-        for row, values in zip(rows, named.values(), strict=True):
-            row[:] = values
+    def _numbers(self, terms: Mapping[str, np.ndarray], velocity: np.ndarray, diverged: np.ndarray) -> np.ndarray:
+        """Return the reward and what `_told` names, in the rows of one fresh float32 array."""
+        place = (self.simulation.qpos[:, 0], velocity[:, 0]) if velocity.shape[1] else ()
+        rows = np.array([sum(terms.values()), *terms.values(), *place, diverged], dtype=np.float32)
         if diverged.any():
-            rows[:, diverged] = 0.0
-        info = dict(zip(named, torch.from_numpy(rows).unbind(), strict=True))
-        info["diverged"] = torch.from_numpy(diverged)
-        return info.pop("reward"), info
+            rows[:-1, diverged] = 0.0
+        return rows
 
 
 def _load_model(xml_file: str) -> mujoco.MjModel:
