@@ -205,7 +205,7 @@ def _on_policy_trainer(
             buffer = EpisodeBuffer(spec, c.n_episodes, num_envs, device)
         else:
             assert isinstance(c, OnPolicyConfig)
-            buffer = RolloutBuffer(spec, c.n_steps, num_envs, device)
+            buffer = RolloutBuffer(c.n_steps, device)
         return OnPolicyTrainer(
             collector,
             algorithm,

@@ -268,7 +268,7 @@ def test_bytes_of_a_buffer_of_stacked_frames():
 
 def test_the_rollout_buffer_keeps_what_the_policy_saw():
     env = FrameStack(Frames(2, seed=4), 3)
-    buffer = RolloutBuffer(env.spec, 20, 2)
+    buffer = RolloutBuffer(20)
     shown = [env.reset(4)]
     buffer.start(shown[0])
     zeros = torch.zeros(2)

@@ -27,6 +27,11 @@ def tree_stack(trees: Sequence[Tree], dim: int = 0) -> dict[str, Tensor]:
     return {name: torch.stack([tree[name] for tree in trees], dim) for name in trees[0]}
 
 
+def tree_cat(trees: Sequence[Tree]) -> dict[str, Tensor]:
+    """Join trees of `[n, ...]` to one with the rows of all of them."""
+    return {name: torch.cat([tree[name] for tree in trees]) for name in trees[0]}
+
+
 def tree_index(tree: Tree, index: Any) -> dict[str, Tensor]:
     """Index every tensor."""
     return {name: tensor[index] for name, tensor in tree.items()}

@@ -1,4 +1,4 @@
-"""Time-major storage of whole episodes, for learners from returns: a given number of them, each from its first step.
+"""Time-major rollouts of whole episodes, for learners from returns: a given number of them, each from its first step.
 
 Which episodes are kept must not depend on how they went, or the gradient is biased: those that end first are the short
 ones. So the first K that are begun are kept, however long they take. Every environment begins one, and another
@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import torch
 
-from habilis.core.batches import RolloutBatch
 from habilis.core.errors import HabilisError
 from habilis.core.specs import EnvSpec
-from habilis.core.tree import Tree, tree_stack
+from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep, Step
-from habilis.data.rollout import Final, final_successors, join_final
+from habilis.data.rollout import StepList
 
 LONGEST = 100_000
 """Steps after which an episode is taken for one that never ends."""
 
 
-class EpisodeBuffer:
-    """Filled step by step until the last of its episodes has ended, read whole, and filled again.
+class EpisodeBuffer(StepList):
+    """A rollout of K whole episodes: as many steps as they take.
 
     Args:
         spec: of the environments, named where an episode never ends.
@@ -33,9 +32,9 @@ class EpisodeBuffer:
     starts_anew = True
 
     def __init__(self, spec: EnvSpec, n_episodes: int, num_envs: int, device: str = "cpu") -> None:
+        super().__init__(device)
         self.spec = spec
         self.n_episodes = n_episodes
-        self.device = torch.device(device)
         self._envs = torch.arange(num_envs, device=device)
         self._lengths = torch.zeros(num_envs, dtype=torch.long, device=device)
         self._started = 0
@@ -52,10 +51,7 @@ class EpisodeBuffer:
         self.wanted = self._envs < self.n_episodes
         self._started = int(self.wanted.sum())
         self._lengths.zero_()
-        self._obs = [obs]
-        self._acted: list[PolicyStep] = []
-        self._steps: list[Step] = []
-        self._final: list[Final] = []
+        super().start(obs, memory)
 
     def add(self, policy_step: PolicyStep, step: Step) -> None:
         """Store what was done and what came of it; `step` is valid in none but the wanted environments.
@@ -63,11 +59,7 @@ class EpisodeBuffer:
         Raises:
             HabilisError: an episode takes too long to ever end.
         """
-        if step.next_obs is not step.obs:
-            self._final.append(final_successors(len(self._steps), step))
-        self._obs.append(step.obs)
-        self._acted.append(policy_step)
-        self._steps.append(step)
+        super().add(policy_step, step)
         self._lengths += step.valid
         # a step that is not valid ends an episode that has begun: the simulation diverged
         ended = self.wanted & (step.done | ~step.valid) & (self._lengths > 0)
@@ -81,20 +73,3 @@ class EpisodeBuffer:
                 f"an episode of {self.spec.id} has not ended after {LONGEST:,} steps, and nothing is learnt from its "
                 "return before it has: give the environment a limit (--env-kwargs max_episode_steps 1000) or use a2c"
             )
-
-    def batch(self) -> RolloutBatch:
-        """Return the full rollout: `[T, N]` with as many steps as the episodes took."""
-        assert self.full, "a rollout is read when it is full"
-        steps, empty = self._steps, {name: rows[:0] for name, rows in self._obs[0].items()}
-        final_index, final_obs = join_final(self._final, empty, self.device)
-        return RolloutBatch(
-            obs=tree_stack(self._obs),
-            actions=torch.stack([acted.action for acted in self._acted]),
-            log_probs=torch.stack([acted.log_prob for acted in self._acted]),  # type: ignore[misc]
-            rewards=torch.stack([step.reward for step in steps]),
-            terminated=torch.stack([step.terminated for step in steps]),
-            truncated=torch.stack([step.truncated for step in steps]),
-            valid=torch.stack([step.valid for step in steps]),
-            final_index=final_index,
-            final_obs=final_obs,
-        )

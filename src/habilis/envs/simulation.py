@@ -19,6 +19,7 @@ from mujoco.batch import MODEL_FIELDS, Batch, SimulationError
 
 from habilis.core.errors import CheckpointError, ConfigError
 from habilis.core.types import State
+from habilis.envs.external_forces import has_external_forces
 
 _BAD = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC + 1)
 logger = logging.getLogger(__name__)
@@ -37,21 +38,17 @@ class Simulation:
         model: the model; the batch works on a copy of it.
         num_envs: N.
         threads: CPU threads, the caller's included; None measures once a process which number is fastest.
-        external_forces: also compute `bind("cfrc_ext")`, the force and torque from outside on each body, after every
-            step. MuJoCo leaves it at zero unless certain sensors ask for it. Keeps one `MjData` per simulation.
     """
 
-    def __init__(
-        self, model: mujoco.MjModel, num_envs: int, *, threads: int | None = None, external_forces: bool = False
-    ) -> None:
+    def __init__(self, model: mujoco.MjModel, num_envs: int, *, threads: int | None = None) -> None:
         if num_envs < 1 or (threads is not None and threads < 1):
             raise ConfigError(f"num_envs and threads must be at least 1, got {num_envs} and {threads}")
         model = self.model = _without_islands(model)
         self.num_envs = num_envs
         self.threads = min(num_envs, threads) if threads else _fastest_threads(model, num_envs)
         self.diverged_total = 0
-        self._batch = Batch(model, num_envs, self.threads, persistent=external_forces)
-        self._external_forces = _ExternalForces(self._batch) if external_forces else None
+        self._batch = Batch(model, num_envs, self.threads)
+        self._external_forces = _ExternalForces(self._batch) if has_external_forces(model) else None
         self.qpos = self.bind("qpos")
         self.qvel = self.bind("qvel")
         self.act = self.bind("act")
@@ -69,7 +66,8 @@ class Simulation:
     def bind(self, name: str) -> np.ndarray:
         """Return the live `[N, ...]` array of a field of `MjData`.
 
-        Derived fields are read-only, and zero until the first `step` or `forward` after they are bound.
+        Derived fields are read-only, and zero until the first `step` or `forward` after they are bound; `cfrc_ext` is
+        of the last `step`, and of the models that `compute_external_forces` was asked for.
         """
         if name == "cfrc_ext" and self._external_forces is not None:
             return self._external_forces.values
@@ -122,7 +120,7 @@ class Simulation:
         except SimulationError as error:
             diverged[error.ids] = True
         if self._external_forces is not None:
-            self._external_forces.compute()
+            self._external_forces.take()
         if self._bad_counts.any():
             diverged |= self._bad_counts.any(axis=1)
             self._bad_counts[:] = 0
@@ -185,8 +183,7 @@ class Simulation:
 
     def close(self) -> None:
         """Free the threads; the simulation cannot be used afterwards."""
-        self._external_forces = None
-        del self._batch
+        del self._batch, self._external_forces
 
 
 class _Listener:
@@ -214,28 +211,18 @@ def _hear(warning: str) -> None:
 
 
 class _ExternalForces:
-    """`cfrc_ext` `[N, nbody, 6]` of every simulation of a persistent batch, as `mj_rnePostConstraint` gives it.
+    """`cfrc_ext` `[N, nbody, 6]` of every simulation after its last step, zero where it was reset since.
 
-    The contacts it needs live in each simulation's arena, which a batch does not bind. Copying a whole simulation out
-    and calling the function costs 3 microseconds; the simulations that nothing acts on are left out.
+    What a batch shows of it after any other call is that of whichever simulation was computed there before.
     """
 
     def __init__(self, batch: Batch) -> None:
-        self._batch = batch
-        self._scratch = mujoco.MjData(batch.model)
-        self._result = self._scratch.cfrc_ext
-        self._contacts, self._equalities = batch.bind("ncon"), batch.bind("ne")
-        self._applied = batch.bind("xfrc_applied")
-        self.values = np.zeros((batch.nsim, batch.model.nbody, 6))
+        self._computed = batch.bind("cfrc_ext")
+        self.values = np.zeros_like(self._computed)
 
-    def compute(self) -> None:
-        """Refresh `values` after a step."""
-        self.values[:] = 0.0
-        touched = (self._contacts > 0) | (self._equalities > 0) | self._applied.any(axis=(1, 2))
-        for i in np.flatnonzero(touched):
-            self._batch.get_data(i, self._scratch)
-            mujoco.mj_rnePostConstraint(self._batch.model, self._scratch)
-            self.values[i] = self._result
+    def take(self) -> None:
+        """Take over what a step has computed."""
+        self.values[:] = self._computed
 
 
 def _without_islands(model: mujoco.MjModel) -> mujoco.MjModel:

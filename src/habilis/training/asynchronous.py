@@ -298,7 +298,7 @@ def _serve(work: Work, seed: int, shared: Shared, connection: Connection) -> Non
     optimizer, own = algorithm.state.optimizer, normalizers(algorithm.state)
     parameters = optimizer.flat
     optimizer.attach(shared.optimizer)
-    buffer = RolloutBuffer(env.spec, work.n_steps, 1)
+    buffer = RolloutBuffer(work.n_steps)
     trainer = OnPolicyTrainer(collector, algorithm, buffer, streams=streams, total_timesteps=work.total_timesteps)
     while (limit := connection.recv()) is not None:
         metrics, episodes, skipped = [], collector.episodes.count, collector.skipped_rows

@@ -104,7 +104,7 @@ class Lab:
         return DQN(env.spec, DQNConfig(**{"hidden": (16, 16), "batch_size": 32} | config), streams=RandomStreams(seed))
 
     def rollout(self, algorithm, env, n_steps=16, seed=0):
-        buffer, g = RolloutBuffer(env.spec, n_steps, env.num_envs), torch.Generator().manual_seed(seed)
+        buffer, g = RolloutBuffer(n_steps), torch.Generator().manual_seed(seed)
         buffer.start(env.obs)
         for _ in range(n_steps):
             policy_step = algorithm.policy.act(env.obs, generator=g)

@@ -35,7 +35,7 @@ class Player:
         self.env, self.memory, self.g = env, None, torch.Generator().manual_seed(seed)
 
     def rollout(self, algorithm, n_steps=16):
-        buffer = RolloutBuffer(self.env.spec, n_steps, self.env.num_envs)
+        buffer = RolloutBuffer(n_steps)
         buffer.start(self.env.obs, self.memory)
         for _ in range(n_steps):
             acted = algorithm.policy.act(self.env.obs, self.memory, generator=self.g)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from mujoco.batch import Batch
 
-from habilis.core.errors import CheckpointError, ConfigError
+from habilis.core.errors import CheckpointError, ConfigError, EnvError
 from habilis.envs import simulation as simulation_module
+from habilis.envs.external_forces import _layout, compute_external_forces
 from habilis.envs.simulation import Simulation
 
 XML = """
@@ -164,8 +165,53 @@ def test_set_const_computes_derived_constants():
     assert simulation.get_model(1).body_mass[box] == 20.0
 
 
+def with_forces(**options):
+    """The model of `XML` that computes its external forces."""
+    spec = mujoco.MjSpec.from_string(XML)
+    for name, value in options.items():
+        setattr(spec.option, name, value)
+    compute_external_forces(spec)
+    return spec.compile()
+
+
+@pytest.mark.parametrize("integrator", ["EULER", "RK4", "IMPLICITFAST"])
+def test_external_forces_are_those_that_mujoco_computes_after_a_step(integrator):
+    """For simulations that lie, fall and are held, on two threads."""
+    model = with_forces(integrator=getattr(mujoco.mjtIntegrator, f"mjINT_{integrator}"))
+    simulation, data = Simulation(model, 6, threads=2), [mujoco.MjData(model) for _ in range(6)]
+    heights = np.linspace(0.05, 2.0, 6)
+    simulation.qpos[:, 2] = heights
+    forces = simulation.bind("cfrc_ext")
+    touched = np.zeros(6, dtype=bool)
+    for i in range(6):
+        data[i].qpos[2] = heights[i]
+    for _ in range(60):
+        simulation.step(2)
+        for i, one in enumerate(data):
+            mujoco.mj_step(model, one, 2)
+            one.cfrc_ext[:] = 7.0
+            mujoco.mj_rnePostConstraint(model, one)
+            assert (forces[i] == one.cfrc_ext).all()
+        touched |= forces.any(axis=(1, 2))
+    assert touched.any()
+    assert not touched.all()
+
+
+def test_a_plugin_is_laid_out_as_its_header_says():
+    header = """typedef struct mjpPlugin_ {
+      const char* name;  // unique; and known
+      int count;
+      void (*advance)(const mjModel* m, mjData* d);
+    } mjpPlugin;"""
+    layout = _layout(header)
+    assert [name for name, _ in layout._fields_] == ["name", "count", "advance"]
+    assert (layout.count.size, layout.advance.offset) == (4, 16)
+    with pytest.raises(EnvError, match="does not declare mjpPlugin"):
+        _layout(header.replace("mjpPlugin", "mjpOther"))
+
+
 def test_external_forces_hold_the_weight():
-    simulation = make(2, external_forces=True)
+    simulation = Simulation(with_forces(), 2, threads=1)
     simulation.qpos[1, 2] = 50.0  # in the air
     for _ in range(400):
         simulation.step()
@@ -175,6 +221,7 @@ def test_external_forces_hold_the_weight():
     simulation.step()
     assert simulation.bind("cfrc_ext")[1, 1, 5] == pytest.approx(3.0)
     simulation.reset(np.array([1]))
+    simulation.forward(np.array([1]))
     assert (simulation.bind("cfrc_ext")[1] == 0.0).all()
     assert (simulation.bind("cfrc_ext")[0] != 0.0).any()
 

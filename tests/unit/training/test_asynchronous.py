@@ -58,7 +58,7 @@ def test_one_worker_is_a2c_bit_for_bit():
     collector.reset(env_seed)
     algorithm = A2C(env.spec, config.algo, num_envs=1, streams=streams)
     algorithm.state.optimizer.flat.copy_(twin_start.state.optimizer.flat)
-    buffer = RolloutBuffer(env.spec, 4, 1)
+    buffer = RolloutBuffer(4)
     twin = OnPolicyTrainer(collector, algorithm, buffer, streams=streams, total_timesteps=10_000)
     for _ in range(ROLLOUTS):
         twin.iterate()

@@ -119,9 +119,9 @@ def test_steps_that_are_not_finite_are_not_learnt_from(tmp_path):
     config = {**TINY, "env_kwargs": {"fault": "obs", "at": 3}, "on_nonfinite": "skip"}
     trainer = build_trainer(api.default_config("ppo", "HabilisTest/Faulty-v0", **config))
     trainer._collect()
-    valid = trainer.buffer.batch().valid
-    assert (~valid).nonzero().tolist() == [[2, 1], [3, 1]]
-    assert bool(trainer.buffer.batch().obs["policy"].isfinite().all())
+    batch = trainer.buffer.batch()
+    assert (~batch.valid).nonzero().tolist() == [[2, 1], [3, 1]]
+    assert bool(batch.obs["policy"].isfinite().all())
 
 
 def test_a_simulation_that_diverges_is_replayed_from_the_dump(tmp_path):

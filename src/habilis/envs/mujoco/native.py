@@ -22,6 +22,7 @@ from habilis.core.errors import EnvError
 from habilis.core.random import derive_seed, generator_state, set_generator_state
 from habilis.core.specs import BoxAction, EnvSpec, ObsGroup
 from habilis.core.types import NamedRows, Obs, State, Step
+from habilis.envs.external_forces import compute_external_forces
 from habilis.envs.render import Renderer, View
 from habilis.envs.simulation import Simulation
 
@@ -114,10 +115,10 @@ class NativeMujocoEnv:
         threads: int | None = None,
         pixels: Pixels | None = None,
     ) -> None:
-        model = _load_model(robot.xml_file)
+        model = _load_model(robot.xml_file, external_forces=robot.external_forces)
         self.robot = robot
         self.num_envs = num_envs
-        self.simulation = Simulation(model, num_envs, threads=threads, external_forces=robot.external_forces)
+        self.simulation = Simulation(model, num_envs, threads=threads)
         self._dt = self.simulation.timestep * robot.frame_skip
         self._limit = max_episode_steps
         self._generator = np.random.default_rng(derive_seed(seed, "env"))
@@ -281,8 +282,8 @@ class NativeMujocoEnv:
         return rows
 
 
-def _load_model(xml_file: str) -> mujoco.MjModel:
-    """Load a model, named by the rule of Gymnasium's environments."""
+def _load_model(xml_file: str, *, external_forces: bool) -> mujoco.MjModel:
+    """Load a model, named by the rule of Gymnasium's environments, with `cfrc_ext` where that is asked for."""
     own = xml_file.startswith(("~", ".", "/"))
     assets = Path(gymnasium.__file__).parent / "envs" / "mujoco" / "assets"
     path = Path(xml_file).expanduser() if own else assets / xml_file
@@ -292,6 +293,10 @@ def _load_model(xml_file: str) -> mujoco.MjModel:
     if not own:  # MuJoCo would warn of old attributes in it, and write so into a file in the working directory
         mujoco.set_mju_user_warning(lambda text: None)
     try:
-        return mujoco.MjModel.from_xml_path(str(path))
+        if not external_forces:
+            return mujoco.MjModel.from_xml_path(str(path))
+        spec = mujoco.MjSpec.from_file(str(path))
+        compute_external_forces(spec)
+        return spec.compile()
     finally:
         mujoco.set_mju_user_warning(warn)
