@@ -25,7 +25,7 @@ from habilis.core.specs import ActionKindError, ActionSpec, EnvSpec
 from habilis.data.hindsight import Hindsight
 from habilis.data.priorities import Priorities, SumTree
 from habilis.data.replay import ReplayBuffer
-from habilis.data.rollout import RolloutBuffer
+from habilis.data.rollout import RolloutBuffer, StepList
 from habilis.data.whole_episodes import EpisodeBuffer
 from habilis.data.windows import Windows
 from habilis.envs.frame_stack import stack_frames
@@ -38,7 +38,7 @@ from habilis.training.collector import Collector
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer
 from habilis.training.off_policy import OffPolicyTrainer
-from habilis.training.on_policy import OnPolicyAlgorithm, OnPolicyTrainer, Rollouts
+from habilis.training.on_policy import OnPolicyAlgorithm, OnPolicyTrainer
 from habilis.training.tabular import TabularTrainer
 
 
@@ -200,7 +200,7 @@ def _on_policy_trainer(
     def build(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OnPolicyTrainer:
         c, spec, num_envs = config.algo, collector.env.spec, collector.env.num_envs
         algorithm = make_algorithm(spec, c, num_envs=num_envs, streams=streams, device=device)
-        buffer: Rollouts
+        buffer: StepList
         if isinstance(c, reinforce.ReinforceConfig):
             buffer = EpisodeBuffer(spec, c.n_episodes, num_envs, device)
         else:

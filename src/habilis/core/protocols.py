@@ -90,6 +90,7 @@ class Algorithm(Protocol):
     """Owns what is learnt and how. `state_dict` holds networks, targets, optimisers, temperatures and counters."""
 
     policy: Any
+    gradient_steps: int
 
     def update(self, batch: Any) -> Metrics:
         """Learn from one batch and return detached scalars."""

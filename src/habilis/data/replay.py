@@ -168,11 +168,8 @@ class ReplayBuffer:
 
     def sample(self, batch_size: int) -> TransitionBatch:
         """Draw transitions, with replacement, from those that may be learnt from: uniformly or by their priorities."""
-        weight = number = None
-        if self.priorities is None:
-            index = self._draw(batch_size)
-        else:
-            index, weight, number = self._draw_by_priority(batch_size, self.priorities)
+        by, n = self.priorities, batch_size
+        index, weight, number = (self._draw(n), None, None) if by is None else self._draw_by_priority(n, by)
         obs = self._shown.read(index)
         action = self.actions.flatten(0, 1).index_select(0, index)
         goals = None if self.hindsight is None else self._choose_goals(index, self.hindsight)

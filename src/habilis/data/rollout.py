@@ -22,6 +22,11 @@ class StepList:
         device: where the data lies.
     """
 
+    starts_anew: bool
+    """Whether every rollout begins with new episodes."""
+    wanted: Tensor | None
+    """Which environments are of use, `[N]` bool; None: all."""
+
     def __init__(self, device: str = "cpu") -> None:
         self.device = torch.device(device)
         self._obs: list[Obs] = []
@@ -85,9 +90,7 @@ class RolloutBuffer(StepList):
     """
 
     starts_anew = False
-    """Whether every rollout begins with new episodes."""
-    wanted: Tensor | None = None
-    """Which environments are of use, `[N]` bool; None: all."""
+    wanted = None
 
     def __init__(self, n_steps: int, device: str = "cpu") -> None:
         super().__init__(device)

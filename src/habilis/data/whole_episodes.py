@@ -8,6 +8,7 @@ whenever it has ended one, until K are begun; then it waits for the last, and it
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from habilis.core.errors import HabilisError
 from habilis.core.specs import EnvSpec
@@ -38,7 +39,7 @@ class EpisodeBuffer(StepList):
         self._envs = torch.arange(num_envs, device=device)
         self._lengths = torch.zeros(num_envs, dtype=torch.long, device=device)
         self._started = 0
-        self.wanted = torch.zeros(num_envs, dtype=torch.bool, device=device)
+        self.wanted: Tensor = torch.zeros(num_envs, dtype=torch.bool, device=device)
         """`[N]` bool: which environments are in an episode that is kept."""
 
     @property

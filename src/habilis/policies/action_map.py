@@ -72,3 +72,13 @@ class ActionMap(nn.Module):
         last = data[LAST].clamp(self.lower, self.upper)  # an episode starts from 0, which may lie beyond a single bound
         filtered, after = self.filter(self.bound(action), {LAST: last})
         return filtered * self.scale + self.offset, after
+
+    def inverse(self, env_action: Tensor) -> Tensor:
+        """Return the policy's action of which `forward` makes `env_action`, or the nearest; 0 if bounds are equal."""
+        if not self.values:
+            return env_action - self.offset if self.shifts else env_action
+        action = ((env_action - self.offset) / self.scale.where(self.scale != 0, 1)).clamp(self.lower, self.upper)
+        if self.squash:  # the tangent only tends to the bounds
+            most = 1 - torch.finfo(action.dtype).eps
+            action = torch.cat([action[..., : self.values].clamp(-most, most).atanh(), action[..., self.values :]], -1)
+        return action

@@ -32,7 +32,6 @@ class OffPolicyAlgorithm(Algorithm, Protocol):
     """What the loop asks of an algorithm; `td_error` `[B]` among its metrics goes to the buffer as priorities."""
 
     config: OffPolicyConfig
-    gradient_steps: int
 
     def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
         """Take observations into the running statistics."""

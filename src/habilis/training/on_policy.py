@@ -5,14 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-import torch
-from torch import Tensor
-
-from habilis.core.batches import RolloutBatch
 from habilis.core.protocols import Algorithm, Plugin
 from habilis.core.random import RandomStreams
-from habilis.core.tree import Tree
-from habilis.core.types import Obs, PolicyStep, Step
+from habilis.data.rollout import StepList
 from habilis.plugins import learn_with
 from habilis.training.collector import Collector
 from habilis.training.report import Counters, Report
@@ -21,38 +16,8 @@ from habilis.training.report import Counters, Report
 class OnPolicyAlgorithm(Algorithm, Protocol):
     """What the loop asks of an algorithm."""
 
-    gradient_steps: int
-
     def set_progress(self, progress: float) -> None:
         """Set what is scheduled, for `progress` in [0, 1] of the run."""
-        ...
-
-
-class Rollouts(Protocol):
-    """What the loop asks of a buffer."""
-
-    starts_anew: bool
-    """Whether every rollout begins with new episodes."""
-    device: torch.device
-
-    @property
-    def wanted(self) -> Tensor | None:
-        """Which environments are of use, `[N]` bool; None: all."""
-
-    @property
-    def full(self) -> bool:
-        """Whether the rollout is complete."""
-
-    def start(self, obs: Obs, memory: Tree | None) -> None:
-        """Begin a rollout at `obs`; `memory` is what the policy remembers of the episodes under way."""
-        ...
-
-    def add(self, policy_step: PolicyStep, step: Step) -> None:
-        """Store what was done and what came of it."""
-        ...
-
-    def batch(self) -> RolloutBatch:
-        """Return the full rollout."""
         ...
 
 
@@ -72,7 +37,7 @@ class OnPolicyTrainer:
         self,
         collector: Collector,
         algorithm: OnPolicyAlgorithm,
-        buffer: Rollouts,
+        buffer: StepList,
         *,
         streams: RandomStreams,
         total_timesteps: int,

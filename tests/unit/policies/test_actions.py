@@ -98,6 +98,27 @@ def test_squashing_is_of_values_alone():
     assert 3.7 < float(near[0]) < float(near[1]) < 4
 
 
+@pytest.mark.parametrize("squash", [False, True])
+def test_the_inverse_is_the_action_that_was_mapped(squash):
+    action_map = ActionMap(HYBRID, squash=squash)
+    action = torch.tensor([[0.5, -0.9, 2.0, 1.0], [0.0, 0.25, 0.0, 0.0]])
+    torch.testing.assert_close(action_map.inverse(action_map(action)), action)
+    # 3 of [0, 4] is half way from the middle to the bound
+    half = float(np.arctanh(0.5)) if squash else 0.5
+    assert action_map.inverse(torch.tensor([[3.0, 0.0, 2.0, 1.0]])).tolist() == [pytest.approx([half, 0.0, 2.0, 1.0])]
+    beyond = torch.tensor([[4.0, -7.0, 0.0, 0.0]])
+    found = action_map.inverse(beyond)
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(action_map(found), torch.tensor([[4.0, -1.0, 0.0, 0.0]]))
+
+
+def test_the_inverse_where_there_is_little_to_invert():
+    assert ActionMap(DiscreteAction(4)).inverse(torch.tensor([3])).tolist() == [3]
+    assert ActionMap(MultiDiscreteAction((2, 3), (1, -1))).inverse(torch.tensor([[2, 1]])).tolist() == [[1, 2]]
+    unbounded = ActionMap(box([1, -np.inf, 2], [np.inf, np.inf, 2]))
+    assert unbounded.inverse(torch.tensor([[0.5, 7.0, 2.0]])).tolist() == [[1.0, 7.0, 0.0]]
+
+
 def test_what_cannot_be_is_refused():
     for wrong in ({"smoothing": 1.0}, {"smoothing": -0.1}, {"rate_limit": 0.0}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
