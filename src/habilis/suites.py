@@ -474,9 +474,9 @@ SUITES.add(
         for row in (
             ("dqn", "gru", "CartPole", 100_000, 400, ""),
             ("sac", "gru", "Pendulum", 20_000, -180, "-144"),
-            ("sac", "gru", "InvertedPendulum", 12_000, 800, ""),
+            ("sac", "gru", "InvertedPendulum", 30_000, 800, ""),
             ("td3", "lstm", "Pendulum", 20_000, -184, "-147"),
-            ("td3", "gru", "InvertedPendulum", 12_000, 800, ""),
+            ("td3", "gru", "InvertedPendulum", 30_000, 800, ""),
             ("a2c", "lstm", "InvertedPendulum", 1_000_000, 800, "1000"),
             ("ppo", "gru", "Pendulum", 150_000, -236, ""),
             ("ppo", "lstm", "InvertedPendulum", 100_000, 800, ""),

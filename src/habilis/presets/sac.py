@@ -63,7 +63,7 @@ _SAC: Mapping[str, Mapping[str, Any]] = {
     "InvertedDoublePendulum-v5": {**_SMALL, "total_timesteps": 50_000},
     "Reacher-v5": {**_SMALL, "total_timesteps": 50_000},
     "Pusher-v5": {**_SMALL, "total_timesteps": 100_000},
-    "habilis/InvertedPendulumNoVelocity-v0": {**_INVERTED_PENDULUM, **_MEMORY},
+    "habilis/InvertedPendulumNoVelocity-v0": {**_INVERTED_PENDULUM, **_MEMORY, "total_timesteps": 30_000},
     **dict.fromkeys(MUJOCO, _MUJOCO),
     # angles of a tenth beside speeds of ten are one size once normalised; and what a hopper has learnt by the end it
     # may lose again within a few thousand steps, unless these become small

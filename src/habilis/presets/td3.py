@@ -57,7 +57,7 @@ _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
     "Pendulum-v1": _PENDULUM,
     "InvertedPendulum-v5": _INVERTED_PENDULUM,
     "habilis/PendulumNoVelocity-v0": _MEMORY,
-    "habilis/InvertedPendulumNoVelocity-v0": {**_MEMORY, **_INVERTED_PENDULUM},
+    "habilis/InvertedPendulumNoVelocity-v0": {**_MEMORY, **_INVERTED_PENDULUM, "total_timesteps": 30_000},
     "Reacher-v5": {**_REACHER, "num_envs": 4, "algo.gradient_steps": 4, "algo.gamma": 0.95, "algo.batch_size": 128},
     # a target is seen in one episode only, so many short ones teach more than many updates
     "habilis/ReacherPixels-v0": {
