@@ -18,6 +18,11 @@ def derive_seed(seed: int, name: str) -> int:
     return int.from_bytes(digest[:8], "little") >> 1
 
 
+def derive_env_seed(seed: int, index: int) -> int:
+    """Return the seed of one of several environments, in 31 bits, which every simulator takes."""
+    return derive_seed(seed, f"env/{index}") % 2**31
+
+
 class RandomStreams:
     """The random streams of one run: `streams.torch("explore")`, `streams.numpy("replay")`.
 

@@ -7,7 +7,7 @@ MountainCar from Moore (1990), Acrobot from Sutton (1996), all as Gymnasium has 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import pi
 from typing import Any, ClassVar, Protocol
@@ -20,7 +20,7 @@ from habilis.core.actions import require_choices, require_finite
 from habilis.core.config import require_arguments
 from habilis.core.errors import EnvError
 from habilis.core.protocols import VecEnv
-from habilis.core.random import derive_seed, generator_state, set_generator_state
+from habilis.core.random import derive_env_seed, generator_state, set_generator_state
 from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction, EnvSpec, ObsGroup
 from habilis.core.types import Obs, State, Step
 
@@ -38,8 +38,8 @@ class ClassicTask(Protocol):
     seconds: ClassVar[float | None]
     """Of a step, where Gymnasium says so."""
 
-    def start(self, count: int, generator: np.random.Generator) -> np.ndarray:
-        """Draw the states `[k, count]` in which episodes begin."""
+    def start(self, generator: np.random.Generator) -> np.ndarray:
+        """Draw the state `[k]` in which an episode begins, as Gymnasium draws it."""
         ...
 
     def advance(self, state: np.ndarray, action: np.ndarray) -> Outcome:
@@ -60,9 +60,9 @@ class CartPole:
     action: ClassVar[ActionSpec] = DiscreteAction(2)
     seconds: ClassVar[float | None] = None
 
-    def start(self, count: int, generator: np.random.Generator) -> np.ndarray:
+    def start(self, generator: np.random.Generator) -> np.ndarray:
         """Begin near the middle, upright."""
-        return generator.uniform(-0.05, 0.05, (4, count))
+        return generator.uniform(-0.05, 0.05, 4)
 
     def advance(self, state: np.ndarray, action: np.ndarray) -> Outcome:
         """Take an Euler step of 20 ms; end where the cart leaves the track or the pole leans by 12 degrees."""
@@ -91,9 +91,9 @@ class Pendulum:
     action: ClassVar[ActionSpec] = BoxAction(np.float32([-2.0]), np.float32([2.0]))
     seconds: ClassVar[float | None] = 0.05
 
-    def start(self, count: int, generator: np.random.Generator) -> np.ndarray:
+    def start(self, generator: np.random.Generator) -> np.ndarray:
         """Begin anywhere, turning slowly."""
-        return generator.uniform((-pi, -1.0), (pi, 1.0), (count, 2)).T
+        return generator.uniform((-pi, -1.0), (pi, 1.0))
 
     def advance(self, state: np.ndarray, action: np.ndarray) -> Outcome:
         """Take a semi-implicit step of 50 ms; charge for the angle from upright, for speed and for torque."""
@@ -115,8 +115,8 @@ def _roll(position: np.ndarray, velocity: np.ndarray, push: np.ndarray) -> tuple
     return position, np.where((position == -1.2) & (velocity < 0), 0.0, velocity)
 
 
-def _start_in_valley(count: int, generator: np.random.Generator) -> np.ndarray:
-    return np.stack([generator.uniform(-0.6, -0.4, count), np.zeros(count)])
+def _start_in_valley(generator: np.random.Generator) -> np.ndarray:
+    return np.array([generator.uniform(-0.6, -0.4), 0.0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +128,9 @@ class MountainCar:
     action: ClassVar[ActionSpec] = DiscreteAction(3)
     seconds: ClassVar[float | None] = None
 
-    def start(self, count: int, generator: np.random.Generator) -> np.ndarray:
+    def start(self, generator: np.random.Generator) -> np.ndarray:
         """Begin at rest near the bottom."""
-        return _start_in_valley(count, generator)
+        return _start_in_valley(generator)
 
     def advance(self, state: np.ndarray, action: np.ndarray) -> Outcome:
         """Charge 1 a step until the top is reached."""
@@ -152,9 +152,9 @@ class MountainCarContinuous:
     action: ClassVar[ActionSpec] = BoxAction(np.float32([-1.0]), np.float32([1.0]))
     seconds: ClassVar[float | None] = None
 
-    def start(self, count: int, generator: np.random.Generator) -> np.ndarray:
+    def start(self, generator: np.random.Generator) -> np.ndarray:
         """Begin at rest near the bottom."""
-        return _start_in_valley(count, generator)
+        return _start_in_valley(generator)
 
     def advance(self, state: np.ndarray, action: np.ndarray) -> Outcome:
         """Pay 100 at the top, charge for force; the state is rounded to float32, as Gymnasium's is."""
@@ -174,9 +174,9 @@ class Acrobot:
     action: ClassVar[ActionSpec] = DiscreteAction(3)
     seconds: ClassVar[float | None] = 0.2
 
-    def start(self, count: int, generator: np.random.Generator) -> np.ndarray:
+    def start(self, generator: np.random.Generator) -> np.ndarray:
         """Begin hanging, nearly at rest."""
-        return generator.uniform(-0.1, 0.1, (4, count)).astype(np.float32).astype(np.float64)
+        return generator.uniform(-0.1, 0.1, 4).astype(np.float32)
 
     def advance(self, state: np.ndarray, action: np.ndarray) -> Outcome:
         """Take a Runge-Kutta step of 0.2 s; charge 1 a step until the end is above the line."""
@@ -226,14 +226,15 @@ class ClassicEnv:
     """N copies of a task of classic control on the CPU, with exact state; a `VecEnv`.
 
     Given the same state and actions it returns what Gymnasium's environment returns; computed in float64, handed out in
-    float32. `state` `[k, N]` may be written between steps; an episode goes on from there.
+    float32. Episodes begin as Gymnasium's do under the same seed, one after the other, so that an evaluation is of the
+    same episodes in both. `state` `[k, N]` may be written between steps; an episode goes on from there.
 
     Args:
         id: the id of the task, for `spec`.
         task: what moves.
         num_envs: N.
         max_episode_steps: steps after which an episode is truncated.
-        seed: of the stream that episodes are started from.
+        seed: of the streams that episodes are started from, one for each environment.
     """
 
     takes_render_mode = True
@@ -244,7 +245,7 @@ class ClassicEnv:
         self.num_envs = num_envs
         self.spec = EnvSpec(
             id=id,
-            obs={"policy": ObsGroup((len(task.observe(task.start(1, np.random.default_rng(0)))),))},
+            obs={"policy": ObsGroup((len(task.observe(task.start(np.random.default_rng(0)))),))},
             action=task.action,
             max_episode_steps=max_episode_steps,
             saves_state=True,
@@ -259,8 +260,8 @@ class ClassicEnv:
     def reset(self, seed: int | None = None) -> Obs:
         """Start N new episodes, from the seed where one is given."""
         if seed is not None:
-            self._generator = np.random.default_rng(derive_seed(seed, "env"))
-        self.state = self.task.start(self.num_envs, self._generator)
+            self._generators = [np.random.default_rng(derive_env_seed(seed, i)) for i in range(self.num_envs)]
+        self.state = self._starts(range(self.num_envs))
         self._elapsed = np.zeros(self.num_envs, dtype=np.int64)
         return self._observe()
 
@@ -278,7 +279,7 @@ class ClassicEnv:
         obs = next_obs = self._observe()
         ended = terminated | truncated
         if ended.any():
-            self.state[:, ended] = self.task.start(int(ended.sum()), self._generator)
+            self.state[:, ended] = self._starts(np.flatnonzero(ended))
             self._elapsed[ended] = 0
             obs = self._observe()
         return Step(
@@ -291,14 +292,15 @@ class ClassicEnv:
         )
 
     def state_dict(self) -> State:
-        """Return where everything is, the episode counters and the random stream."""
-        generator = generator_state(self._generator)
-        return {"state": self.state.copy(), "elapsed": self._elapsed.copy(), "generator": generator}
+        """Return where everything is, the episode counters and the random streams."""
+        generators = [generator_state(generator) for generator in self._generators]
+        return {"state": self.state.copy(), "elapsed": self._elapsed.copy(), "generators": generators}
 
     def load_state_dict(self, state: State) -> None:
         """Restore what `state_dict` returned."""
         self.state, self._elapsed = np.array(state["state"]), np.array(state["elapsed"])
-        set_generator_state(self._generator, state["generator"])
+        for generator, saved in zip(self._generators, state["generators"], strict=True):
+            set_generator_state(generator, saved)
 
     def render(self) -> np.ndarray:
         """Return the picture of the first environment, `[height, width, 3]` uint8, as Gymnasium draws it."""
@@ -315,6 +317,10 @@ class ClassicEnv:
         if self._drawn is not None:
             self._drawn.close()
             self._drawn = None
+
+    def _starts(self, envs: Iterable[int]) -> np.ndarray:
+        """Draw the states `[k, len(envs)]` in which the next episodes of some environments begin."""
+        return np.stack([self.task.start(self._generators[i]) for i in envs], axis=1, dtype=np.float64)
 
     def _controls(self, action: Tensor) -> np.ndarray:
         """Return actions as the task takes them, `[N]`."""
@@ -346,7 +352,7 @@ def make_classic(
     Args:
         id: one of `CLASSIC`.
         num_envs: how many environments are stepped together.
-        seed: of the stream that episodes are started from.
+        seed: of the streams that episodes are started from, one for each environment.
         threads: not used: a step is done before a thread could help.
         max_episode_steps: steps after which an episode is truncated; None takes Gymnasium's.
         render_mode: as of Gymnasium's environment.

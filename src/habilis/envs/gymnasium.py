@@ -31,7 +31,7 @@ from torch import Tensor
 
 from habilis.core.errors import EnvError, MissingExtraError
 from habilis.core.protocols import GoalFunction
-from habilis.core.random import derive_seed
+from habilis.core.random import derive_env_seed
 from habilis.core.specs import DESIRED, EnvSpec
 from habilis.core.tree import tree_map, tree_where
 from habilis.core.types import Obs, State, Step
@@ -131,7 +131,7 @@ class GymnasiumVecEnv:
         self._resetting = np.zeros(self.num_envs, bool)
         seeds: Any = seed
         if seed is not None and isinstance(self._base, (SyncVectorEnv, AsyncVectorEnv)):
-            seeds = [derive_seed(seed, f"env/{i}") % 2**31 for i in range(self.num_envs)]
+            seeds = [derive_env_seed(seed, i) for i in range(self.num_envs)]
         observations, _ = self._call("reset", seed=seeds)
         self._show(observations)
         return self._to_obs(observations, self.num_envs)

@@ -76,6 +76,23 @@ def test_episodes_begin_as_gymnasiums(id):
         assert (np.abs(difference) <= 0.05 * spread + 1e-7).all()
 
 
+@pytest.mark.parametrize("id", CLASSIC)
+def test_episodes_are_gymnasiums_under_the_same_seed(id):
+    """The first three of each environment, ended by the limit of steps."""
+    starts = {}
+    for backend in ("native", "gymnasium"):
+        env = make_vec_env(id, 3, backend=backend, seed=1, max_episode_steps=4)
+        starts[backend] = [env.reset(5)["policy"]]
+        action = torch.ones(3, dtype=torch.long) if isinstance(env.spec.action, DiscreteAction) else torch.zeros(3, 1)
+        while len(starts[backend]) < 3:
+            step = env.step(action)
+            if step.truncated.all():
+                starts[backend].append(step.obs["policy"])
+        env.close()
+    for ours, theirs in zip(*starts.values(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
+
+
 def test_an_episode_is_cut_off_and_the_next_begins_in_the_same_step():
     env = make_vec_env("Pendulum-v1", 2, max_episode_steps=3)
     env.reset(0)
