@@ -38,8 +38,7 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "algo.batch_size": 64,
         "algo.learning_rate": 1e-3,
         "algo.learning_rate_schedule": "linear",
-        "algo.gamma": 0.9,
-        "algo.normalize_reward": False,
+        "algo.gamma": 0.95,
     },
     **{
         f"{name}-v5": _MUJOCO
