@@ -65,7 +65,7 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "algo.batch_size": 128,
         "algo.learning_rate": 5e-4,
         "algo.learning_rate_schedule": "linear",
-        "algo.gamma": 0.9,
+        "algo.gamma": 0.95,
         "algo.max_grad_norm": 1.0,
         "algo.memory.window": 8,
     },
