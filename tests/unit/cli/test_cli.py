@@ -132,7 +132,7 @@ def test_debug_shows_the_traceback(switch, monkeypatch):
 
 
 def test_help_shows_what_the_preset_sets(capsys):
-    for env, gamma in (("Pendulum-v1", "0.9"), ("CartPole-v1", "0.98")):
+    for env, gamma in (("Pendulum-v1", "0.95"), ("CartPole-v1", "0.98")):
         with pytest.raises(SystemExit):
             main(["train", "ppo", "--help", "--env", env])
         words = " ".join(capsys.readouterr().out.split())
@@ -381,7 +381,7 @@ def test_list(capsys):
     assert [line.split() for line in listed("envs", "quadruped")] == [["habilis/QuadrupedWalk-v0", "native"]]
     assert ["HalfCheetah-v5", "native"] in [line.split() for line in listed("envs")]
     assert ["HalfCheetah-v5", "gymnasium"] in [line.split() for line in listed("envs", "--backend", "gymnasium")]
-    assert any("Pendulum-v1:" in line and "algo.gamma=0.9" in line for line in listed("presets", "ppo"))
+    assert any("Pendulum-v1:" in line and "algo.gamma=0.95" in line for line in listed("presets", "ppo"))
     assert [line.split()[0] for line in listed("backends")] == ["native", "gymnasium", "envpool"]
     assert any(line.startswith("smoke ") for line in listed("suites"))
 
