@@ -55,15 +55,14 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
         )
     },
     "HalfCheetah-v5": {**_MUJOCO, "algo.init_std": 0.6},
-    # values of rewards as large as -16 would take most of a gradient that is clipped as one; with larger steps of the
-    # optimiser, or more of them, some seeds lost again what they had learnt
+    # values of rewards as large as -16 would take most of a gradient that is clipped as one
     "habilis/PendulumNoVelocity-v0": {
         **_GRU,
         "total_timesteps": 150_000,
         "num_envs": 8,
         "algo.n_steps": 256,
         "algo.batch_size": 128,
-        "algo.learning_rate": 5e-4,
+        "algo.learning_rate": 1e-3,
         "algo.learning_rate_schedule": "linear",
         "algo.gamma": 0.95,
         "algo.max_grad_norm": 1.0,
