@@ -115,7 +115,7 @@ class EpisodeTracker:
             raise EnvError(
                 f"info lacks {error} in this step: an environment must give the same keys every step"
             ) from None
-        return np.concatenate(rows).reshape(self._sums.shape)
+        return np.concatenate(rows, dtype=np.float64).reshape(self._sums.shape)
 
     def _finish(self, ended: np.ndarray, values: np.ndarray) -> list[Episode]:
         lengths, totals, terms = self._lengths[ended], self._returns[ended], list(self._sums[:, ended])

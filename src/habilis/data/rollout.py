@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from habilis.core.tree import Tree, tree_cat, tree_index, tree_stack
 from habilis.core.types import Obs, PolicyStep, Step
 
 
-class StepList:
+class StepList(ABC):
     """Keeps steps as they come and puts them together when they are all there.
 
     Observations are kept once: the successor of step t is row t + 1, except where an episode ended, whose true last
@@ -35,9 +36,9 @@ class StepList:
         self._memory: Tree | None = None
 
     @property
+    @abstractmethod
     def full(self) -> bool:
         """Whether the rollout is complete."""
-        raise NotImplementedError
 
     def start(self, obs: Obs, memory: Tree | None = None) -> None:
         """Begin a rollout at `obs`; `memory` is what the policy remembers of the episodes under way."""

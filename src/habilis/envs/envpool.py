@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.errors import ConfigError, EnvError, MissingExtraError, did_you_mean
-from habilis.core.random import derive_seed
+from habilis.core.random import derive_env_seed
 from habilis.core.specs import EnvSpec
 from habilis.core.types import Obs, State, Step
 from habilis.envs.goals import distance_rule
@@ -146,7 +146,7 @@ class EnvPoolVecEnv:
         self._pool.close()
 
     def _make(self, seed: int) -> Any:
-        seeds = [derive_seed(seed, f"env/{i}") % 2**31 for i in range(self.num_envs)]
+        seeds = [derive_env_seed(seed, i) for i in range(self.num_envs)]
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of float64 bounds narrowed to float32

@@ -95,6 +95,12 @@ def test_rows_of_one_tensor_count_as_tensors_of_their_own(known):
     assert packed.summary() == plain.summary()
 
 
+def test_flags_alone_become_numbers():
+    tracker = EpisodeTracker(1)
+    (episode,) = tracker.update(make_step([1.0], terminated=[True], success=[True]))
+    assert type(episode.terms["success"]) is float
+
+
 def test_terms_reduce_by_their_names():
     tracker = EpisodeTracker(1)
     tracker.update(
