@@ -41,11 +41,11 @@ from habilis.training.keeping import Trainer, close, inexactness
 from habilis.training.run_dir import begin, clear, hold
 from habilis.training.session import Session
 
-BELONGS_TO_THE_START = frozenset({"algorithm", "seed", "run_dir", "name"})
-"""Keys of a configuration that decide how a run begins and where it lies, and nothing from there on."""
+BELONGS_TO_THE_START = frozenset({"algorithm", "env", "num_envs", "frame_stack", "seed", "run_dir", "name"})
+"""Keys of a configuration that decide how a run begins, what it is made of and where it lies."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished (or interrupted) run, usable without reading files."""
 
@@ -63,6 +63,12 @@ class Run:
     """The last evaluation; None where there was none."""
     interrupted: bool = False
     """Whether it stopped before its end; `resume(path)` goes on."""
+
+    def __repr__(self) -> str:
+        """Return which run it is and what came of it."""
+        came = "not evaluated" if self.evaluation is None else f"return {self.evaluation.mean:.2f}"
+        end = ", interrupted" if self.interrupted else ""
+        return f"Run({str(self.path)!r}: {self.config.algorithm} on {self.config.env}, {came}{end})"
 
 
 def default_config(algorithm: str, env: str, **overrides: Any) -> TrainConfig:
@@ -315,7 +321,8 @@ def _run(config: TrainConfig, trainer: Any, run_dir: Path, *, checkpoint: Path |
         )
         if checkpoint is not None:
             _restore(session, checkpoint)
-            _write_config(run_dir, config)
+            if trainer.counters.env_steps < trainer.total_timesteps:
+                _write_config(run_dir, config)
             tracking.message(_way_on(checkpoint, trainer))
         try:
             session.run()
@@ -409,7 +416,7 @@ def locate(path: Path, which: str) -> tuple[Path, Path]:
     """
     path = resolve_pointer(path) if path.name in ("last", "best") else path
     if (path / "manifest.json").is_file():
-        return path.resolve().parent.parent, path
+        return (path if len(path.parts) > 2 else path.resolve()).parent.parent, path
     what = "is a file" if path.is_file() else "does not exist"
     require(path.is_dir(), f"{path} {what}: give a run's directory or a checkpoint in one")
     store = CheckpointStore(path / "checkpoints")

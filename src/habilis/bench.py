@@ -24,13 +24,15 @@ from typing import Any
 
 import numpy as np
 
+from habilis.api import config_from_dict
+from habilis.cases import Case, Goal, as_measured, fingerprint
 from habilis.checkpoint import CheckpointStore
 from habilis.checkpoint.files import replace_text
 from habilis.core.config import require
 from habilis.core.errors import HabilisError
 from habilis.evaluation.runs import read_evaluations
 from habilis.evaluation.statistics import bootstrap_interval, iqm
-from habilis.suites import SUITES, Case, Goal
+from habilis.suites import SUITES
 
 EVALUATION_SEED = 1000
 """The run of seed s is evaluated on the episodes of seed 1000 + s."""
@@ -202,7 +204,7 @@ def _gather(case: Case, folder: Path, path: Path) -> dict[int, dict[str, Any]]:
     """Return by seed what the runs of a case have come to, in `folder` or told by `path`, which tells it all then."""
     config = case.config()
     evaluation = f"last policy, deterministic, {case.episodes} episodes, seed {EVALUATION_SEED} + the run's"
-    runs = {run["seed"]: run for run in _read_told(case, {"evaluation": evaluation, "config": config}, path)}
+    runs = {run["seed"]: run for run in _read_told(case, config, evaluation, path)}
     runs |= {run["seed"]: run for run in map(_brief, folder.glob("s*/bench.json"))}
     if runs:
         in_order = [runs[seed] for seed in sorted(runs)]
@@ -216,16 +218,37 @@ def _gather(case: Case, folder: Path, path: Path) -> dict[int, dict[str, Any]]:
             "config": config,
         }
         path.parent.mkdir(parents=True, exist_ok=True)
+        _keep_beside(path, in_order)
         replace_text(path, json.dumps(tree, indent=2) + "\n")
     return runs
 
 
-def _read_told(case: Case, measured: Mapping[str, Any], path: Path) -> list[dict[str, Any]]:
-    """Return the runs that a file of results tells, if they are of what is measured and speak of all goals."""
+def _read_told(case: Case, config: Mapping[str, Any], evaluation: str, path: Path) -> list[dict[str, Any]]:
+    """Return the runs that a file of results tells, if they are of what is measured and speak of all goals.
+
+    An option that was not there yet had its default.
+    """
     tree = json.loads(path.read_text()) if path.is_file() else {}
-    if any(tree.get(key) != value for key, value in measured.items()):
+    if tree.get("evaluation") != evaluation or _as_of_today(tree["config"]) != config:
         return []
     return [run for run in tree["runs"] if all(goal.measure in run["measures"] for goal in case.goals)]
+
+
+def _keep_beside(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
+    """Keep a file of results, in the folder `earlier`, if it tells of runs that its successor does not."""
+    tree = json.loads(path.read_text()) if path.is_file() else {"runs": []}
+    if any(run not in runs for run in tree["runs"]):
+        beside = path.parent / "earlier" / f"{path.stem}.{fingerprint(tree)}.json"
+        beside.parent.mkdir(exist_ok=True)
+        shutil.copy2(path, beside)
+
+
+def _as_of_today(config: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return what `Case.config` would say of a configuration that was written some time ago; None: it has no name."""
+    try:
+        return as_measured(config_from_dict(config))
+    except HabilisError:
+        return None
 
 
 def _brief(result: Path) -> dict[str, Any]:

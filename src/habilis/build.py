@@ -107,10 +107,14 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
     env_seed = derive_seed(config.seed, "env")
     env = make_env(config, 1 if entry.asynchronous else config.num_envs, env_seed)
     say(describe_env(env))
+    if entry.asynchronous:
+        say(f"workers: {config.num_envs}, each with such an environment; a run that is resumed goes on otherwise")
     collector = Collector(env, skip_nonfinite=config.on_nonfinite == "skip", device=device)
     collector.reset(env_seed)
     if isinstance(config.algo, OffPolicyConfig):
         _reserve_replay(config.algo, env.spec, device, say)
+        if config.algo.learning_starts >= config.total_timesteps:
+            say(f"nothing will be learnt: learning_starts is {config.algo.learning_starts:,}, and the run ends before")
     try:
         return entry.make_trainer(config, collector, streams, device)
     except ActionKindError as error:

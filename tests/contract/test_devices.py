@@ -32,6 +32,10 @@ CASES = [(name, EXACT[name][0]) for name in SMALL if name not in ON_THE_PROCESSO
 CASES += [*HINDSIGHT, *MEMORY, *ACTING, *SEEING]
 
 
+GPU = "cuda"
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+
+
 @pytest.fixture(autouse=True)
 def _without_numpy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let policies act by PyTorch on the processor too: NumPy's last bits are others."""
@@ -72,6 +76,24 @@ def test_it_learns_keeps_and_goes_on_as_on_the_processor(algorithm: str, env: st
         alike(second, kept(resumed, tmp_path / "resumed"))
 
 
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize(("algorithm", "env"), CASES)
+def test_it_learns_keeps_and_goes_on_on_a_gpu(algorithm: str, env: str, tmp_path: Path) -> None:
+    """Sums are made in any order there, so that two runs are alike but for rounding."""
+    unbroken = make(algorithm, env, GPU)
+    iterate(unbroken, 4)
+    kept(unbroken, tmp_path / "first")
+    iterate(unbroken, 4)
+    resumed = make(algorithm, env, GPU)
+    restore(resumed, load_checkpoint(tmp_path / "first", list(components(resumed)))[0])
+    iterate(resumed, 4)
+    torch.testing.assert_close(
+        dict(kept(resumed, tmp_path / "resumed")), dict(kept(unbroken, tmp_path / "second")), rtol=1e-3, atol=1e-4
+    )
+    assert all(p.is_cuda for p in resumed.algorithm.policy.parameters())
+
+
 def alike(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> None:
     assert set(got) == set(expected)
     for name, tensor in got.items():
@@ -106,12 +128,9 @@ def train(device: str, run_dir: Path) -> None:
     assert habilis.evaluate(run_dir, episodes=2).mean > 0
 
 
-NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
-
-
 @pytest.mark.parametrize(
     "make_device",
-    [simulated_device, pytest.param(partial(nullcontext, "cuda"), marks=[pytest.mark.gpu, NO_GPU])],
+    [simulated_device, pytest.param(partial(nullcontext, GPU), marks=[pytest.mark.gpu, NO_GPU])],
     ids=["simulated", "cuda"],
 )
 def test_a_run_on_another_device(make_device: Callable[[], AbstractContextManager[str]], tmp_path: Path) -> None:

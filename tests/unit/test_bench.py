@@ -19,12 +19,13 @@ import habilis
 from habilis import bench
 from habilis.api import default_config
 from habilis.bench import BenchError, run_suite
+from habilis.cases import Case, Goal
 from habilis.checkpoint import CheckpointStore
 from habilis.cli.train import read_config
 from habilis.core.config import to_dict
 from habilis.core.errors import ConfigError
 from habilis.evaluation.evaluator import EvaluationResult
-from habilis.suites import SUITES, Case, Goal
+from habilis.suites import SUITES
 
 
 @pytest.fixture(scope="module")
@@ -114,7 +115,9 @@ def test_goals_are_judged_by_the_mean_over_seeds(tmp_path):
 def test_the_score_is_that_of_the_last_policy_on_its_own_seeds(finished):
     (run,) = finished.glob("runs/bench/*/s1")
     record = json.loads((run / "bench.json").read_text())
-    assert record["evaluation"] == habilis.evaluate(run, episodes=20, seed=1001).to_dict()
+    again = habilis.evaluate(run, episodes=20, seed=1001).to_dict()
+    assert record["evaluation"].pop("checkpoint").endswith("s1/checkpoints/step_000000000512")
+    assert record["evaluation"] == again
     assert record["command"].startswith("habilis train ppo --env probe/ObservationReward-v0 --total-timesteps 512")
     smoke = SUITES["smoke"][0]
     config = to_dict(default_config("ppo", smoke.env, seed=1, **smoke.settings))
@@ -149,6 +152,29 @@ def test_results_of_another_configuration_or_goal_are_not_built_upon(place, monk
     assert set(bench._gather(replace(case, goals=(Goal(1, "height"),)), nowhere, path)) == set()
     assert set(bench._gather(replace(case, episodes=5), nowhere, path)) == set()
     assert set(bench._gather(case, nowhere, path)) == {0, 1}  # and the file was left as it was
+
+
+def test_an_option_that_is_newer_than_a_result_is_at_its_default(place):
+    case, path = SUITES["smoke"][0], place / "out/smoke/ppo-probe-ObservationReward-v0.json"
+    tree = json.loads(path.read_text())
+    del tree["config"]["algo"]["clip_range"], tree["config"]["plugins"]
+    path.write_text(json.dumps(tree))
+    assert set(bench._gather(case, place / "nowhere", path)) == {0, 1}
+    tree["config"]["algo"]["vanished"] = 1
+    path.write_text(json.dumps(tree))
+    assert set(bench._gather(case, place / "nowhere", path)) == set()
+
+
+def test_results_of_another_configuration_are_kept_beside(place):
+    path = place / "out/smoke/ppo-probe-ObservationReward-v0.json"
+    tree = json.loads(path.read_text())
+    tree["config"]["algo"]["gamma"] = 0.5
+    path.write_text(json.dumps(tree))
+    shutil.rmtree(place / "runs")
+    run_suite("smoke", seeds=1, output=Path("out"))
+    assert [run["seed"] for run in json.loads(path.read_text())["runs"]] == [0]
+    (beside,) = path.parent.glob("earlier/*.json")
+    assert json.loads(beside.read_text()) == tree
 
 
 def test_other_hyper_parameters_are_another_run(place, monkeypatch):

@@ -28,6 +28,7 @@ from habilis.functional.policy_losses import masked_standardize
 from habilis.functional.returns import generalized_advantage
 from habilis.nn.activations import Activation
 from habilis.nn.distributions import deviation
+from habilis.nn.encoder import ImageEncoderKind
 from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
 from habilis.nn.memory import MemoryConfig, MemoryEncoder
 from habilis.nn.normalizer import RewardNorm
@@ -67,6 +68,8 @@ class A2CConfig:
     """Standardise the advantages of a rollout."""
     normalize_obs: bool = True
     """Normalise vector observations by running mean and variance."""
+    image_encoder: ImageEncoderKind = "nature"
+    """Convolutional network for images."""
     normalize_reward: bool = True
     """Divide rewards by the running standard deviation of the discounted return."""
     hidden: tuple[int, ...] = (64, 64)

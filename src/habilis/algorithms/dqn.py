@@ -130,10 +130,10 @@ class DQNConfig:
 
     def __post_init__(self) -> None:
         positive = ("learning_rate", "batch_size", "train_freq", "n_steps", "target_update_interval")
-        parts = ("n_quantiles", "n_fractions", "n_acting_fractions", "exploration_fraction", "n_sampled_goal")
+        parts = ("n_quantiles", "n_fractions", "n_acting_fractions", "n_sampled_goal")
         require_positive(self, *positive, *parts, "max_grad_norm")
         require_widths(self, "hidden")
-        require_fractions(self, "tau", "risk_level", "exploration_decay")
+        require_fractions(self, "tau", "risk_level", "exploration_decay", "exploration_fraction")
         require_shares(self, "priority_alpha", "priority_beta")
         require_replay(self)
         require(self.n_atoms > 1, f"n_atoms must be at least 2, got {self.n_atoms}")
@@ -230,7 +230,8 @@ class DQN:
         s.gradient_steps += 1
         if s.gradient_steps % c.target_update_interval == 0:
             self._target.lerp_(s.optimizer.flat, c.tau)
-        return results | {"exploration_rate": s.policy.exploration_level}
+        level = {"epsilon": "exploration_rate", "boltzmann": "temperature"}.get(c.exploration)
+        return results if level is None else results | {level: s.policy.exploration_level}
 
     def _draw(self, rows: int) -> dict[str, Tensor]:
         """Draw what an update leaves to chance: noisy weights, one set for each network, and quantiles."""

@@ -29,6 +29,7 @@ from habilis.core.types import Metrics, Obs, State
 from habilis.functional.policy_losses import masked_standardize, mean, ppo_clip, standardize, value_loss
 from habilis.nn.activations import Activation
 from habilis.nn.distributions import deviation
+from habilis.nn.encoder import ImageEncoderKind
 from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
 from habilis.nn.memory import MemoryConfig
 from habilis.nn.normalizer import RewardNorm
@@ -84,6 +85,8 @@ class PPOConfig:
     """Standardise advantages in each minibatch."""
     normalize_obs: bool = True
     """Normalise vector observations by running mean and variance."""
+    image_encoder: ImageEncoderKind = "nature"
+    """Convolutional network for images."""
     normalize_reward: bool = True
     """Divide rewards by the running standard deviation of the discounted return."""
     hidden: tuple[int, ...] = (64, 64)

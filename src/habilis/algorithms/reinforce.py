@@ -30,6 +30,7 @@ from habilis.functional.policy_losses import standardize
 from habilis.functional.returns import generalized_advantage, terminating_episodes
 from habilis.nn.activations import Activation
 from habilis.nn.distributions import deviation
+from habilis.nn.encoder import ImageEncoderKind
 from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
@@ -67,6 +68,8 @@ class ReinforceConfig:
     """Standardise the advantages (returns, without a baseline) of an update."""
     normalize_obs: bool = True
     """Normalise vector observations by running mean and variance."""
+    image_encoder: ImageEncoderKind = "nature"
+    """Convolutional network for images."""
     normalize_reward: bool = True
     """Divide rewards by the running standard deviation of the discounted return."""
     hidden: tuple[int, ...] = (64, 64)

@@ -29,6 +29,7 @@ from habilis.functional.linear_algebra import conjugate_gradient, flatten, gauss
 from habilis.functional.policy_losses import standardize
 from habilis.nn.activations import Activation
 from habilis.nn.distributions import deviation
+from habilis.nn.encoder import ImageEncoderKind
 from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer, flatten_parameters
@@ -75,6 +76,8 @@ class TRPOConfig:
     """Standardise the advantages of a rollout."""
     normalize_obs: bool = True
     """Normalise vector observations by running mean and variance."""
+    image_encoder: ImageEncoderKind = "nature"
+    """Convolutional network for images."""
     normalize_reward: bool = True
     """Divide rewards by the running standard deviation of the discounted return."""
     hidden: tuple[int, ...] = (64, 64)

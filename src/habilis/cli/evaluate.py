@@ -10,7 +10,7 @@ from typing import Literal
 
 import tyro
 
-from habilis.api import evaluate, record_video
+from habilis.api import evaluate, locate, record_video
 from habilis.cli.parse import KeyValues, Switch, parse, read_values
 
 
@@ -37,26 +37,27 @@ class Options:
     video: Path | None = None
     """Also film the first episodes into this mp4 file."""
     json: Switch = False
-    """Print what `habilis.evaluate` returns in Python, as JSON."""
+    """Print what `habilis.evaluate` returns in Python, and which checkpoint it is of, as JSON."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Evaluate and print."""
     o = parse(Options, argv, "evaluate")
     kwargs = read_values(o.env_kwargs)
+    checkpoint = locate(o.run, o.which)[1]
     result = evaluate(
-        o.run,
+        checkpoint,
         o.env,
-        which=o.which,
         episodes=o.episodes,
         seed=o.seed,
         deterministic=not o.stochastic,
         num_envs=o.num_envs,
         **kwargs,
     )
-    print(json.dumps(result.to_dict()) if o.json else result)
+    told = {"checkpoint": str(checkpoint), **result.to_dict()}
+    print(json.dumps(told) if o.json else f"{checkpoint}\n{result}")
     if o.video is not None:
-        record_video(o.run, o.video, o.env, which=o.which, seed=o.seed, deterministic=not o.stochastic, **kwargs)
+        record_video(checkpoint, o.video, o.env, seed=o.seed, deterministic=not o.stochastic, **kwargs)
         if not o.json:
             print(f"video: {o.video}")
     return 0

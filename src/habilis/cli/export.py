@@ -29,7 +29,7 @@ def run(argv: Sequence[str]) -> int:
     """Export and say where the file is."""
     options = parse(Options, argv, "export")
     run_dir, checkpoint = locate(options.run, options.which)
-    folder = export(options.run, options.output or run_dir / "export", which=options.which)
+    folder = export(checkpoint, options.output or run_dir / "export")
     print(f"{folder / 'policy.onnx'}: the policy of {checkpoint}; ONNX Runtime agrees with it")
     print(f"Wherever it is taken, `habilis verify {folder}` checks it again.")
     return 0

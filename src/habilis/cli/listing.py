@@ -48,7 +48,8 @@ def run(argv: Sequence[str]) -> int:
 
 def _algorithms() -> Iterator[str]:
     for name in ALGORITHMS:
-        yield f"{name}  {ALGORITHMS[name].title}; {len(tuned_environments(name))} presets"
+        tuned = len(tuned_environments(name))
+        yield f"{name}  {ALGORITHMS[name].title}; {tuned} preset{'' if tuned == 1 else 's'}"
 
 
 def _envs(backend: str | None) -> Iterator[str]:

@@ -48,6 +48,9 @@ class ResumeOptions(Options):
 
     resume: Path
     """Directory of the run."""
+    env: tyro.conf.Suppress[tyro.conf.Fixed[str]]
+    num_envs: tyro.conf.Suppress[tyro.conf.Fixed[int]]
+    frame_stack: tyro.conf.Suppress[tyro.conf.Fixed[int]]
     seed: tyro.conf.Suppress[tyro.conf.Fixed[int]]
     run_dir: tyro.conf.Suppress[tyro.conf.Fixed[str | None]]
     name: tyro.conf.Suppress[tyro.conf.Fixed[str]]

@@ -93,5 +93,5 @@ def resolve_device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"the device {name!r} cannot be used ({error}): choose cpu, cuda or auto") from error
+        raise ConfigError(f"the device {name!r} cannot be used ({error}): choose cpu or auto") from error
     return name

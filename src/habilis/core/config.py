@@ -96,7 +96,7 @@ def override(config: C, changes: Mapping[str, Any], prefix: str = "") -> C:
         head, _, rest = raw.replace("-", "_").partition(".")
         if head not in types_of:
             known = ", ".join(sorted(types_of))
-            near = did_you_mean(head, types_of)
+            near = did_you_mean(prefix + head, [prefix + name for name in types_of])
             for name in types_of:
                 if head in _fields_of(getattr(config, name)):
                     near = f" (did you mean {f'{prefix}{name}.{head}'!r}?)"
@@ -167,6 +167,8 @@ def _describe(kind: Any) -> str:
         return "one of " + ", ".join(map(repr, args))
     if origin is tuple:
         return f"a list of {_describe(args[0])}"
+    if origin is not None:
+        return "a dictionary such as {'name': {}}"
     return "none" if kind is type(None) else getattr(kind, "__name__", str(kind))
 
 

@@ -292,6 +292,13 @@ def require_fit(learnt: EnvSpec, env: EnvSpec) -> None:
         )
 
 
+def require_made_for(policy: object, env: EnvSpec) -> None:
+    """Raise `ConfigError` where a policy says what it was made for and that is nothing like `env`."""
+    made_for = getattr(policy, "spec", None)
+    if isinstance(made_for, EnvSpec):
+        require_fit(made_for, env)
+
+
 def _what_is_done(action: ActionSpec) -> str:
     box, choices = action_parts(action)
     values = [] if box is None else [f"{box.dim} values"]

@@ -51,6 +51,10 @@ class NamedRows(Mapping[str, Tensor]):
         """Return k."""
         return len(self.names)
 
+    def __repr__(self) -> str:
+        """Return what the names stand for."""
+        return repr(dict(self))
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

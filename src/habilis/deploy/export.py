@@ -69,7 +69,7 @@ def export_policy(
 
     Raises:
         ExportError: the folder exists, the policy cannot be traced, gives values that are not finite, or the exported
-            model disagrees with it.
+            model disagrees with it; or the disk is full.
         MissingExtraError: onnx, onnxscript or ONNX Runtime is not installed.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
@@ -95,6 +95,8 @@ def export_policy(
         write_golden(staging / GOLDEN_FILE, golden, _last_episodes(actions, steps, kept), allowed, kept)
         write_manifest(staging)
         staging.rename(output)
+    except OSError as error:
+        raise ExportError(f"{output} cannot be written ({error.strerror}): make room there") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return output

@@ -56,8 +56,8 @@ class Grid:
     def read(cls, lines: Sequence[str]) -> Grid:
         """Read a map: one line of text a row, of `S` start, `G` goal, `#` obstacle and `.` free."""
         require(
-            bool(lines) and len({len(line) for line in lines}) == 1,
-            f"a map needs lines of equal length, got {list(lines)}",
+            not isinstance(lines, str) and bool(lines) and len({len(line) for line in lines}) == 1,
+            f"a map needs a list of lines of equal length, got {lines!r}",
         )
         cells = {(r, c): mark for r, line in enumerate(lines) for c, mark in enumerate(line)}
         found = {mark: tuple(cell for cell, at in cells.items() if at == mark) for mark in "SG#."}

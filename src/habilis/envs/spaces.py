@@ -28,6 +28,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from gymnasium import spaces
+from gymnasium.vector.utils import batch_space, iterate
 from torch import Tensor
 
 from habilis.core.errors import EnvError
@@ -127,6 +128,11 @@ class ActionLayout:
             return self._leaves[0][1](action)
         leaves = {path: leaf(action[..., at]) for (path, leaf), at in zip(self._leaves, self._columns, strict=True)}
         return _nest(self._space, leaves)
+
+    def for_one(self, action: Any) -> Any:
+        """Convert what a policy's `predict` or an export answers for one environment to what its `step` takes."""
+        row = torch.as_tensor(action).unsqueeze(0)
+        return next(iter(iterate(batch_space(self._space, 1), self(row))))
 
 
 class LeafLayout:

@@ -21,7 +21,7 @@ from torch import nn
 from habilis.core.errors import ConfigError, EnvError, NonFiniteError
 from habilis.core.protocols import Policy, VecEnv
 from habilis.core.random import derive_seed
-from habilis.core.specs import EnvSpec, require_fit
+from habilis.core.specs import require_made_for
 from habilis.core.tree import tree_to, zero_rows
 from habilis.core.types import Step
 from habilis.data.episodes import Episode, EpisodeTracker
@@ -212,7 +212,7 @@ def _fair_share(steps: Iterator[Step], env: VecEnv, episodes: int) -> list[Episo
         if count >= LONGEST_EPISODE * max(shares):
             raise EnvError(
                 f"environment {behind[0]} of {env.spec.id} ended {len(finished[behind[0]])} episodes in {count} steps "
-                f"where {shares[behind[0]]} were asked for: give it a time limit"
+                f"where {shares[behind[0]]} were asked for: give it a time limit, --env-kwargs max_episode_steps 1000"
             )
     return [finished[i][k] for k in range(max(shares)) for i in range(n) if k < shares[i]]
 
@@ -237,9 +237,7 @@ def rollout(
         deterministic: whether the policy acts by its mode or mean instead of drawing.
         device: where the policy computes; None for where its parameters are.
     """
-    made_for = getattr(policy, "spec", None)
-    if isinstance(made_for, EnvSpec):
-        require_fit(made_for, env.spec)
+    require_made_for(policy, env.spec)
     modules = list(policy.modules()) if isinstance(policy, nn.Module) else []
     modes = [(module, module.training) for module in modules]
     if device is None:

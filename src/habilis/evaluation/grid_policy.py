@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from habilis.core.protocols import Policy, VecEnv
+from habilis.core.specs import require_made_for
 from habilis.envs.grid_drawing import GridDrawing
 from habilis.envs.gridworld import Grid
 
@@ -43,10 +44,14 @@ def policy_on_grid(policy: Policy, env: VecEnv) -> GridPolicy | None:
 
     Returns:
         The policy in every cell, or None where `env` is no grid world or the policy has a memory.
+
+    Raises:
+        ConfigError: the policy is of a grid of another size.
     """
     drawing = getattr(env, "drawing", None)
     if not isinstance(drawing, GridDrawing):
         return None
+    require_made_for(policy, env.spec)
     device = next((p.device for p in policy.parameters()), None) if isinstance(policy, nn.Module) else None
     states = env.spec.obs["policy"].size
     obs = {"policy": torch.eye(states, device=device)}

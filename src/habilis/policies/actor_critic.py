@@ -13,6 +13,7 @@ from habilis.core.specs import EnvSpec
 from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part
 from habilis.functional.returns import explained_variance, generalized_advantage
 from habilis.nn.activations import Activation
+from habilis.nn.encoder import ImageEncoderKind
 from habilis.nn.heads import HeadConfig, make_head
 from habilis.nn.memory import Encoder, MemoryConfig, MemoryEncoder, make_encoder
 from habilis.nn.mlp import MLP
@@ -29,6 +30,10 @@ class NetworkConfig(HeadConfig, Protocol):
     @property
     def normalize_obs(self) -> bool:
         """Normalise vector observations by running mean and variance."""
+
+    @property
+    def image_encoder(self) -> ImageEncoderKind:
+        """Convolutional network for images."""
 
     @property
     def hidden(self) -> tuple[int, ...]:
@@ -68,8 +73,14 @@ def make_critic(
     share_trunk: bool = False,
     num_envs: int = 0,
 ) -> ValueNetwork:
-    """Build the value network, which reads the group "critic" where there is one and no trunk is shared."""
+    """Build the value network, which reads the group "critic" where there is one.
+
+    Raises:
+        ConfigError: the trunk is shared with the policy, which may not read what the critic alone is shown.
+    """
     if share_trunk:
+        alone = ", ".join(sorted(set(policy.spec.critic_groups) - set(policy.spec.policy_groups)))
+        require(not alone, f"share_trunk lets the critic read what the policy reads, and not {alone}: leave it out")
         return ValueNetwork(policy.encoder, policy.trunk, generator)
     encoder = _make_encoder(policy.spec, policy.spec.critic_groups, config, generator)
     hidden = config.hidden if config.critic_hidden is None else config.critic_hidden
@@ -79,7 +90,7 @@ def make_critic(
 
 def _make_encoder(spec: EnvSpec, names: tuple[str, ...], config: NetworkConfig, generator: torch.Generator) -> Encoder:
     memory = getattr(config, "memory", MemoryConfig())
-    return make_encoder(spec.obs, names, config.normalize_obs, memory, generator)
+    return make_encoder(spec.obs, names, config.normalize_obs, memory, generator, config.image_encoder)
 
 
 @torch.no_grad()

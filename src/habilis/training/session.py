@@ -36,6 +36,11 @@ REMEDY = "look at the rewards' scale, or lower --algo.learning-rate, or go on re
 """What to do about numbers of learning that are not finite."""
 
 
+EVALUATION_SEED = 1_000_000
+"""Added to the run's seed for the evaluations on the way: they choose the best policy, and `habilis evaluate` judges it
+by other episodes."""
+
+
 class Tracking(Protocol):
     """Where a session's scalars go."""
 
@@ -187,7 +192,7 @@ class Session:
         self._evaluating = evaluation_due
         try:
             tree, better = self._evaluate(steps) if evaluation_due else ({}, False)
-        except NonFiniteError:
+        except (EnvError, NonFiniteError):
             self.save()  # the policy that met it
             raise
         self._evaluating = False
@@ -203,7 +208,8 @@ class Session:
     def _evaluate(self, steps: int) -> tuple[dict[str, Any], bool]:
         """Evaluate the policy; return what there is to write of it, and whether no policy before was better."""
         env = self._eval_env = self._eval_env or self._make_eval_env(min(self.config.eval_episodes, 10))
-        policy, episodes, seed = self.trainer.algorithm.policy, self.config.eval_episodes, self.config.seed
+        policy, episodes = self.trainer.algorithm.policy, self.config.eval_episodes
+        seed = self._evaluation_seed
         self._last_evaluated = steps
         self.evaluation = result = evaluate(policy, env, episodes=episodes, seed=seed)
         stochastic = None
@@ -261,12 +267,15 @@ class Session:
             return f"nothing had been saved yet: start again by {command}"
         return f"what was learnt up to step {self._last_saved} is kept: go on by {command}"
 
+    @property
+    def _evaluation_seed(self) -> int:
+        """By which the best policy is chosen: not the episodes of `habilis evaluate` with any small seed."""
+        return EVALUATION_SEED + self.config.seed
+
     def _command_of_evaluation(self) -> str:
         """Say how an evaluation is repeated, whose episodes are not those of training."""
-        c, run_dir = self.config, shlex.quote(str(self.run_dir))
-        return (
-            f"in an evaluation, which `habilis evaluate {run_dir} --episodes {c.eval_episodes} --seed {c.seed}` repeats"
-        )
+        options = f"--episodes {self.config.eval_episodes} --seed {self._evaluation_seed}"
+        return f"in an evaluation, which `habilis evaluate {shlex.quote(str(self.run_dir))} {options}` repeats"
 
     def _dump(self, error: NonFiniteError) -> str:
         """Write what a fault is played again by, and say so."""

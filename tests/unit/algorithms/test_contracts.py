@@ -104,7 +104,8 @@ class Learning:
 
     def __init__(self, lab, name, config, seed=0):
         self.lab = lab
-        self.env = lab.env(lab.ASYMMETRIC, "choice" if name in CHOOSING else "box")
+        shown = lab.VECTOR if config.get("share_trunk") else lab.ASYMMETRIC
+        self.env = lab.env(shown, "choice" if name in CHOOSING else "box")
         self.algorithm = getattr(lab, name)(self.env, seed, **config)
         priorities = Priorities() if config.get("prioritized") else None
         replay = {"n_steps": config.get("n_steps", 1), "priorities": priorities}

@@ -260,6 +260,14 @@ def test_epsilon_greedy_acts_at_random_that_often(lab, epsilon):
         assert float(share[action]) == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.parametrize(
+    ("exploration", "level"), [("epsilon", {"exploration_rate"}), ("boltzmann", {"temperature"}), ("noisy", set())]
+)
+def test_what_explores_is_logged_by_its_name(lab, exploration, level):
+    dqn, batch = make(lab, exploration=exploration)
+    assert set(dqn.update(batch)) & {"exploration_rate", "temperature"} == level
+
+
 @pytest.mark.parametrize("temperature", [0.05, 1.0, 20.0])
 def test_boltzmann_draws_in_proportion(lab, temperature):
     dqn, batch = make(lab, exploration="boltzmann")

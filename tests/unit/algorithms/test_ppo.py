@@ -11,8 +11,9 @@ from torch import Tensor
 
 import habilis.algorithms.ppo as module
 from habilis.core import recording
-from habilis.core.errors import HabilisError
+from habilis.core.errors import ConfigError, HabilisError
 from habilis.functional.policy_losses import ppo_clip
+from habilis.nn.encoder import ImpalaStage
 from habilis.policies.actor_critic import evaluate_rollout
 
 STD_TYPES = ["independent", "dependent", "fixed", "annealed"]
@@ -48,7 +49,7 @@ def ratios(monkeypatch):
     ("action", "std_type"), [*(("box", s) for s in STD_TYPES), ("choice", "fixed"), ("choices", "fixed")]
 )
 def test_the_first_ratio_of_every_update_is_one(lab, ratios, action, std_type, share_trunk):
-    env = lab.env(lab.ASYMMETRIC, action)
+    env = lab.env(lab.VECTOR if share_trunk else lab.ASYMMETRIC, action)
     ppo = lab.ppo(env, std_type=std_type, share_trunk=share_trunk, learning_rate=1e-2)
     first = []
     for iteration in range(4):
@@ -238,12 +239,10 @@ def test_asymmetric_critic_reads_its_own_group_and_the_policy_does_not(lab):
 
 
 def test_shared_trunk_is_one_trunk(lab):
-    env = lab.env(lab.ASYMMETRIC)
+    env = lab.env()
     ppo = lab.ppo(env, share_trunk=True)
     critic = ppo.state.critic
     assert critic.trunk is ppo.policy.trunk
-    one = env.observe()
-    assert torch.equal(ppo.value(one), ppo.value(one | {"critic": torch.zeros(4, 5)}))
     count = sum(p.numel() for p in ppo.policy.parameters()) + sum(p.numel() for p in critic.head.parameters())
     assert len(ppo.state.optimizer.flat) == count
     batch = lab.rollout(ppo, env)
@@ -275,6 +274,18 @@ def test_image_policy_with_a_vector_critic(lab):
     ppo = lab.ppo(env, batch_size=32, n_epochs=1)
     assert ppo.state.critic.encoder.names == ("critic",)
     assert math.isfinite(float(ppo.update(lab.rollout(ppo, env, n_steps=8))["value_loss"]))
+
+
+def test_a_shared_trunk_reads_nothing_that_the_policy_may_not(lab):
+    with pytest.raises(ConfigError, match="and not critic: leave it out"):
+        lab.ppo(lab.env(lab.ASYMMETRIC), share_trunk=True)
+
+
+@pytest.mark.parametrize("make", ["ppo", "a2c", "trpo", "reinforce"])
+def test_the_network_for_images_is_a_choice(lab, make):
+    algorithm = getattr(lab, make)(lab.env(lab.IMAGES), image_encoder="impala")
+    for encoder in (algorithm.policy.encoder, algorithm.state.critic.encoder):
+        assert isinstance(encoder.images["policy"].convolutions[0], ImpalaStage)
 
 
 def test_reward_scale_is_that_of_the_return(lab):

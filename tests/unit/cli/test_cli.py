@@ -294,10 +294,11 @@ def test_evaluate_prints_what_python_returns(trained, capsys):
     for arguments, keywords in (([], {}), (["--stochastic"], {"deterministic": False})):
         assert main([*call, *arguments]) == 0
         expected = habilis.evaluate(trained, episodes=5, seed=9, **keywords)
-        assert json.loads(capsys.readouterr().out) == expected.to_dict()
+        checkpoint = str(trained / "checkpoints/step_000000000256")
+        assert json.loads(capsys.readouterr().out) == {"checkpoint": checkpoint, **expected.to_dict()}
     by_policy = habilis.evaluate(habilis.load(trained), episodes=5, seed=9)
     assert main(call) == 0
-    assert json.loads(capsys.readouterr().out) == by_policy.to_dict()
+    assert json.loads(capsys.readouterr().out) == {"checkpoint": checkpoint, **by_policy.to_dict()}
 
 
 def test_evaluate_takes_the_best_checkpoint(capsys):
@@ -319,7 +320,7 @@ def test_evaluate_speaks_to_people_and_takes_a_checkpoint(trained, capsys):
     checkpoint = CheckpointStore(trained / "checkpoints").latest()
     assert main(["evaluate", str(checkpoint), "--episodes", "3"]) == 0
     told = capsys.readouterr().out
-    assert told.startswith("3 episodes, deterministic, seed 0\nreturn ")
+    assert told.startswith(f"{checkpoint}\n3 episodes, deterministic, seed 0\nreturn ")
     assert main(["evaluate", str(trained / "checkpoints" / "last"), "--episodes", "3"]) == 0
     assert capsys.readouterr().out == told
     assert main(["evaluate", str(trained), "--episodes", "0"]) == 2
@@ -378,6 +379,7 @@ def test_list(capsys):
     algorithms = [line.split()[0] for line in listed("algorithms")]
     assert algorithms == sorted(algorithms)
     assert {"dqn", "ppo", "q_learning", "rainbow", "sac"} <= set(algorithms)
+    assert [line.rsplit("; ")[1] for line in listed("algorithms", "actor_critic")] == ["1 preset"]
     assert [line.split() for line in listed("envs", "quadruped")] == [["habilis/QuadrupedWalk-v0", "native"]]
     assert ["HalfCheetah-v5", "native"] in [line.split() for line in listed("envs")]
     assert ["HalfCheetah-v5", "gymnasium"] in [line.split() for line in listed("envs", "--backend", "gymnasium")]

@@ -31,6 +31,9 @@ def test_a_table_from_beginning_to_end(tmp_path, monkeypatch, capsys):
     assert main(["export", "run"]) == 0
     assert main(["verify", "run/export"]) == 0
     assert lay_out("run").actions[0] == 1
+    capsys.readouterr()
+    assert main(["play", "run", "--env-kwargs", "size", "6"]) == 2
+    assert "of shape (16,), and habilis/GridWorld-v0 has (36,)" in capsys.readouterr().err
 
 
 def test_what_a_table_cannot_do_is_said(tmp_path, monkeypatch, capsys):

@@ -70,7 +70,7 @@ def test_hyphens_count_as_underscores_and_the_original_stays():
     ("changes", "message"),
     [
         ({"step": 5}, r"unknown configuration key 'step' \(did you mean 'steps'"),
-        ({"algo.rat": 1.0}, r"unknown configuration key 'algo\.rat' \(did you mean 'rate'"),
+        ({"algo.rat": 1.0}, r"unknown configuration key 'algo\.rat' \(did you mean 'algo\.rate'"),
         ({"algo.layer.x": 1.0}, r"'algo\.layer'"),
         ({"name.x": 1}, "'name' has no fields"),
         ({"steps": 1.5}, "'steps' must be int, got 1.5"),
@@ -84,6 +84,7 @@ def test_hyphens_count_as_underscores_and_the_original_stays():
         ({"algo.layers": 3}, r"'algo\.layers' must be a list of int"),
         ({"algo.layers": [1, "x"]}, r"'algo\.layers' must be int"),
         ({"algo.pair": [1]}, r"'algo\.pair'"),
+        ({"extra": ["x"]}, r"'extra' must be a dictionary such as \{'name': \{\}\}, got \['x'\]"),
         ({"steps": 0}, "steps must be positive, got 0"),
     ],
 )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -350,6 +352,16 @@ def test_nothing_is_overwritten(folder):
     with pytest.raises(ExportError, match="nothing is overwritten"):
         export_policy(make_policy(), make_policy().spec, folder)
     assert checksum(folder / "policy.onnx") == before
+
+
+def test_a_full_disk_is_named(tmp_path, monkeypatch):
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("habilis.deploy.export.write_golden", full)
+    with pytest.raises(ExportError, match=r"out cannot be written \(No space left on device\): make room there"):
+        export_policy(make_policy(), make_policy().spec, tmp_path / "out")
+    assert not any(tmp_path.iterdir())
 
 
 def test_an_empty_folder_is_filled(tmp_path):

@@ -131,6 +131,7 @@ def test_maps_and_arguments():
         ({"slip": 1.5}, "probability"),
         ({"max_episode_steps": 0}, "positive"),
         ({"map": ["S.", "G"]}, "equal length"),
+        ({"map": "S.G"}, "a list of lines"),
         ({"map": ["SS", "G."]}, "one S"),
         ({"map": ["Sx", "G."]}, "one S"),
     ]:

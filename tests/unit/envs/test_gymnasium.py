@@ -340,6 +340,10 @@ def test_actions_of_nested_spaces_stand_side_by_side():
     assert first["more"][1].tolist() == [[0.25]]
     assert second["kind"] == 1
     assert second["turn"].tolist() == [2.0, 3.0]
+    alone = layout.for_one(np.array([0.25, 0.5, -1.0, 3, 1, 3], np.float32))
+    assert alone in space
+    assert (alone["kind"], alone["turn"].tolist(), alone["more"][1].tolist()) == (3, [0.5, -1.0], [[0.25]])
+    assert ActionLayout(spaces.Discrete(3, start=5)).for_one(np.int64(6)) == 6
     # of one kind throughout they are nothing new
     boxes = ActionLayout(spaces.Tuple([spaces.Box(-1, 1, (1,)), spaces.Box(0, 4, (2,))]))
     assert isinstance(boxes.spec, BoxAction)

@@ -67,6 +67,11 @@ def test_page_of_three_seeds(tmp_path, write_run):
     assert len(page.charts["rollout/ep_rew_mean"]["lines"][0]["x"]) <= 240
 
 
+def test_one_seed_twice_is_not_two(tmp_path, write_run):
+    page = Page(write_report([write_run(tmp_path / name, seed=1) for name in "ab"], tmp_path / "report.html"))
+    assert "2 runs; different seeds: 1" in page.text
+
+
 def test_page_needs_nothing_from_elsewhere(tmp_path, write_run):
     run = write_run(tmp_path)
     (run / "videos").mkdir()

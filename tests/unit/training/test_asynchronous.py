@@ -47,6 +47,12 @@ def wait_until(condition, seconds=200.0):
         time.sleep(0.05)
 
 
+def test_the_start_tells_of_the_workers():
+    told = []
+    build_trainer(config_of(3), told.append)
+    assert told[-1].startswith("workers: 3, each with such an environment")
+
+
 def test_one_worker_is_a2c_bit_for_bit():
     config = config_of(1, **{"algo.learning_rate_schedule": "linear"})
     trainer, twin_start = build_trainer(config), build_trainer(config).algorithm

@@ -189,6 +189,13 @@ def test_an_environment_that_raises_is_named_and_the_checkpoint_before_it_goes_o
     assert steps == [16, 32, 48, 64, 80, 96]
 
 
+def test_what_was_learnt_outlives_an_evaluation_that_does_not_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("habilis.evaluation.evaluator.LONGEST_EPISODE", 1)
+    with pytest.raises(EnvError, match="--env-kwargs max_episode_steps 1000; what was learnt up to step 16 is kept"):
+        train(tmp_path, "none", eval_episodes=2, checkpoint_freq=96)
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [16]
+
+
 def test_a_run_that_saved_nothing_starts_again(tmp_path):
     with pytest.raises(EnvError, match=f"nothing had been saved yet: start again by .*--resume {tmp_path / 'run'}"):
         train(tmp_path, "raise", checkpoint_freq=96)
@@ -246,7 +253,9 @@ def test_a_fault_of_an_evaluation_says_how_to_repeat_it_and_what_met_it_is_kept(
         raise NonFiniteError("an evaluation episode returned nan")
 
     monkeypatch.setattr("habilis.training.session.evaluate", refuse)
-    with pytest.raises(NonFiniteError, match=r"habilis evaluate \S+ --episodes 3 --seed 5` repeats.*step 48 is kept"):
+    with pytest.raises(
+        NonFiniteError, match=r"habilis evaluate \S+ --episodes 3 --seed 1000005` repeats.*step 48 is kept"
+    ):
         train(tmp_path, "none", eval_episodes=3, eval_freq=48, checkpoint_freq=96, seed=5)
     assert not (tmp_path / "run" / "nonfinite").exists()
     assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [48]

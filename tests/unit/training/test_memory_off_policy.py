@@ -46,6 +46,12 @@ def build(algorithm, env, kind, say=lambda text: None, **overrides):
     return build_trainer(default_config(algorithm, env, **settings | overrides), say)
 
 
+def test_a_run_that_ends_before_it_learns_is_told_of():
+    told = []
+    build("sac", "Pendulum-v1", "none", told.append, total_timesteps=60)
+    assert told[-1] == "nothing will be learnt: learning_starts is 60, and the run ends before"
+
+
 def run(trainer, iterations):
     for _ in range(iterations):
         trainer.iterate()

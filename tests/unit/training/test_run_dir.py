@@ -12,6 +12,7 @@ import pytest
 
 from habilis import api
 from habilis.core.errors import ConfigError
+from habilis.training import session
 from habilis.training.run_dir import LOCK, begin, clear, hold
 
 ENV = "probe/ObservationReward-v0"
@@ -82,6 +83,32 @@ def test_a_run_is_of_one_process_until_that_ends_however_it_does():
     with hold(run.path):
         pass
     assert api.resume(run.path, progress=False, total_timesteps=128).config.total_timesteps == 128
+
+
+def test_what_a_run_is_made_of_cannot_change():
+    run = api.train_config(config(run_dir="run"), progress=False)
+    for changes in ({"env": "probe/Identity-v0"}, {"num_envs": 2}, {"frame_stack": 2}, {"seed": 1}):
+        (key,) = changes
+        with pytest.raises(ConfigError, match=f"{key} belongs to the beginning of a run and cannot change"):
+            api.resume(run.path, progress=False, **changes)
+    assert repr(run) == "Run('run': ppo on probe/ObservationReward-v0, not evaluated)"
+
+
+def test_a_run_that_has_nothing_left_to_do_was_trained_as_it_says():
+    run = api.train_config(config(run_dir="run"), progress=False)
+    gamma = run.config.algo.gamma
+    api.resume(run.path, progress=False, **{"algo.gamma": 0.5})
+    assert api.load_config(run.path).algo.gamma == gamma
+    api.resume(run.path, progress=False, **{"algo.gamma": 0.5, "total_timesteps": 128})
+    assert api.load_config(run.path).algo.gamma == 0.5
+
+
+def test_the_best_policy_is_not_chosen_by_the_episodes_that_judge_it(monkeypatch):
+    seeds = []
+    evaluate = session.evaluate
+    monkeypatch.setattr(session, "evaluate", lambda *a, **k: seeds.append(k["seed"]) or evaluate(*a, **k))
+    api.train_config(config(run_dir="run", seed=3, eval_episodes=2), progress=False)
+    assert min(seeds) > 10**6
 
 
 def test_a_run_without_a_checkpoint_is_started_again_in_its_directory(monkeypatch):
