@@ -32,6 +32,22 @@ _MUJOCO: Mapping[str, Any] = {**_WARM_UP, "algo.learning_rate": 5e-4, "algo.crit
 
 _PENDULUM: Mapping[str, Any] = {"total_timesteps": 20_000, "algo.learning_rate": 1e-3, "algo.learning_starts": 100}
 
+_PENDULUM_OFTEN: Mapping[str, Any] = {
+    **_PENDULUM,
+    "total_timesteps": 4000,
+    "algo.learning_starts": 500,
+    "algo.hidden": (64, 64),
+    "algo.critic_hidden": (64, 64),
+}
+"""Twenty updates for each step: small networks, and few steps."""
+
+_PENDULUM_SIMBA: Mapping[str, Any] = {
+    **_PENDULUM_OFTEN,
+    "total_timesteps": 6000,
+    "algo.hidden": (64,),
+    "algo.critic_hidden": (64,),
+}
+
 _MEMORY: Mapping[str, Any] = {
     "algo.batch_size": 128,
     "algo.memory.kind": "gru",
@@ -118,9 +134,9 @@ SAC_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     # a cheetah's values are not overestimated: the paper leaves out no quantiles there either
     "tqc": {**_SAC, "HalfCheetah-v5": {**_SAC["HalfCheetah-v5"], "algo.top_quantiles_to_drop_per_net": 0}},
     # many updates for each step: the rates of the papers, which are lower
-    "redq": dict.fromkeys(MUJOCO, _WARM_UP),
-    "droq": dict.fromkeys(MUJOCO, _SHORT_WARM_UP),
-    "crossq": dict.fromkeys(MUJOCO, _WARM_UP),
-    "simba_sac": dict.fromkeys(MUJOCO, _NARROWER),
+    "redq": {"Pendulum-v1": _PENDULUM_OFTEN, **dict.fromkeys(MUJOCO, _WARM_UP)},
+    "droq": {"Pendulum-v1": _PENDULUM_OFTEN, **dict.fromkeys(MUJOCO, _SHORT_WARM_UP)},
+    "crossq": {"Pendulum-v1": {**_PENDULUM_OFTEN, "total_timesteps": 8000}, **dict.fromkeys(MUJOCO, _WARM_UP)},
+    "simba_sac": {"Pendulum-v1": _PENDULUM_SIMBA, **dict.fromkeys(MUJOCO, _NARROWER)},
 }
 """By algorithm and environment."""
