@@ -103,7 +103,7 @@ class SACConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     """What policy and critics remember, each with a memory of its own."""
     network: NetworkKind = "mlp"
-    """Layers one after the other, or the residual blocks of SimBa or SimBaV2."""
+    """Layers one after the other, or the residual blocks of SimBa or SimBaV2, which want `normalize_obs`."""
     hidden: tuple[int, ...] = (256, 256)
     """Widths of the hidden layers; of a residual network the one width, once for each block."""
     critic_hidden: tuple[int, ...] | None = None
