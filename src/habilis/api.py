@@ -33,6 +33,7 @@ from habilis.evaluation.grid_policy import GridPolicy, policy_on_grid
 from habilis.evaluation.video import record_video as film
 from habilis.evaluation.watch import watch
 from habilis.policies import NeuralPolicy
+from habilis.policies.value import ValuePolicy
 from habilis.presets import preset
 from habilis.tracking.progress import tell
 from habilis.tracking.tracker import open_tracking
@@ -186,12 +187,14 @@ def config_from_dict(tree: Mapping[str, Any]) -> TrainConfig:
     return override(base, tree)
 
 
-def load(path: str | Path, *, which: Literal["last", "best"] = "last") -> NeuralPolicy:
+def load(path: str | Path, *, which: Literal["last", "best"] = "last", risk_level: float | None = None) -> NeuralPolicy:
     """Load a policy from a run's directory or from a checkpoint.
 
     Args:
         path: a run's directory, or a checkpoint inside one.
         which: the last checkpoint of a run, or the one that evaluated best.
+        risk_level: act by the mean of this share of the worst returns, where their distribution was learnt; None: as
+            the policy learnt to.
     """
     path = Path(path)
     run_dir, checkpoint = locate(path, which)
@@ -200,7 +203,17 @@ def load(path: str | Path, *, which: Literal["last", "best"] = "last") -> Neural
     # the weights are about to be replaced, so any seed will do
     policy = ALGORITHMS[config.algorithm].make_policy(spec_from_dict(meta["spec"]), config.algo, torch.Generator())
     policy.load_state_dict(states["policy"])
-    return policy.eval()
+    return _at_risk(policy.eval(), risk_level)
+
+
+def _at_risk(policy: NeuralPolicy, level: float | None) -> NeuralPolicy:
+    """Return a policy that acts by a share of the worst returns; None leaves it as it is."""
+    if level is None:
+        return policy
+    if not isinstance(policy, ValuePolicy):
+        kind = type(policy).__name__
+        raise ConfigError(f"a risk level is for DQN and its kin: a {kind} ranks no actions by returns")
+    return policy.at_risk(level)
 
 
 def evaluate(
@@ -208,6 +221,7 @@ def evaluate(
     env: str | VecEnv | None = None,
     *,
     which: Literal["last", "best"] = "last",
+    risk_level: float | None = None,
     episodes: int = 20,
     seed: int = 0,
     deterministic: bool = True,
@@ -221,13 +235,14 @@ def evaluate(
         env: an environment or its id; None for the one the policy was trained in: that of a run as it was made for
             training, with its engine and arguments; that of a policy by its id alone, since a policy knows no more.
         which: as for `load`.
+        risk_level: as for `load`.
         episodes: whole episodes to run.
         seed: of the environments and of a stochastic policy's draws; apart from the seeds of training.
         deterministic: whether the policy acts by its mode.
         num_envs: copies stepped together, at most one an episode.
         **env_kwargs: arguments of the environment, beside those of the run.
     """
-    policy, config = _load_with_config(policy, which)
+    policy, config = _load_with_config(policy, which, risk_level)
     if env is not None and not isinstance(env, str):
         seen = env if env.spec.frame_stack > 1 else stack_frames(env, policy.spec.frame_stack)
         return run_evaluation(policy, seen, episodes=episodes, seed=seed, deterministic=deterministic)
@@ -242,6 +257,7 @@ def record_video(
     env: str | None = None,
     *,
     which: Literal["last", "best"] = "last",
+    risk_level: float | None = None,
     episodes: int = 1,
     seed: int = 0,
     seconds: float = 20.0,
@@ -249,7 +265,7 @@ def record_video(
     **env_kwargs: Any,
 ) -> Path:
     """Film a policy, or that of a run, for at most `seconds`, and return the mp4 file; see `evaluate` for the rest."""
-    policy, config = _load_with_config(policy, which)
+    policy, config = _load_with_config(policy, which, risk_level)
     with closing(_make_visible_env(policy, config, env, seed, env_kwargs, "rgb_array")) as vec:
         return film(
             policy, vec, Path(output), seed=seed, episodes=episodes, seconds=seconds, deterministic=deterministic
@@ -261,13 +277,14 @@ def play(
     env: str | None = None,
     *,
     which: Literal["last", "best"] = "last",
+    risk_level: float | None = None,
     episodes: int | None = None,
     seed: int = 0,
     deterministic: bool = True,
     **env_kwargs: Any,
 ) -> None:
     """Show a policy, or that of a run, in a window until it is closed; see `evaluate` for the arguments."""
-    policy, config = _load_with_config(policy, which)
+    policy, config = _load_with_config(policy, which, risk_level)
     with closing(_make_visible_env(policy, config, env, seed, env_kwargs, "human")) as vec:
         watch(policy, vec, seed=seed, episodes=episodes, deterministic=deterministic)
 
@@ -277,20 +294,26 @@ def lay_out(
     env: str | None = None,
     *,
     which: Literal["last", "best"] = "last",
+    risk_level: float | None = None,
     **env_kwargs: Any,
 ) -> GridPolicy | None:
     """Return what a policy, or that of a run, does and expects in every cell; None where it acts in no grid world."""
-    policy, config = _load_with_config(policy, which)
+    policy, config = _load_with_config(policy, which, risk_level)
     if not policy.spec.obs["policy"].one_hot:
         return None
     with closing(_make_env_of(policy, config, env, 1, 0, env_kwargs)) as vec:
         return policy_on_grid(policy, vec)
 
 
-def export(policy: NeuralPolicy | str | Path, output: str | Path, *, which: Literal["last", "best"] = "last") -> Path:
-    """Write a policy as ONNX, checked against the original, and return the directory."""
-    if not isinstance(policy, torch.nn.Module):
-        policy = load(policy, which=which)
+def export(
+    policy: NeuralPolicy | str | Path,
+    output: str | Path,
+    *,
+    which: Literal["last", "best"] = "last",
+    risk_level: float | None = None,
+) -> Path:
+    """Write a policy as ONNX, checked against the original, and return the directory; see `load` for the rest."""
+    policy, _ = _load_with_config(policy, which, risk_level)
     return export_policy(policy, policy.spec, Path(output))
 
 
@@ -358,12 +381,12 @@ def _restore(session: Session, checkpoint: Path) -> None:
 
 
 def _load_with_config(
-    policy: NeuralPolicy | str | Path, which: Literal["last", "best"]
+    policy: NeuralPolicy | str | Path, which: Literal["last", "best"], risk_level: float | None
 ) -> tuple[NeuralPolicy, TrainConfig | None]:
     """Return a policy, and the configuration of the run that a path means."""
     if isinstance(policy, torch.nn.Module):
-        return policy, None
-    return load(policy, which=which), load_config(locate(Path(policy), which)[0])
+        return _at_risk(policy, risk_level), None
+    return load(policy, which=which, risk_level=risk_level), load_config(locate(Path(policy), which)[0])
 
 
 def _make_env_of(

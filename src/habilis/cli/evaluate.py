@@ -28,6 +28,8 @@ class Options:
     """Let the policy draw its actions, as it did in training, instead of taking their mode."""
     which: Literal["last", "best"] = "last"
     """The last checkpoint of a run, or the one that evaluated best."""
+    risk_level: float | None = None
+    """Act by the mean of this share of the worst returns, where their distribution was learnt."""
     env: str | None = None
     """Another environment than the policy was trained in."""
     env_kwargs: KeyValues = field(default_factory=dict)
@@ -48,6 +50,7 @@ def run(argv: Sequence[str]) -> int:
     result = evaluate(
         checkpoint,
         o.env,
+        risk_level=o.risk_level,
         episodes=o.episodes,
         seed=o.seed,
         deterministic=not o.stochastic,
@@ -57,7 +60,8 @@ def run(argv: Sequence[str]) -> int:
     told = {"checkpoint": str(checkpoint), **result.to_dict()}
     print(json.dumps(told) if o.json else f"{checkpoint}\n{result}")
     if o.video is not None:
-        record_video(checkpoint, o.video, o.env, seed=o.seed, deterministic=not o.stochastic, **kwargs)
+        settings = {"risk_level": o.risk_level, "seed": o.seed, "deterministic": not o.stochastic, **kwargs}
+        record_video(checkpoint, o.video, o.env, **settings)
         if not o.json:
             print(f"video: {o.video}")
     return 0

@@ -23,13 +23,15 @@ class Options:
     """The folder to make; None: `export/` in the run."""
     which: Literal["last", "best"] = "last"
     """The last checkpoint of a run, or the one that evaluated best."""
+    risk_level: float | None = None
+    """Act by the mean of this share of the worst returns, where their distribution was learnt."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Export and say where the file is."""
     options = parse(Options, argv, "export")
     run_dir, checkpoint = locate(options.run, options.which)
-    folder = export(checkpoint, options.output or run_dir / "export")
+    folder = export(checkpoint, options.output or run_dir / "export", risk_level=options.risk_level)
     print(f"{folder / 'policy.onnx'}: the policy of {checkpoint}; ONNX Runtime agrees with it")
     print(f"Wherever it is taken, `habilis verify {folder}` checks it again.")
     return 0

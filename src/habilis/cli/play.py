@@ -30,6 +30,8 @@ class Options:
     """Directory of a run, or of a checkpoint in one."""
     which: Literal["last", "best"] = "last"
     """The last checkpoint of a run, or the one that evaluated best."""
+    risk_level: float | None = None
+    """Act by the mean of this share of the worst returns, where their distribution was learnt."""
     seed: int = 0
     """Which episodes: the same as `habilis evaluate` with this seed and one environment."""
     episodes: int | None = None
@@ -49,8 +51,9 @@ def run(argv: Sequence[str]) -> int:
     o = parse(Options, argv, "play")
     run_dir, checkpoint = locate(o.run, o.which)
     env_kwargs = read_values(o.env_kwargs)
-    settings = {"which": o.which, "seed": o.seed, "deterministic": not o.stochastic, **env_kwargs}
-    laid_out = lay_out(o.run, o.env, which=o.which, **env_kwargs)
+    chosen = {"which": o.which, "risk_level": o.risk_level}
+    settings = {**chosen, "seed": o.seed, "deterministic": not o.stochastic, **env_kwargs}
+    laid_out = lay_out(o.run, o.env, **chosen, **env_kwargs)
     if laid_out is not None:
         draw(laid_out)
     elif o.video is None and has_screen():

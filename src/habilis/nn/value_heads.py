@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from habilis.core.config import require
 from habilis.functional.quantiles import quantile_loss
 from habilis.functional.value_losses import (
     categorical_cvar,
@@ -138,6 +139,10 @@ class ValueHead(Protocol):
         """Return `[B, A]`, by which actions are ranked: the mean return, or that of its worst fraction."""
         ...
 
+    def rank_by_risk(self, level: float) -> None:
+        """Rank actions from now on by the mean of this share of the worst returns, in (0, 1]."""
+        ...
+
     def loss(
         self, values: Tensor, next_values: Tensor, backup: Backup, fractions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -171,6 +176,10 @@ class MeanHead(nn.Module):
         """Return the means."""
         return values.squeeze(-1)
 
+    def rank_by_risk(self, level: float) -> None:
+        """Refuse all but the mean."""
+        require(level == 1, "a risk level needs a distribution of returns, and this policy has learnt their mean alone")
+
     def loss(
         self, values: Tensor, next_values: Tensor, backup: Backup, fractions: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
@@ -202,6 +211,10 @@ class CategoricalHead(nn.Module):
     def forward(self, features: Tensor, noise: Tensor | None = None, fractions: Tensor | None = None) -> Tensor:
         """Return the logits `[B, A, atoms]`."""
         return self.streams(features, noise)  # type: ignore[no-any-return]
+
+    def rank_by_risk(self, level: float) -> None:
+        """Rank actions from now on by the mean of this share of the worst returns."""
+        self.risk_level = level
 
     def scores(self, values: Tensor) -> Tensor:
         """Return the mean over the atoms, or that of the worst part."""
@@ -238,6 +251,10 @@ class QuantileHead(nn.Module):
     def forward(self, features: Tensor, noise: Tensor | None = None, fractions: Tensor | None = None) -> Tensor:
         """Return the quantiles `[B, A, K]`."""
         return self.streams(features, noise)  # type: ignore[no-any-return]
+
+    def rank_by_risk(self, level: float) -> None:
+        """Rank actions from now on by the mean of this share of the worst returns."""
+        self.risk_level = level
 
     def scores(self, values: Tensor) -> Tensor:
         """Return the mean of the quantiles, or of the worst of them."""
@@ -294,6 +311,10 @@ class ImplicitQuantileHead(nn.Module):
         # the noise is that of a row, whichever quantile is asked for
         values = self.streams(features.unsqueeze(-2) * embedded, None if noise is None else noise.unsqueeze(-2))
         return values.squeeze(-1).transpose(-1, -2)  # type: ignore[no-any-return]
+
+    def rank_by_risk(self, level: float) -> None:
+        """Rank actions from now on by quantiles of this share of the worst returns."""
+        self.fractions.copy_(midpoints(len(self.fractions)) * level)
 
     def scores(self, values: Tensor) -> Tensor:
         """Return the mean of the quantiles; those asked for lie in the worst part already."""

@@ -7,6 +7,7 @@ what gets exported.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Literal
 
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from habilis.core.config import require
 from habilis.core.recording import Recorded
 from habilis.core.specs import DiscreteAction, EnvSpec
 from habilis.core.tree import Tree
@@ -62,6 +64,20 @@ class ValuePolicy(nn.Module):
     def scores(self, obs: Obs, noise: Tensor | None = None) -> Tensor:
         """Return by what actions are ranked, `[B, A]`."""
         return self._rank(self.encoder(obs), noise)
+
+    def at_risk(self, level: float) -> ValuePolicy:
+        """Return a copy that acts by the mean of a share of the worst returns (CVaR), whatever it learnt for.
+
+        Args:
+            level: in (0, 1]; 1 is the mean of all.
+
+        Raises:
+            ConfigError: it has learnt no distribution, or the level is none.
+        """
+        require(0 < level <= 1, f"a risk level is a share of the worst returns, above 0 and at most 1, got {level}")
+        policy = copy.deepcopy(self)
+        policy.head.rank_by_risk(level)
+        return policy
 
     def fresh_memory(self, rows: int) -> dict[str, Tensor]:
         """Return what `forward` takes when `rows` episodes begin."""

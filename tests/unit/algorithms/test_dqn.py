@@ -260,6 +260,28 @@ def test_epsilon_greedy_acts_at_random_that_often(lab, epsilon):
         assert float(share[action]) == pytest.approx(expected, abs=0.03)
 
 
+@pytest.mark.parametrize("head", ["categorical", "quantile", "implicit_quantile"])
+def test_what_learnt_for_the_mean_acts_at_a_level_of_risk(lab, head):
+    dqn, batch = make(lab, head=head)
+    careful, _ = make(lab, head=head, risk_level=0.25)
+    own = {name: x for name, x in careful.policy.state_dict().items() if name == "head.fractions"}
+    careful.policy.load_state_dict(dqn.policy.state_dict() | own)
+    before = dqn.policy.scores(batch.obs)
+    scores = dqn.policy.at_risk(0.25).scores(batch.obs)
+    assert torch.equal(scores, careful.policy.scores(batch.obs))
+    assert bool((scores < before).any())
+    assert torch.equal(dqn.policy.scores(batch.obs), before)
+    assert torch.equal(careful.policy.at_risk(1.0).scores(batch.obs), before)
+
+
+def test_a_mean_has_no_risk(lab):
+    policy = make(lab)[0].policy
+    assert policy.at_risk(1.0) is not policy
+    for level, message in ((0.5, "needs a distribution"), (0.0, "at most 1, got 0"), (1.5, "at most 1, got 1.5")):
+        with pytest.raises(ConfigError, match=message):
+            policy.at_risk(level)
+
+
 @pytest.mark.parametrize(
     ("exploration", "level"), [("epsilon", {"exploration_rate"}), ("boltzmann", {"temperature"}), ("noisy", set())]
 )

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ from habilis.cli.train import read_config
 from habilis.core import acceleration
 from habilis.core.config import to_dict
 from habilis.core.errors import ConfigError
+from habilis.deploy.runtime import OnnxPolicy
 from habilis.envs.make import register_native
 from habilis.envs.probes import ProbeEnv
 from habilis.plugins import PLUGINS
@@ -314,6 +316,23 @@ def test_evaluate_takes_the_best_checkpoint(capsys):
         returns[step] = json.loads(capsys.readouterr().out)["returns"]
     assert returns[first] == habilis.evaluate(store.path(first)).to_dict()["returns"]
     assert returns[first] != returns[last]
+
+
+def test_a_level_of_risk_is_for_who_learnt_distributions(trained, capsys):
+    for call in (["evaluate"], ["play"], ["export"]):
+        assert main([*call, str(trained), "--risk-level", "0.25"]) == 2
+        assert "a risk level is for DQN and its kin: a StochasticPolicy ranks no actions" in capsys.readouterr().err
+    tiny = ["--total-timesteps", "200", "--algo.learning-starts", "50", "--no-tensorboard", "--run-dir", "quantiles"]
+    assert main(["train", "qr_dqn", "--env", "probe/Identity-v0", *tiny]) == 0
+    careful = habilis.load("quantiles", risk_level=0.25)
+    capsys.readouterr()
+    assert main(["evaluate", "quantiles", "--risk-level", "0.25", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told.items() >= habilis.evaluate(careful).to_dict().items()
+    assert main(["export", "quantiles", "--risk-level", "0.25"]) == 0
+    obs = np.eye(4, dtype=np.float32)
+    exported, _ = OnnxPolicy("quantiles/export").predict(obs)
+    assert exported.tolist() == careful.predict(obs)[0].tolist()
 
 
 def test_evaluate_speaks_to_people_and_takes_a_checkpoint(trained, capsys):
