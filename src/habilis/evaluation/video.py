@@ -14,7 +14,7 @@ import torch
 from habilis.core.errors import HabilisError, MissingExtraError, explain_os_error
 from habilis.core.protocols import Policy, VecEnv
 from habilis.envs.render import Renderer
-from habilis.evaluation.evaluator import rollout
+from habilis.evaluation.evaluator import evaluation_seed, rollout
 from habilis.evaluation.grid_policy import show_policy
 
 FRAMES_PER_SECOND = 30
@@ -67,7 +67,9 @@ def record_video(
         closing(Renderer(env, width=width, height=height, camera=camera)) as renderer,
         closing(rollout(policy, env, seed=seed, deterministic=deterministic, device=device)) as steps,
     ):
-        for count, step in enumerate(steps):
+        env.reset(evaluation_seed(seed))  # where the rollout begins too
+        film.append_data(renderer.frame())
+        for count, step in enumerate(steps, start=1):
             done = bool(step.done[0])
             # after the last step most environments show their next episode
             if count % stride == 0 and (not done or shows_ends):

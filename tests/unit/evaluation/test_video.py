@@ -16,7 +16,7 @@ from habilis.envs.gymnasium import make_gymnasium
 from habilis.envs.make import make_vec_env
 from habilis.envs.mujoco import make_native
 from habilis.envs.render import Renderer
-from habilis.evaluation.evaluator import evaluate
+from habilis.evaluation.evaluator import evaluate, evaluation_seed
 from habilis.evaluation.video import record_video
 from habilis.evaluation.watch import watch
 
@@ -87,7 +87,11 @@ def test_film_of_a_gymnasium_environment_ends_with_its_episode(tmp_path):
     env = make_gymnasium("InvertedPendulum-v5", 1, render_mode="rgb_array", width=96, height=64)
     path = record_video(Still(1), env, tmp_path / "film.mp4", seed=0, episodes=1)
     (length,) = evaluate(Still(1), env, episodes=1, seed=0).lengths
-    assert len(iio.imread(path)) == length - 1  # what follows the last step is the next episode's beginning
+    frames = iio.imread(path)
+    assert len(frames) == length  # its beginning; and what follows the last step is the next one's
+    env.reset(evaluation_seed(0))
+    picture = Renderer(env).frame().astype(int)
+    assert np.abs(frames[0].astype(int) - picture).mean() < np.abs(frames[-1].astype(int) - picture).mean()
     env.close()
 
 
