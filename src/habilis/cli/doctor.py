@@ -23,6 +23,7 @@ from habilis.build import make_env as make_config_env
 from habilis.checkpoint import load_checkpoint
 from habilis.cli.parse import KeyValues, parse, read_values
 from habilis.core.acceleration import available_memory, cpu_count
+from habilis.core.config import require
 from habilis.core.errors import CheckpointError, EnvError, HabilisError
 from habilis.envs.checker import check_env
 from habilis.envs.make import describe_env
@@ -39,6 +40,8 @@ SPEED_ENVS = ("HalfCheetah-v5", "Ant-v5")
 SPEED_COPIES = 64
 MATMUL_SIZE = 256
 MEASURE_SECONDS = 0.5
+LAST_ACTIONS = 3
+"""Steps whose actions are shown of a fault that cannot be played again."""
 COLOURS = {"ok": "green", "warning": "yellow", "error": "red"}
 
 
@@ -96,15 +99,21 @@ def replay(console: Console, dump: Path) -> int:
 
     Raises:
         CheckpointError: it was written by an earlier version.
+        ConfigError: it is a checkpoint of another kind.
         EnvError: the run was not one that repeats itself.
     """
-    states, meta = load_checkpoint(dump, ["recorder"])
+    _, meta = load_checkpoint(dump, [])
+    require("error" in meta, f"{dump} tells of no fault: give the folder `nonfinite/step_...` that the run named")
+    states, _ = load_checkpoint(dump, ["recorder"])
     console.print(f"The run stopped because {meta['error']}", markup=False, soft_wrap=True)
     if "config" not in meta:
         raise CheckpointError(f"{dump} was written by an earlier version, which kept less: nothing can be learnt again")
-    if not meta["exact"]:
-        raise EnvError(f"{dump} cannot be played again, because {meta['inexactness']}: look at its last actions")
     config, recorder = config_from_dict(meta["config"]), states["recorder"]
+    if not meta["exact"]:
+        console.print("Its last actions, a row for each environment, the newest at the end:")
+        for actions in recorder["actions"][-LAST_ACTIONS:]:
+            console.print(actions.tolist(), markup=False)
+        raise EnvError(f"{dump} cannot be played again, because {meta['inexactness']}: look at its last actions, above")
     if recorder["env"] is not None:
         with closing(make_config_env(config, config.num_envs, config.seed)) as env:
             fault = replay_dump(env, recorder)

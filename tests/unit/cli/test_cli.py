@@ -442,6 +442,11 @@ def test_doctor_plays_a_fault_again(algorithm, capsys):
     assert "Step 20 of the 20 recorded: the reward of environment 2 is not finite" in capsys.readouterr().out
 
 
+def test_doctor_plays_nothing_else_again(trained, capsys):
+    assert main(["doctor", "--replay", str(trained / "checkpoints/last")]) == 2
+    assert "tells of no fault: give the folder `nonfinite/step_...`" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("at", [20, 50])
 @pytest.mark.parametrize(("algorithm", "optimizer"), [("ppo", "policy and value"), ("sac", "critics")])
 def test_doctor_learns_again_what_was_not_finite(algorithm, optimizer, at, capsys):

@@ -15,6 +15,7 @@ import torch
 from habilis import api
 from habilis.build import build_trainer
 from habilis.checkpoint import CheckpointStore, load_checkpoint
+from habilis.cli import main
 from habilis.core.errors import CheckpointError, EnvError, NonFiniteError
 from habilis.training.faults import replay_dump
 
@@ -75,15 +76,18 @@ def train(tmp_path, fault: str, **overrides):
 
 
 @pytest.mark.parametrize(("fault", "named"), [("obs", "observation group 'policy'"), ("reward", "reward")])
-def test_a_step_that_is_not_finite_stops_the_run_and_is_named(tmp_path, fault, named):
+def test_a_step_that_is_not_finite_stops_the_run_and_is_named(tmp_path, fault, named, capsys):
     with pytest.raises(NonFiniteError) as error:
         train(tmp_path, fault)
     assert f"the {named} of environment 1 is not finite" in str(error.value)
     assert "cannot be played again, because HabilisTest/Faulty-v0 cannot save its state" in str(error.value)
     assert f"go on by habilis train --resume {tmp_path / 'run'}" in str(error.value)
-    states, meta = load_checkpoint(next((tmp_path / "run" / "nonfinite").iterdir()))
+    (dump,) = (tmp_path / "run" / "nonfinite").iterdir()
+    states, meta = load_checkpoint(dump)
     assert states["recorder"]["actions"].shape == (10, 2, 1)
     assert meta["exact"] is False
+    assert main(["doctor", "--replay", str(dump)]) == 1
+    assert str(states["recorder"]["actions"][-1].tolist()) in capsys.readouterr().out
     assert all(bool(x.isfinite().all()) for x in states["policy"].values())
 
 
