@@ -395,6 +395,22 @@ SUITES.add(
     ),
 )
 SUITES.add(
+    "mujoco",
+    tuple(
+        Case(algorithm="ppo", env=f"{task}-v5", total_timesteps=steps)
+        for task, steps in (
+            ("Ant", 1_000_000),
+            ("Humanoid", 1_000_000),
+            ("InvertedDoublePendulum", 300_000),
+            ("InvertedPendulum", 100_000),
+            ("Pusher", 1_000_000),
+            ("Reacher", 500_000),
+            ("Swimmer", 1_000_000),
+            ("Walker2d", 1_000_000),
+        )
+    ),
+)
+SUITES.add(
     "smoke",
     (
         Case(
