@@ -96,7 +96,7 @@ def override(config: C, changes: Mapping[str, Any], prefix: str = "") -> C:
         head, _, rest = raw.replace("-", "_").partition(".")
         if head not in types_of:
             known = ", ".join(sorted(types_of))
-            near = did_you_mean(prefix + head, [prefix + name for name in types_of])
+            near = did_you_mean(head, types_of, prefix=prefix)
             for name in types_of:
                 if head in _fields_of(getattr(config, name)):
                     near = f" (did you mean {f'{prefix}{name}.{head}'!r}?)"

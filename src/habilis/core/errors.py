@@ -61,8 +61,8 @@ def explain_os_error(error: OSError, *, named: bool = False) -> str:
     return f"{what}{file}; {advice}"
 
 
-def did_you_mean(name: str, known: Iterable[str], count: int = 3) -> str:
-    """Return `" (did you mean 'a' or 'b'?)"` for the names nearest to `name`, or an empty string."""
+def did_you_mean(name: str, known: Iterable[str], count: int = 3, prefix: str = "") -> str:
+    """Return `" (did you mean 'a' or 'b'?)"` for the names nearest to `name`, after `prefix`, or an empty string."""
     by_lower = {k.lower(): k for k in known}
     near = [by_lower[k] for k in difflib.get_close_matches(name.lower(), by_lower, n=count, cutoff=0.5)]
-    return f" (did you mean {' or '.join(map(repr, near))}?)" if near else ""
+    return f" (did you mean {' or '.join(repr(prefix + k) for k in near)}?)" if near else ""

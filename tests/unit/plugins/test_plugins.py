@@ -78,7 +78,7 @@ def test_plugins_are_resolved_in_their_order_whichever_way_they_are_named():
     ("plugins", "words"),
     [
         ({"random_shif": {}}, "no plugin 'random_shif' .did you mean 'random_shift'"),
-        ({"contrastive": {"tua": 0.1}}, "'plugins.contrastive.tua' .did you mean 'tau'"),
+        ({"contrastive": {"tua": 0.1}}, "'plugins.contrastive.tua' .did you mean 'plugins.contrastive.tau'"),
         ({"contrastive": True}, "its options and their values"),
         ({"random_shift": {"pad": 0}}, "pad must be positive"),
         ({"reconstruction": {"feature_penalty": -1.0}}, "must not be negative"),
