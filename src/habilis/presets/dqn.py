@@ -139,7 +139,6 @@ _LUNAR_LANDER_PRIORITIES: Mapping[str, Any] = {
     "algo.tau": 0.005,
     "algo.target_update_interval": 1,
     "algo.exploration_final_eps": 0.01,
-    "algo.priority_alpha": 0.4,
     "algo.hidden": (256, 128),
 }
 
