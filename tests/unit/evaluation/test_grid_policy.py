@@ -105,10 +105,10 @@ def test_the_report_shows_how_the_policy_came_to_be(tmp_path, write_run, env, po
 def test_a_film_shows_the_policy_and_the_end(tmp_path, env, policy):
     path = record_video(policy, env, tmp_path / "film.mp4", seed=0)
     frames = iio.imread(path).astype(int)
-    assert frames.shape == (3, 384, 384, 3)  # three steps, the last one on the goal
+    assert frames.shape == (4, 384, 384, 3)  # the start and three steps, the last one on the goal
     assert iio.immeta(path)["fps"] == 2.5
     blue = [(np.abs(frame - (36, 89, 214)).sum(2) < 60) for frame in frames]
     places = [int(np.argwhere(mask)[:, 1].mean() // 96) for mask in blue]
-    assert places == [1, 2, 3]
+    assert places == [0, 1, 2, 3]
     found = policy_on_grid(policy, env)
     assert np.abs(frames[0][288 + 12, 48] - heat(found.grid, found.values)[3, 0]).sum() < 30
