@@ -43,7 +43,6 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
     **{
         f"{name}-v5": _MUJOCO
         for name in (
-            "Ant",
             "Hopper",
             "Humanoid",
             "InvertedDoublePendulum",
@@ -55,6 +54,8 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
         )
     },
     "HalfCheetah-v5": {**_MUJOCO, "algo.init_std": 0.6},
+    # with actions as large as 1 what they cost teaches an ant to stand before it can walk
+    "Ant-v5": {**_MUJOCO, "algo.init_std": 0.5},
     # values of rewards as large as -16 would take most of a gradient that is clipped as one
     "habilis/PendulumNoVelocity-v0": {
         **_GRU,
