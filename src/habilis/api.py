@@ -206,16 +206,6 @@ def load(path: str | Path, *, which: Literal["last", "best"] = "last", risk_leve
     return _at_risk(policy.eval(), risk_level)
 
 
-def _at_risk(policy: NeuralPolicy, level: float | None) -> NeuralPolicy:
-    """Return a policy that acts by a share of the worst returns; None leaves it as it is."""
-    if level is None:
-        return policy
-    if not isinstance(policy, ValuePolicy):
-        kind = type(policy).__name__
-        raise ConfigError(f"a risk level is for DQN and its kin: a {kind} ranks no actions by returns")
-    return policy.at_risk(level)
-
-
 def evaluate(
     policy: NeuralPolicy | str | Path,
     env: str | VecEnv | None = None,
@@ -387,6 +377,16 @@ def _load_with_config(
     if isinstance(policy, torch.nn.Module):
         return _at_risk(policy, risk_level), None
     return load(policy, which=which, risk_level=risk_level), load_config(locate(Path(policy), which)[0])
+
+
+def _at_risk(policy: NeuralPolicy, level: float | None) -> NeuralPolicy:
+    """Return a policy that acts by a share of the worst returns; None leaves it as it is."""
+    if level is None:
+        return policy
+    if not isinstance(policy, ValuePolicy):
+        kind = type(policy).__name__
+        raise ConfigError(f"a risk level is for DQN and its kin: a {kind} ranks no actions by returns")
+    return policy.at_risk(level)
 
 
 def _make_env_of(

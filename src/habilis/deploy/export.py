@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from habilis.core.errors import ExportError
+from habilis.core.errors import ExportError, explain_os_error
 from habilis.core.random import derive_seed
 from habilis.core.specs import EnvSpec, action_parts
 from habilis.core.types import Obs
@@ -96,7 +96,7 @@ def export_policy(
         write_manifest(staging)
         staging.rename(output)
     except OSError as error:
-        raise ExportError(f"{output} cannot be written ({error.strerror}): make room there") from error
+        raise ExportError(f"{output} could not be written ({explain_os_error(error, named=True)})") from error
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     return output

@@ -154,8 +154,10 @@ def _return_figure(group: Group) -> tuple[str, str]:
         low, high = group.interval
         finals = [run.evaluations[-1].deterministic for run in group.runs if run.evaluations]
         seeds = len({run.seed for run in group.runs if run.evaluations})
-        basis = f"{seeds} seeds" if seeds == len(finals) else f"{len(finals)} runs; different seeds: {seeds}"
-        basis = basis if len(finals) > 1 else f"{finals[0].episodes} episodes"
+        if len(finals) == 1:
+            basis = f"{finals[0].episodes} episodes"
+        else:
+            basis = f"{seeds} seeds" if seeds == len(finals) else f"{len(finals)} runs; different seeds: {seeds}"
         return number(float(group.scores.mean())), f"95%: {number(low)} to {number(high)}; {basis}"
     trained = [run.curves[TRAINED].values[-1] for run in group.runs if _has(run, TRAINED)]
     if trained:

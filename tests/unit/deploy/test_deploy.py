@@ -359,7 +359,7 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("habilis.deploy.export.write_golden", full)
-    with pytest.raises(ExportError, match=r"out cannot be written \(No space left on device\): make room there"):
+    with pytest.raises(ExportError, match=r"out could not be written \(No space left on device; make room on the disk"):
         export_policy(make_policy(), make_policy().spec, tmp_path / "out")
     assert not any(tmp_path.iterdir())
 
