@@ -12,11 +12,11 @@ from __future__ import annotations
 import ctypes
 import re
 from functools import cache
-from pathlib import Path
 
 import mujoco
 
 from habilis.core.errors import EnvError
+from habilis.envs.mujoco_library import PACKAGE, mujoco_library
 
 PLUGIN = "habilis.external_forces"
 
@@ -46,15 +46,13 @@ def _no_state(model: int, instance: int) -> int:
 @cache
 def _register() -> None:
     """Make the plugin known to MuJoCo, once a process."""
-    package = Path(mujoco.__file__).parent
-    header = package / "include" / "mujoco" / "mjplugin.h"
-    libraries = [path for name in ("libmujoco.so*", "libmujoco*.dylib", "mujoco.dll") for path in package.glob(name)]
-    if not libraries or not header.is_file():
+    header = PACKAGE / "include" / "mujoco" / "mjplugin.h"
+    library = mujoco_library()
+    if library is None or not header.is_file():
         raise EnvError(
-            f"MuJoCo's library or {header.name} is not in {package}, and without them no external forces are computed: "
+            f"MuJoCo's library or {header.name} is not in {PACKAGE}, and without them no external forces are computed: "
             "install mujoco anew from its wheel, or take --env-backend gymnasium"
         )
-    library = ctypes.CDLL(str(libraries[0]))  # the one that is loaded already
     plugin = _layout(header.read_text(encoding="utf-8"))()
     library.mjp_defaultPlugin(ctypes.byref(plugin))
     plugin.name = PLUGIN.encode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from pathlib import Path
 
 import gymnasium
@@ -13,6 +14,7 @@ from mujoco.batch import Batch
 from habilis.core.errors import CheckpointError, ConfigError, EnvError
 from habilis.envs import simulation as simulation_module
 from habilis.envs.external_forces import _layout, compute_external_forces
+from habilis.envs.mujoco_library import mujoco_library
 from habilis.envs.simulation import Simulation
 
 XML = """
@@ -265,6 +267,24 @@ def test_mujoco_writes_no_warnings_into_the_working_directory(tmp_path, monkeypa
     finally:
         mujoco.set_mju_user_warning(None)
     assert "QVEL" in heard[0]
+
+
+def test_mujoco_reads_no_clock_in_a_step_and_reads_it_again_for_the_users_own():
+    read = []
+    clock = ctypes.c_void_p.in_dll(mujoco_library(), "mjcb_time")
+    before = clock.value
+    callback = ctypes.CFUNCTYPE(ctypes.c_double)(lambda: read.append(None) or 0.0)
+    simulation = make(2)
+    clock.value = ctypes.cast(callback, ctypes.c_void_p).value
+    try:
+        simulation.step(3)
+        simulation.forward()
+        assert not read
+        mujoco.mj_step(simulation.model, mujoco.MjData(simulation.model))
+        assert read
+    finally:
+        clock.value = before
+    assert before is not None
 
 
 def test_refuses_what_does_not_fit():
