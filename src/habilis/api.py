@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -130,6 +130,12 @@ def train_config(config: TrainConfig, *, command: str | None = None, progress: b
         return _run(config, trainer, run_dir, checkpoint=None, progress=progress)
 
 
+def require_changeable(keys: Iterable[str]) -> None:
+    """Refuse, as `ConfigError`, keys that a run cannot change when it goes on."""
+    for key in sorted(BELONGS_TO_THE_START.intersection(keys)):
+        raise ConfigError(f"{key} belongs to the beginning of a run and cannot change: train a new one")
+
+
 def resume(path: str | Path, *, command: str | None = None, progress: bool = True, **overrides: Any) -> Run:
     """Go on with a run from its last whole checkpoint, exactly where it stopped; from the beginning, if it saved none.
 
@@ -145,8 +151,7 @@ def resume(path: str | Path, *, command: str | None = None, progress: bool = Tru
     """
     run_dir = Path(path)
     config = override(load_config(run_dir), overrides)
-    for key in sorted(BELONGS_TO_THE_START.intersection(overrides)):
-        raise ConfigError(f"{key} belongs to the beginning of a run and cannot change: train a new one")
+    require_changeable(overrides)
     with hold(run_dir):
         checkpoint = CheckpointStore(run_dir / "checkpoints").latest()
         trainer = build_trainer(config, tell if progress else _say_nothing)

@@ -10,7 +10,7 @@ from typing import Any
 
 import tyro
 
-from habilis.api import Run, default_config, load_config, resume, tell_version, train_config
+from habilis.api import Run, default_config, load_config, require_changeable, resume, tell_version, train_config
 from habilis.build import ALGORITHMS
 from habilis.cli.parse import KeyValues, parse, read_values, write_values
 from habilis.core.config import override, to_dict
@@ -82,6 +82,7 @@ def read_config(algorithm: str, argv: Sequence[str]) -> TrainConfig:
 def read_changes(run_dir: str, argv: Sequence[str]) -> dict[str, Any]:
     """Return what the flags in `argv` change of the configuration of a run."""
     base = load_config(run_dir)
+    require_changeable(word.partition("=")[0].removeprefix("--").replace("-", "_") for word in argv if word[:2] == "--")
     changed = _read_options(ResumeOptions, base, argv, "train", resume=Path(run_dir))
     before, after = to_dict(base), to_dict(changed)
     return {key: value for key, value in after.items() if value != before[key]}

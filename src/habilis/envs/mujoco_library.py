@@ -17,4 +17,3 @@ def mujoco_library() -> ctypes.CDLL | None:
     names = ("libmujoco.so*", "libmujoco*.dylib", "mujoco.dll")
     libraries = [path for name in names for path in PACKAGE.glob(name)]
     return ctypes.CDLL(str(libraries[0])) if libraries else None
-

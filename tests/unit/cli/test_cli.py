@@ -217,6 +217,8 @@ def test_any_setting_may_change_on_resuming(capsys):
     assert "--seed" not in words
     with pytest.raises(ConfigError, match="seed belongs to the beginning of a run"):
         habilis.resume("run", seed=3)
+    assert main(["train", "--resume", "run", "--num-envs=4"]) == 1
+    assert "num_envs belongs to the beginning of a run" in capsys.readouterr().err
     assert main(["train", "--resume", "run", "--algo.hidden", "5", "--total-timesteps", "600"]) == 1
     assert "does not fit" in capsys.readouterr().err
     assert json.loads(Path("run/config.json").read_text())["config"] == config
