@@ -32,61 +32,63 @@ class Options:
 def run(argv: Sequence[str]) -> int:
     """Print the lines."""
     options = parse(Options, argv, "list")
-    lines = {
-        "algorithms": _algorithms,
-        "envs": lambda: _envs(options.backend),
-        "plugins": _plugins,
-        "presets": _presets,
-        "backends": _backends,
-        "suites": _suites,
-    }[options.what]()
-    for line in lines:
+    rows = list(
+        {
+            "algorithms": _algorithms,
+            "envs": lambda: _envs(options.backend),
+            "plugins": _plugins,
+            "presets": _presets,
+            "backends": _backends,
+            "suites": _suites,
+        }[options.what]()
+    )
+    width = max((len(name) for name, _ in rows), default=0)
+    for name, what in rows:
+        line = f"{name:<{width}}  {what}"
         if options.contains.lower() in line.lower():
             print(line)
     return 0
 
 
-def _algorithms() -> Iterator[str]:
+def _algorithms() -> Iterator[tuple[str, str]]:
     for name in ALGORITHMS:
         tuned = len(tuned_environments(name))
-        yield f"{name}  {ALGORITHMS[name].title}; {tuned} preset{'' if tuned == 1 else 's'}"
+        yield name, f"{ALGORITHMS[name].title}; {tuned} preset{'' if tuned == 1 else 's'}"
 
 
-def _envs(backend: str | None) -> Iterator[str]:
+def _envs(backend: str | None) -> Iterator[tuple[str, str]]:
     native = set(list_env_ids("native"))
-    ids = list_env_ids(backend)
-    width = max(map(len, ids))
-    for id in ids:
-        yield f"{id:<{width}}  {backend or ('native' if id in native else 'gymnasium')}"
+    for id in list_env_ids(backend):
+        yield id, backend or ("native" if id in native else "gymnasium")
 
 
-def _plugins() -> Iterator[str]:
+def _plugins() -> Iterator[tuple[str, str]]:
     for name in PLUGINS:
         options = ", ".join(f"{key} {value}" for key, value in vars(PLUGINS[name].config()).items())
-        yield f"{name}  {PLUGINS[name].title}: {options}"
+        yield name, f"{PLUGINS[name].title}: {options}"
 
 
-def _presets() -> Iterator[str]:
+def _presets() -> Iterator[tuple[str, str]]:
     for algorithm in ALGORITHMS:
         for env in [*tuned_environments(algorithm), "(any other)"]:
             settings = " ".join(f"{key}={value}" for key, value in preset(algorithm, env).items())
-            yield f"{algorithm}  {env}: {settings}"
+            yield algorithm, f"{env}: {settings}"
 
 
-def _backends() -> Iterator[str]:
+def _backends() -> Iterator[tuple[str, str]]:
     purposes = {
-        "native": "MuJoCo's batched simulator: our tasks and Gymnasium's MuJoCo v5 tasks; also the probes; exact state",
+        "native": "in batches and with exact state: our tasks and probes, Gymnasium's MuJoCo v5 tasks and classic control",
         "gymnasium": "any environment registered with Gymnasium, in one process or (--env-async) one process each",
         "envpool": "EnvPool's environments, on its own threads",
     }
     for name in BACKENDS:
         missing = "" if name != "envpool" or find_spec("envpool") else " (pip install 'habilis[envpool]')"
-        yield f"{name}  {purposes[name]}{missing}"
+        yield name, f"{purposes[name]}{missing}"
 
 
-def _suites() -> Iterator[str]:
+def _suites() -> Iterator[tuple[str, str]]:
     for name in SUITES:
         for case in SUITES[name]:
             steps = "as the preset says" if case.total_timesteps is None else f"{case.total_timesteps:,} env steps"
             goals = "".join(f", {goal.measure} {goal}" for goal in case.goals)
-            yield f"{name}  {case.name}: {steps}{goals}"
+            yield name, f"{case.name}: {steps}{goals}"
