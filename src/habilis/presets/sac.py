@@ -86,6 +86,24 @@ _SAC: Mapping[str, Mapping[str, Any]] = {
     "Hopper-v5": {**_MUJOCO, "algo.normalize_obs": True, "algo.learning_rate_schedule": "linear"},
     # speed pays at once and nothing ends an episode: a shorter horizon learns it from fewer steps
     "HalfCheetah-v5": {**_MUJOCO, "algo.gamma": 0.98},
+    # many robots and few updates: what one learns of walking is of use to all; rewards are those of a fiftieth of a
+    # second, which the entropy of a temperature of 1 would drown
+    "habilis/QuadrupedWalk-v0": {
+        **_SMALL,
+        "total_timesteps": 600_000,
+        "num_envs": 32,
+        "algo.learning_starts": 6400,
+        "algo.gradient_steps": 4,
+        "algo.batch_size": 512,
+        "algo.buffer_size": 600_000,
+        "algo.learning_rate": 1e-3,
+        "algo.learning_rate_schedule": "linear",
+        "algo.gamma": 0.98,
+        "algo.init_ent_coef": 0.01,
+        "algo.normalize_obs": True,
+        "algo.hidden": (256, 128),
+        "algo.critic_hidden": (256, 256),
+    },
     "FetchReach-v4": {
         **_GOAL,
         "env_backend": "envpool",
