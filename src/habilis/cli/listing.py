@@ -77,7 +77,7 @@ def _presets() -> Iterator[tuple[str, str]]:
 
 def _backends() -> Iterator[tuple[str, str]]:
     purposes = {
-        "native": "in batches and with exact state: our tasks and probes, Gymnasium's MuJoCo v5 tasks and classic control",
+        "native": "in batches, state exact: our tasks and probes, Gymnasium's MuJoCo v5 tasks and classic control",
         "gymnasium": "any environment registered with Gymnasium, in one process or (--env-async) one process each",
         "envpool": "EnvPool's environments, on its own threads",
     }

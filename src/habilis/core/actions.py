@@ -52,6 +52,8 @@ def require_choices(spec: EnvSpec, action: Tensor, num_envs: int) -> None:
     what = f"{spec.id} takes an action from 0 to {last} for each environment, `[{num_envs}]`"
     if action.shape != (num_envs,):
         raise EnvError(f"{what}, got the shape {list(action.shape)}")
+    if action.dtype != torch.long:
+        raise EnvError(f"{what}, as int64, got {action.dtype}")
     # as unsigned numbers, negative ones are larger than all others
     if int(action.numpy(force=True).view(np.uint64).max()) > last:
         raise EnvError(f"{what}, got {int(action[(action < 0) | (action > last)][0])}")

@@ -28,6 +28,15 @@ def require_arguments(id: str, given: Iterable[str], kind: Any, *others: str) ->
             raise ConfigError(f"{id} has no argument {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
 
 
+def episode_limit(given: int | None, usual: int | None) -> int | None:
+    """Return after how many steps an episode is truncated: the usual limit for None, none at all (None) for -1."""
+    require(
+        given is None or given == -1 or given > 0,
+        f"max_episode_steps must be positive, or -1 for no limit, got {given}",
+    )
+    return usual if given is None else None if given == -1 else given
+
+
 def require_positive(config: Any, *names: str) -> None:
     """Raise `ConfigError` unless each of these fields is positive, or None."""
     for name in names:

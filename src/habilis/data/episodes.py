@@ -7,7 +7,9 @@ the same everywhere: rewards are summed raw and in float64, a dummy step belongs
 - `success`, `success/<part>`, `diverged` and `termination/<term>`: the value at the step that ended the episode (an
   environment that means "ever succeeded" keeps the flag up until the end);
 - `reward/<term>`, `cost` and `cost/<term>`: the sum over the episode, so that reward terms add up to the return;
-- anything else (`tracking_error`, ...): the mean over the steps of the episode, NaN if one of them was.
+- anything else (`tracking_error`, ...): the mean over the steps of the episode that told it.
+
+A sum of which a step is not known (NaN), and a mean of none, is not known.
 
 A simulation may diverge at the first step of an episode, which then is none: every such step is counted by itself.
 """
@@ -75,6 +77,7 @@ class EpisodeTracker:
         self._keys = 0  # length of info when `_names` was made; an environment may show more later, never fewer
         self._returns = np.zeros(num_envs)
         self._sums = np.zeros((0, num_envs))  # [names, N]
+        self._gaps = np.zeros((0, num_envs), dtype=np.int64)  # [names, N], steps that did not tell a number
         self._lengths = np.zeros(num_envs, dtype=np.int64)
 
     def update(self, step: Step) -> list[Episode]:
@@ -84,15 +87,16 @@ class EpisodeTracker:
         reward, terms = step.reward.numpy(force=True), self._terms(step.info)
         valid = step.valid.numpy(force=True)
         stopped = step.terminated.numpy(force=True) | step.truncated.numpy(force=True)
+        told = terms if isinstance(step.info, NamedRows) else self._without_gaps(terms, valid)
         if valid.all():
             self._returns += reward
-            self._sums += terms
+            self._sums += told
         else:
             stopped |= ~valid
             self._returns += np.where(valid, reward, 0)
-            self._sums += np.where(valid, terms, 0)
-            told = [terms[k] > 0 for k, name in enumerate(self._names) if name in DIVERGED]
-            self.diverged += int((np.any(told, axis=0) & ~valid).sum())
+            self._sums += np.where(valid, told, 0)
+            diverged = [terms[k] > 0 for k, name in enumerate(self._names) if name in DIVERGED]
+            self.diverged += int((np.any(diverged, axis=0) & ~valid).sum())
         self._lengths += valid
         return self._finish(np.flatnonzero(stopped & (self._lengths > 0)), terms) if np.count_nonzero(stopped) else []
 
@@ -102,6 +106,7 @@ class EpisodeTracker:
         new = tuple(name for name, value in step.info.items() if value.dim() == 1 and name not in self._names)
         self._names += new
         self._sums = np.concatenate([self._sums, np.zeros((len(new), self.num_envs))])
+        self._gaps = np.concatenate([self._gaps, np.tile(self._lengths, (len(new), 1))])
 
     def _terms(self, info: Mapping[str, Tensor]) -> np.ndarray:
         """Return the numbers of `info`, `[names, N]`."""
@@ -117,12 +122,26 @@ class EpisodeTracker:
             ) from None
         return np.concatenate(rows, dtype=np.float64).reshape(self._sums.shape)
 
+    def _without_gaps(self, terms: np.ndarray, valid: np.ndarray) -> np.ndarray:
+        """Return `terms` with 0 for what this step does not tell, and count that."""
+        unknown = np.isnan(terms)
+        if not unknown.any():
+            return terms
+        self._gaps += unknown & valid
+        return np.where(unknown, 0, terms)
+
     def _finish(self, ended: np.ndarray, values: np.ndarray) -> list[Episode]:
         lengths, totals, terms = self._lengths[ended], self._returns[ended], list(self._sums[:, ended])
+        gaps = self._gaps[:, ended]
         for k, name in enumerate(self._names):
             kind = reduction(name)
-            if kind != "sum":
-                terms[k] = values[k, ended] if kind == "last" else terms[k] / lengths
+            if kind == "last":
+                terms[k] = values[k, ended]
+            elif kind == "mean":
+                steps = lengths - gaps[k]
+                terms[k] = np.divide(terms[k], steps, out=np.full(len(ended), nan), where=steps > 0)
+            else:
+                terms[k] = np.where(gaps[k] > 0, nan, terms[k])
         numbers = [term.tolist() for term in terms]
         rows = zip(*numbers, strict=True) if numbers else ((),) * len(ended)
         columns = zip(ended.tolist(), totals.tolist(), lengths.tolist(), rows, strict=True)
@@ -132,6 +151,7 @@ class EpisodeTracker:
         ]
         self._returns[ended] = 0
         self._sums[:, ended] = 0
+        self._gaps[:, ended] = 0
         self._lengths[ended] = 0
         self.take(episodes)
         return episodes
@@ -142,9 +162,14 @@ class EpisodeTracker:
         self.recent.extend(episodes)
 
     def reset(self) -> None:
-        """Forget the episodes under way, because the environments were reset; `recent` stays."""
+        """Forget the episodes under way, because the environments were reset or made anew; `recent` stays.
+
+        The numbers that they told are forgotten too: a new environment may show each of them later than the first.
+        """
+        self._names, self._keys = (), 0
         self._returns[:] = 0
-        self._sums[:] = 0
+        self._sums = np.zeros((0, self.num_envs))
+        self._gaps = np.zeros((0, self.num_envs), dtype=np.int64)
         self._lengths[:] = 0
 
     def summary(self) -> dict[str, float]:
@@ -159,6 +184,7 @@ class EpisodeTracker:
         return {
             "names": list(self._names),
             "sums": np.concatenate([self._returns[None], self._sums]),
+            "gaps": self._gaps.copy(),
             "lengths": self._lengths.copy(),
             "recent": [asdict(episode) for episode in self.recent],
             "count": self.count,
@@ -171,6 +197,7 @@ class EpisodeTracker:
         self._keys = 0
         self._returns, self._sums = state["sums"][0].copy(), state["sums"][1:].copy()
         self._lengths = state["lengths"].copy()
+        self._gaps = np.array(state.get("gaps", np.zeros_like(self._sums, np.int64)))  # which older checkpoints lack
         self.count = state.get("count", 0)  # which checkpoints of older versions lack
         self.diverged = state.get("diverged", 0)  # likewise
         self.recent.clear()

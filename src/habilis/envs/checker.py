@@ -112,7 +112,7 @@ def check_env(env: VecEnv, steps: int = 200, seed: int = 0) -> list[Finding]:
 
 
 def _actions(env: VecEnv, steps: int, seed: int) -> list[Tensor]:
-    """Draw random actions: uniform within bounds, normal where there are none."""
+    """Draw random actions: uniform between two bounds, else normal, and clipped to the one bound that there may be."""
     generator = torch.Generator().manual_seed(seed)
     n = env.num_envs
     box, choices = action_parts(env.spec.action)
@@ -120,7 +120,8 @@ def _actions(env: VecEnv, steps: int, seed: int) -> list[Tensor]:
     def draw_values(spec: BoxAction) -> Tensor:
         low, high = (torch.from_numpy(np.nan_to_num(bound, posinf=0, neginf=0)) for bound in (spec.low, spec.high))
         uniform = low + (high - low) * torch.rand(n, spec.dim, generator=generator)
-        return torch.where(torch.from_numpy(spec.bounded), uniform, torch.randn(n, spec.dim, generator=generator))
+        values = torch.where(torch.from_numpy(spec.bounded), uniform, torch.randn(n, spec.dim, generator=generator))
+        return values.clamp(torch.from_numpy(spec.low), torch.from_numpy(spec.high))
 
     def draw_choices(spec: DiscreteAction | MultiDiscreteAction) -> Tensor:
         if isinstance(spec, DiscreteAction):

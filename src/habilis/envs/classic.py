@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.actions import require_choices, require_finite
-from habilis.core.config import require_arguments
+from habilis.core.config import episode_limit, require_arguments
 from habilis.core.errors import EnvError
 from habilis.core.protocols import VecEnv
 from habilis.core.random import derive_env_seed, generator_state, set_generator_state
@@ -233,14 +233,14 @@ class ClassicEnv:
         id: the id of the task, for `spec`.
         task: what moves.
         num_envs: N.
-        max_episode_steps: steps after which an episode is truncated.
+        max_episode_steps: steps after which an episode is truncated; None for no limit.
         seed: of the streams that episodes are started from, one for each environment.
     """
 
     takes_render_mode = True
     """Made with a `render_mode` it is Gymnasium's own environment, which can open a window."""
 
-    def __init__(self, id: str, task: ClassicTask, num_envs: int, *, max_episode_steps: int, seed: int) -> None:
+    def __init__(self, id: str, task: ClassicTask, num_envs: int, *, max_episode_steps: int | None, seed: int) -> None:
         self.task = task
         self.num_envs = num_envs
         self.spec = EnvSpec(
@@ -252,7 +252,7 @@ class ClassicEnv:
             backend="native",
             control_dt=task.seconds,
         )
-        self._limit = max_episode_steps
+        self._limit = max_episode_steps or 2**62
         self._drawn: Any = None
         self._valid = torch.ones(num_envs, dtype=torch.bool)
         self.reset(seed)
@@ -354,18 +354,19 @@ def make_classic(
         num_envs: how many environments are stepped together.
         seed: of the streams that episodes are started from, one for each environment.
         threads: not used: a step is done before a thread could help.
-        max_episode_steps: steps after which an episode is truncated; None takes Gymnasium's.
+        max_episode_steps: steps after which an episode is truncated; None takes Gymnasium's, -1 sets no limit.
         render_mode: as of Gymnasium's environment.
         kwargs: the arguments of Gymnasium's own class.
 
     Raises:
         ConfigError: an argument the environment does not have.
     """
-    kind, limit = CLASSIC[id]
+    kind, usual = CLASSIC[id]
     require_arguments(id, kwargs, kind, "max_episode_steps", "render_mode")
     if render_mode is not None:
         from habilis.envs.gymnasium import make_gymnasium
 
         steps = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
         return make_gymnasium(id, num_envs, seed=seed, render_mode=render_mode, **steps, **kwargs)
-    return ClassicEnv(id, kind(**kwargs), num_envs, max_episode_steps=max_episode_steps or limit, seed=seed)
+    limit = episode_limit(max_episode_steps, usual)
+    return ClassicEnv(id, kind(**kwargs), num_envs, max_episode_steps=limit, seed=seed)

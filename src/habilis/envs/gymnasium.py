@@ -36,7 +36,7 @@ from habilis.core.specs import DESIRED, EnvSpec
 from habilis.core.tree import tree_map, tree_where
 from habilis.core.types import Obs, State, Step
 from habilis.envs.goals import OwnFunction
-from habilis.envs.infos import InfoTable
+from habilis.envs.infos import InfoTable, plain_info
 from habilis.envs.spaces import ActionLayout, Misfit, ObsLayout
 
 Look = Callable[[int, Any], None]
@@ -327,12 +327,12 @@ class _Guard(gym.Wrapper):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         try:
-            answer = self.env.reset(seed=seed, options=options)
+            obs, info = self.env.reset(seed=seed, options=options)
         except Exception as error:
             raise self._named("reset", error) from error
         if self.look is not None:
-            self.look(self._index, answer[0])
-        return answer
+            self.look(self._index, obs)
+        return obs, plain_info(info)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         try:
@@ -348,7 +348,7 @@ class _Guard(gym.Wrapper):
             self.look(self._index, obs)
         if terminated or truncated:  # reset may write into the same arrays
             obs = copy.deepcopy(obs)
-        return obs, reward, terminated, truncated, info
+        return obs, reward, terminated, truncated, plain_info(info)
 
     def _named(self, method: str, error: Exception) -> EnvError:
         return EnvError(

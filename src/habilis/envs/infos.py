@@ -3,7 +3,10 @@
 A numeric value of an environment becomes a row of a float32 tensor `[N]` or `[N, k]`; a nested dictionary gives names
 joined with `/`. A key that was shown once is there in every later step, NaN where an environment did not give it.
 Two names are words of ours: `is_success` or `success` becomes the bool tensor `"success"` (missing: false) and `cost`
-stays `"cost"` (missing: 0). Text, objects and arrays of more axes are left out.
+stays `"cost"` (missing: 0). Text, objects, arrays of more axes and such as change their length are left out.
+
+Gymnasium batches infos by the type of the first environment's: a 0 makes integers of all, and what is now a number and
+now none ends the run. So each environment's infos are made plain before (`plain_info`).
 """
 
 from __future__ import annotations
@@ -20,6 +23,20 @@ NOT_INFO = {"final_obs", "final_observation", "final_info", "terminal_observatio
 
 Column = tuple[np.ndarray, np.ndarray]
 """The values of one key, `[N]` or `[N, k]` float32, and the mask `[N]` of the environments that gave one."""
+
+
+def plain_info(info: Mapping[Any, Any], prefix: str = "") -> dict[str, float | list[float]]:
+    """Return the numbers of one environment's info as floats and its vectors as lists, without nesting."""
+    plain: dict[str, float | list[float]] = {}
+    for key, value in info.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, float | int | np.number | np.bool_):
+            plain[name] = float(value)
+        elif isinstance(value, Mapping):
+            plain |= plain_info(value, f"{name}/")
+        elif isinstance(value, np.ndarray) and value.ndim <= 1 and value.dtype.kind in "biuf":
+            plain[name] = value.astype(float).tolist()
+    return plain
 
 
 class InfoTable:
@@ -63,7 +80,7 @@ class InfoTable:
 
     def _columns(self, infos: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Column]]:
         for key, value in infos.items():
-            if key in NOT_INFO or (key.startswith("_") and key[1:] in infos):
+            if not isinstance(key, str) or key in NOT_INFO or (key.startswith("_") and key[1:] in infos):
                 continue
             if isinstance(value, Mapping):
                 yield from self._columns(value, f"{prefix}{key}/")
@@ -76,14 +93,28 @@ class InfoTable:
 
     def _numbers(self, value: Any, mask: np.ndarray) -> np.ndarray | None:
         """Return `value` as float32 `[N]` or `[N, k]`, or None where it is not numeric."""
-        values = np.asarray(value)
+        values: np.ndarray | None = np.asarray(value)
         if values.ndim not in (1, 2) or len(values) != self._num_envs:
             return None
-        if values.dtype != object:
-            return values.astype(np.float32) if values.dtype.kind in "biuf" else None
-        numbers = np.full(self._num_envs, np.nan, np.float32)
-        for i in np.flatnonzero(mask):  # Gymnasium keeps np.bool_ and the like as objects
-            if not isinstance(values[i], (bool, int, float, np.bool_, np.number)):
-                return None
+        if values.dtype == object:
+            values = self._gather(values, np.flatnonzero(mask))
+        if values is None or values.dtype.kind not in "biuf":
+            return None
+        values = values.astype(np.float32)
+        return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values  # an array of one is a number
+
+    def _gather(self, values: np.ndarray, given: np.ndarray) -> np.ndarray | None:
+        """Return what Gymnasium keeps as objects: `np.bool_` and the like, and the lists of `plain_info`."""
+        widths = {i: len(values[i]) for i in given if isinstance(values[i], list)}
+        if any(widths.values()):
+            rows = np.full((self._num_envs, max(widths.values())), np.nan)
+            for i, width in widths.items():
+                if width == rows.shape[1]:
+                    rows[i] = values[i]
+            return rows
+        if not all(isinstance(values[i], float | int | np.bool_ | np.number) for i in given):
+            return None
+        numbers = np.full(self._num_envs, np.nan)
+        for i in given:
             numbers[i] = values[i]
         return numbers

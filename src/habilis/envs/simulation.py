@@ -198,13 +198,17 @@ class _Undisturbed:
     def __init__(self) -> None:
         library = mujoco_library()
         self._clock = ctypes.c_void_p() if library is None else ctypes.c_void_p.in_dll(library, "mjcb_time")
+        # of both, what was there before any thread entered
         self._function: int | None = None
+        self._hearer: Callable[[str], None] | None = None
 
     def __enter__(self) -> None:
-        self._function = self._clock.value or self._function  # none where another thread is in here
+        self._function = self._clock.value or self._function
         self._clock.value = None
-        self._hearer = mujoco.get_mju_user_warning()
-        if self._hearer is None:
+        hearer = mujoco.get_mju_user_warning()
+        if hearer is not _hear:
+            self._hearer = hearer
+        if hearer is None:
             mujoco.set_mju_user_warning(_hear)
 
     def __exit__(self, *raised: object) -> None:

@@ -6,7 +6,7 @@ values to 255, is given a third for its one channel) or a float32 vector of one 
 - A plain space is the group `"policy"`.
 - A Dict that has the key `"policy"` keeps its keys as groups, so that `"critic"` may be privileged.
 - A Dict that has the keys `"achieved_goal"` and `"desired_goal"`, as Gymnasium-Robotics' have, keeps these as groups;
-  all else in it, `"observation"` first of all, is `"policy"`.
+  all else in it, `"observation"` first of all, is `"policy"`; where there is nothing else, what was achieved is.
 - Any other Dict or Tuple is the one group `"policy"`: its leaves, in the space's order, side by side.
 - An image is never mixed into a vector: it becomes a group of its own, named after the group that it is part of and
   its path (`"policy/camera"`, `"policy/1"`, `"critic/state/camera"`); where a group would otherwise be empty, its first
@@ -46,6 +46,9 @@ from habilis.core.specs import (
     one_hot,
 )
 
+MOST_CHOICES = 1_000_000
+"""Of one number of an action."""
+
 Path = tuple[str | int, ...]
 MisfitKind = Literal["shape", "cut", "rounded", "bounds"]
 """`cut`: of a type that a space of integers cannot hold; `rounded`: the same of a space of real numbers."""
@@ -72,6 +75,8 @@ class ObsLayout:
         members_of: dict[str, list[tuple[Path, spaces.Space]]] = {}
         for path, leaf in leaves:
             members_of.setdefault(str(path[0]) if path and path[0] in kept else "policy", []).append((path, leaf))
+        if ACHIEVED in members_of:  # all that there is to see of a state may be what is reached of the goal
+            members_of.setdefault("policy", members_of[ACHIEVED])
         for base, members in members_of.items():
             vectors = [leaf for leaf in members if not _is_image(leaf[1])]
             images = [leaf for leaf in members if _is_image(leaf[1])]
@@ -142,11 +147,14 @@ class LeafLayout:
         self._shape, self._dtype = space.shape, space.dtype
         self.spec: ActionSpec
         if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-            with np.errstate(over="ignore"):  # beyond the largest float32 there is no bound
-                low, high = (bound.astype(np.float32).ravel() for bound in (space.low, space.high))
-            self.spec = BoxAction(low, high)
+            self.spec = BoxAction(_inner_bound(space.low, np.inf), _inner_bound(space.high, -np.inf))
         elif isinstance(space, spaces.Box):
             low, high = space.low.astype(np.int64).ravel(), space.high.astype(np.int64).ravel()
+            if ((high < low) | (high - low < 0) | (high - low >= MOST_CHOICES)).any():
+                raise EnvError(
+                    f"actions of a {space.dtype} Box are choices, and this one has more than {MOST_CHOICES:,}: give it "
+                    "bounds, or a floating-point type"
+                )
             self.spec = MultiDiscreteAction(tuple((high - low + 1).tolist()), tuple(low.tolist()))
         elif isinstance(space, spaces.Discrete):
             self.spec = DiscreteAction(int(space.n), int(space.start))
@@ -158,6 +166,14 @@ class LeafLayout:
     def __call__(self, action: Tensor) -> np.ndarray:
         """Convert `[N, dim]`, `[N]` or `[N, k]` to the array `[N, *space.shape]` of the space's own dtype."""
         return action.numpy(force=True).reshape(-1, *self._shape).astype(self._dtype)
+
+
+def _inner_bound(bound: np.ndarray, inside: float) -> np.ndarray:
+    """Return the bound as float32, rounded towards `inside`; beyond the largest float32 there is none."""
+    with np.errstate(over="ignore"):
+        rounded = bound.astype(np.float32).ravel()
+    outside = np.isfinite(rounded) & ((rounded < bound.ravel()) if inside > 0 else (rounded > bound.ravel()))
+    return np.where(outside, np.nextafter(rounded, np.float32(inside)), rounded)
 
 
 def _join(parts: list[ActionSpec]) -> tuple[ActionSpec, list[slice]]:

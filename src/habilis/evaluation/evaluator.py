@@ -144,7 +144,8 @@ class EvaluationResult:
         if self.success_rate is not None and self.success_interval is not None:
             low, high = self.success_interval
             rows.append(("success", f"{self.success_rate:.1%}", f"95% [{low:.1%}, {high:.1%}]"))
-        rows += [(name, f"{values.mean():.4g}", "") for name, values in self.terms.items()]
+        known = {name: values[~np.isnan(values)] for name, values in self.terms.items()}
+        rows += [(name, f"{values.mean():.4g}", "") for name, values in known.items() if values.size]
         left, right = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
         lines = [f"{name:<{left}}  {value:>{right}}  {note}".rstrip() for name, value, note in rows]
         return "\n".join([f"{self.episodes} episodes, {how}, seed {self.seed}", *lines])

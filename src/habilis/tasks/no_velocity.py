@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from habilis.core.errors import ConfigError
 from habilis.core.protocols import VecEnv
 from habilis.core.types import Obs, State, Step
 from habilis.envs.make import make_vec_env
@@ -32,6 +33,8 @@ _CLASSIC: dict[str, tuple[int, ...]] = {"CartPole-v1": (1, 3), "Pendulum-v1": (2
 def make_no_velocity(id: str, num_envs: int, *, seed: int, threads: int | None, **kwargs: Any) -> VecEnv:
     """Make the task `id` of `NO_VELOCITY`; the rest is as for `make_vec_env`."""
     task = NO_VELOCITY[id]
+    if kwargs.get("pixels") is not None:
+        raise ConfigError(f"{id} hides velocities of a state: for pictures, which show none, make {task} with pixels")
     env: Any = make_vec_env(task, num_envs, seed=seed, threads=threads, **kwargs)
     size = env.spec.obs["policy"].size
     hidden = _CLASSIC[task] if task in _CLASSIC else range(size - env.simulation.model.nv, size)

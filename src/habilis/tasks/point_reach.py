@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from habilis.core.actions import require_choices
+from habilis.core.actions import require_choices, require_finite
 from habilis.core.errors import EnvError
 from habilis.core.random import derive_seed, generator_state, set_generator_state
 from habilis.core.specs import ACHIEVED, DESIRED, ActionSpec, BoxAction, DiscreteAction, EnvSpec, ObsGroup
@@ -144,6 +144,7 @@ class PointReach:
             return ACCELERATIONS[given]
         if given.shape != (self.num_envs, 3):
             raise EnvError(f"{self.spec.id} takes actions of shape ({self.num_envs}, 3), got {given.shape}")
+        require_finite(self.spec, given)
         return np.clip(given, -1.0, 1.0)
 
     def _observe(self) -> Obs:

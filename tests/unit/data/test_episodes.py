@@ -203,8 +203,32 @@ def test_an_environment_may_show_a_key_late():
     (late,) = tracker.update(
         make_step([1.0, 1.0], b=[1.0, 1.0], a=[0.0, 6.0], success=[False, True], terminated=[False, True])
     )
-    assert late == Episode(1, 3.0, 3, {"b": 1.0, "a": 2.0, "success": 1.0})
+    assert late == Episode(1, 3.0, 3, {"b": 1.0, "a": 6.0, "success": 1.0})
     assert tracker.summary()["rollout/success_rate"] == 1.0  # of the one episode of which it is known
+
+
+def test_a_mean_is_that_of_the_steps_that_told_and_a_sum_needs_all_of_them():
+    tracker, unknown = EpisodeTracker(2), float("nan")
+    tracker.update(make_step([1.0, 1.0], lap=[unknown, 2.0], cost__a=[1.0, unknown]))
+    saved = tracker.state_dict()
+    tracker = EpisodeTracker(2)
+    tracker.load_state_dict(saved)
+    tracker.update(make_step([1.0, 1.0], lap=[unknown, unknown], cost__a=[1.0, 1.0]))
+    first, second = tracker.update(make_step([1.0, 1.0], lap=[50.0, 4.0], cost__a=[1.0, 1.0], terminated=[True, True]))
+    assert first.terms == {"lap": 50.0, "cost/a": 3.0}
+    assert second.terms["lap"] == 3.0
+    assert np.isnan(second.terms["cost/a"])
+    (none,) = tracker.update(make_step([1.0, 1.0], lap=[unknown, 1.0], cost__a=[1.0, 1.0], terminated=[True, False]))
+    assert np.isnan(none.terms["lap"])
+
+
+def test_an_environment_made_anew_may_show_its_numbers_late_again():
+    tracker = EpisodeTracker(1)
+    tracker.update(make_step([1.0], success=[True]))
+    tracker.reset()
+    tracker.update(make_step([1.0]))
+    (episode,) = tracker.update(make_step([1.0], success=[True], terminated=[True]))
+    assert episode == Episode(0, 2.0, 2, {"success": 1.0})
 
 
 def test_what_is_not_known_of_an_episode_does_not_count():

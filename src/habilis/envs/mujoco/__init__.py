@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 
-from habilis.core.config import require_arguments
+from habilis.core.config import episode_limit, require_arguments
 from habilis.core.errors import ConfigError, did_you_mean
 from habilis.envs.mujoco.arms import Pusher, Reacher
 from habilis.envs.mujoco.native import NativeMujocoEnv, Pixels
@@ -70,7 +70,7 @@ def make_native(
         num_envs: how many environments are stepped together.
         seed: of the stream that episodes are started from.
         threads: CPU threads; None measures which number is fastest.
-        max_episode_steps: steps after which an episode is truncated; None takes Gymnasium's.
+        max_episode_steps: steps after which an episode is truncated; None takes Gymnasium's, -1 sets no limit.
         pixels: show the policy a picture of so many pixels a side instead of the state; None: as the id says.
         camera: of the model, through which the picture is taken; None: one that follows the robot or shows all of it.
         critic_state: with pictures, show the state besides, as the group `critic`.
@@ -89,8 +89,7 @@ def make_native(
         raise ConfigError(f"camera and critic_state are for pictures: make {id} with pixels, {PIXEL_SIZE} say")
     if pixels is not None and pixels < 1:
         raise ConfigError(f"pixels must be positive, got {pixels}")
-    limit = max_episode_steps or gymnasium.spec(task).max_episode_steps
-    assert limit is not None  # every one of these is registered with a limit
+    limit = episode_limit(max_episode_steps, gymnasium.spec(task).max_episode_steps)
     shown = None
     if pixels is not None:
         shown = Pixels(size=pixels, camera=camera or _VIEWS.get(task), critic_state=critic_state)

@@ -98,7 +98,7 @@ class NativeMujocoEnv:
         id: the id of the task, for `spec`.
         robot: what is observed, rewarded and reset.
         num_envs: N.
-        max_episode_steps: steps after which an episode is truncated.
+        max_episode_steps: steps after which an episode is truncated; None for no limit.
         seed: of the stream that episodes are started from.
         threads: CPU threads; None measures.
         pixels: the pictures that a policy is shown; None for the state.
@@ -110,7 +110,7 @@ class NativeMujocoEnv:
         robot: Robot,
         num_envs: int,
         *,
-        max_episode_steps: int,
+        max_episode_steps: int | None,
         seed: int,
         threads: int | None = None,
         pixels: Pixels | None = None,
@@ -120,7 +120,7 @@ class NativeMujocoEnv:
         self.num_envs = num_envs
         self.simulation = Simulation(model, num_envs, threads=threads)
         self._dt = self.simulation.timestep * robot.frame_skip
-        self._limit = max_episode_steps
+        self._limit = max_episode_steps or 2**62
         self._generator = np.random.default_rng(derive_seed(seed, "env"))
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         # sizes; and a derived field is filled only by the calls that follow its first use
