@@ -132,7 +132,7 @@ def train_config(config: TrainConfig, *, command: str | None = None, progress: b
 
 def require_changeable(keys: Iterable[str]) -> None:
     """Refuse, as `ConfigError`, keys that a run cannot change when it goes on."""
-    for key in sorted(BELONGS_TO_THE_START.intersection(keys)):
+    for key in sorted(BELONGS_TO_THE_START.intersection(key.replace("-", "_") for key in keys)):
         raise ConfigError(f"{key} belongs to the beginning of a run and cannot change: train a new one")
 
 
@@ -239,6 +239,7 @@ def evaluate(
     """
     policy, config = _load_with_config(policy, which, risk_level)
     if env is not None and not isinstance(env, str):
+        require(not env_kwargs, f"an environment that is made already takes no arguments, got {', '.join(env_kwargs)}")
         seen = env if env.spec.frame_stack > 1 else stack_frames(env, policy.spec.frame_stack)
         return run_evaluation(policy, seen, episodes=episodes, seed=seed, deterministic=deterministic)
     require(episodes > 0 and num_envs > 0, f"episodes and num_envs must be positive, got {episodes} and {num_envs}")

@@ -153,7 +153,8 @@ class _Workers:
             try:
                 told, _ = child.communicate()
             finally:
-                self._alive.discard(child)
+                with self._lock:
+                    self._alive.discard(child)
             errors.write(told)
         if child.returncode != 0:
             last = (log.read_text().splitlines() or [""])[-1]
@@ -173,13 +174,8 @@ def _run_seed(case: Case, seed: int, folder: Path, workers: _Workers) -> dict[st
     run_dir, log = folder / f"s{seed}", folder / f"s{seed}.log"
     train = ["train", *case.flags(), "--seed", str(seed), "--run-dir", str(run_dir)]
     store = CheckpointStore(run_dir / "checkpoints")
-    if store.latest() is not None:
-        workers_told = ["train", "--resume", str(run_dir)]
-    else:
-        shutil.rmtree(run_dir, ignore_errors=True)  # it was stopped before its first checkpoint
-        workers_told = train
     folder.mkdir(parents=True, exist_ok=True)
-    workers.run(workers_told, log)
+    workers.run(train if store.latest() is None else ["train", "--resume", str(run_dir)], log)
     evaluate = ["evaluate", str(run_dir), "--episodes", str(case.episodes), "--json"]
     evaluation = json.loads(workers.run([*evaluate, "--seed", str(EVALUATION_SEED + seed)], log))
     lines = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())

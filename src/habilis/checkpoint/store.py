@@ -52,7 +52,7 @@ class CheckpointStore:
         matches = (STEP_NAME.fullmatch(entry.name) for entry in self.directory.iterdir() if entry.is_dir())
         return sorted(int(match[1]) for match in matches if match)
 
-    def save(self, step: int, components: Mapping[str, State], meta: Mapping[str, Any]) -> Path:
+    def save(self, step: int, components: Mapping[str, State], meta: Mapping[str, Any], *, best: bool = False) -> Path:
         """Publish a checkpoint, point `last` to it and remove those that rotation no longer keeps.
 
         A checkpoint of the same step (of a run that was resumed from an earlier one) is replaced by the whole new one.
@@ -62,6 +62,8 @@ class CheckpointStore:
             step: Env steps so far; `meta` gets it as `step`.
             components: State by component name.
             meta: See `save_checkpoint`.
+            best: Whether `best` points to it from now on. It does so before `last` does: whoever goes on from what was
+                last before knows of no better one yet.
 
         Returns:
             The folder of the checkpoint.
@@ -80,7 +82,8 @@ class CheckpointStore:
             shutil.rmtree(staging, ignore_errors=True)
             raise CheckpointError(f"the checkpoint {path} could not be published ({error}): check the disk") from error
         shutil.rmtree(self._set_aside(path), ignore_errors=True)
-        replace_text(self.directory / "last", path.name + "\n")
+        for pointer in ("best", "last") if best else ("last",):
+            replace_text(self.directory / pointer, path.name + "\n")
         self._rotate(step)
         return path
 

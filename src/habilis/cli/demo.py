@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from habilis.api import Run, default_config, evaluate, export, locate, record_video, train_config
 from habilis.cli.parse import parse
+from habilis.core.config import require
 from habilis.evaluation.report import write_report
 
 
@@ -33,6 +34,7 @@ class Options:
 def run(argv: Sequence[str]) -> int:
     """Do it all and say where everything lies."""
     options = parse(Options, argv, "demo")
+    require(options.episodes > 0 and options.seconds > 0, "--episodes and --seconds must be positive")
     changes = {"total_timesteps": options.total_timesteps} if options.total_timesteps is not None else {}
     config = default_config("ppo", options.env, seed=options.seed, run_dir=options.run_dir, name="demo", **changes)
     print(f"PPO learns {config.env} in {config.total_timesteps:,} steps.")

@@ -21,7 +21,7 @@ from habilis.api import config_from_dict, make_env
 from habilis.build import build_trainer
 from habilis.build import make_env as make_config_env
 from habilis.checkpoint import load_checkpoint
-from habilis.cli.parse import KeyValues, parse, read_values
+from habilis.cli.parse import KeyValues, parse, read_env_kwargs
 from habilis.core.acceleration import available_memory, cpu_count
 from habilis.core.config import require
 from habilis.core.errors import CheckpointError, EnvError, HabilisError
@@ -79,7 +79,8 @@ def run(argv: Sequence[str]) -> int:
 
 def check(console: Console, options: Options, id: str) -> int:
     """Print the findings on an environment and return 1 if one is an error."""
-    kwargs = read_values(options.env_kwargs)
+    require(options.steps > 0, f"--steps must be positive, got {options.steps}")
+    kwargs = read_env_kwargs(options.env_kwargs, make_env)
     with closing(make_env(id, options.num_envs, backend=options.env_backend, seed=options.seed, **kwargs)) as env:
         console.print(describe_env(env), markup=False, soft_wrap=True)
         findings = check_env(env, options.steps, options.seed)
@@ -110,6 +111,8 @@ def replay(console: Console, dump: Path) -> int:
         raise CheckpointError(f"{dump} was written by an earlier version, which kept less: nothing can be learnt again")
     config, recorder = config_from_dict(meta["config"]), states["recorder"]
     if not meta["exact"]:
+        if recorder["actions"] is None:
+            raise EnvError(f"{dump} cannot be played again, because {meta['inexactness']}: it holds the policy alone")
         console.print("Its last actions, a row for each environment, the newest at the end:")
         for actions in recorder["actions"][-LAST_ACTIONS:]:
             console.print(actions.tolist(), markup=False)

@@ -11,7 +11,7 @@ from typing import Literal
 import tyro
 
 from habilis.api import evaluate, locate, record_video
-from habilis.cli.parse import KeyValues, Switch, parse, read_values
+from habilis.cli.parse import KeyValues, Switch, parse, read_env_kwargs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class Options:
 def run(argv: Sequence[str]) -> int:
     """Evaluate and print."""
     o = parse(Options, argv, "evaluate")
-    kwargs = read_values(o.env_kwargs)
+    kwargs = read_env_kwargs(o.env_kwargs, evaluate)
     checkpoint = locate(o.run, o.which)[1]
     result = evaluate(
         checkpoint,

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from inspect import signature
 from typing import Annotated, Any, TypeVar
 
 import tyro
+
+from habilis.core.config import require
 
 T = TypeVar("T")
 
@@ -43,6 +46,12 @@ def read_values(pairs: Mapping[str, str]) -> dict[str, Any]:
     return {key: read(text) for key, text in pairs.items()}
 
 
-def write_values(values: Mapping[str, Any]) -> dict[str, str]:
-    """Return what `read_values` reads."""
-    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in values.items()}
+def read_env_kwargs(pairs: Mapping[str, str], taker: Callable[..., object]) -> dict[str, Any]:
+    """Return the arguments of an environment that the user gave, which `taker` passes on.
+
+    Raises:
+        ConfigError: `taker` has an argument of that name itself.
+    """
+    for name in signature(taker).parameters:
+        require(name not in pairs, f"--env-kwargs {name}: `{taker.__name__}` has an argument of that name of its own")
+    return read_values(pairs)

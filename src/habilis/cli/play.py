@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from habilis.api import lay_out, locate, play, record_video
-from habilis.cli.parse import KeyValues, Switch, parse, read_values
+from habilis.cli.parse import KeyValues, Switch, parse, read_env_kwargs
 from habilis.envs.grid_drawing import ARROWS, GOAL, INK, OBSTACLE, WHITE, heat
 from habilis.envs.viewer import has_screen
 from habilis.evaluation.grid_policy import GridPolicy
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     """Open the viewer, or record and say where the video is; before that, draw a grid world."""
     o = parse(Options, argv, "play")
     run_dir, checkpoint = locate(o.run, o.which)
-    env_kwargs = read_values(o.env_kwargs)
+    env_kwargs = read_env_kwargs(o.env_kwargs, record_video)
     chosen = {"which": o.which, "risk_level": o.risk_level}
     settings = {**chosen, "seed": o.seed, "deterministic": not o.stochastic, **env_kwargs}
     laid_out = lay_out(o.run, o.env, **chosen, **env_kwargs)

@@ -12,7 +12,7 @@ import tyro
 
 from habilis.api import Run, default_config, load_config, require_changeable, resume, tell_version, train_config
 from habilis.build import ALGORITHMS
-from habilis.cli.parse import KeyValues, parse, read_values, write_values
+from habilis.cli.parse import KeyValues, parse, read_values
 from habilis.core.config import override, to_dict
 from habilis.core.errors import ConfigError
 from habilis.envs.make import newest_version
@@ -35,7 +35,7 @@ class Options(TrainConfig):
 
     algorithm: tyro.conf.Suppress[tyro.conf.Fixed[str]]
     env_kwargs: KeyValues = field(default_factory=dict)
-    """Arguments of the environment, in pairs."""
+    """Arguments of the environment, in pairs, beside those of the preset or the run."""
     plugins: dict[str, Any] = field(default_factory=dict)
 
 
@@ -95,24 +95,23 @@ def _read_options(
     names, argv = _take_plugins(argv)
     if names is not None:
         base = override(base, {"plugins": {name: base.plugins.get(name, {}) for name in names}})
-    env_kwargs = write_values(base.env_kwargs)
-    values = {f.name: getattr(base, f.name) for f in fields(base)} | {"env_kwargs": env_kwargs} | given
+    values = {f.name: getattr(base, f.name) for f in fields(base)} | {"env_kwargs": {}} | given
     options = parse(kind, argv, command, default=kind(**values))
     found = {f.name: getattr(options, f.name) for f in fields(base)}
-    # what the user left as it was need not be read anew, by which a text may become a number
-    found["env_kwargs"] = base.env_kwargs if options.env_kwargs == env_kwargs else read_values(options.env_kwargs)
+    found["env_kwargs"] = {**base.env_kwargs, **read_values(options.env_kwargs)}
     found["env"] = newest_version(options.env, "gymnasium" if options.env_async else options.env_backend)
     return TrainConfig(**found)
 
 
 def _find(argv: Sequence[str], flag: str) -> str | None:
     """Return what a flag says that decides the defaults of all else; None where it is not there, or says nothing."""
+    said = None
     for index, word in enumerate(argv):
         name, equals, value = word.partition("=")
-        if name.replace("_", "-") == flag:
+        if name.replace("_", "-") == flag:  # the last one counts, as everywhere
             value = value if equals else (argv[index + 1] if index + 1 < len(argv) else "")
-            return value if value and not value.startswith("-") else None
-    return None
+            said = value if value and not value.startswith("-") else None
+    return said
 
 
 def _take_plugins(argv: Sequence[str]) -> tuple[list[str] | None, list[str]]:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from habilis.core.errors import CheckpointError
 from habilis.core.types import State
@@ -26,6 +26,8 @@ def bundle_state(bundle: Any) -> State:
 def load_bundle(bundle: Any, state: State) -> None:
     """Restore a bundle in place: tensors are written into, so that whatever shares them sees the change.
 
+    A parameter that nothing learns (a fixed temperature) stays what it was made with.
+
     Raises:
         CheckpointError: the bundle and the state do not have the same fields, or a field does not fit its state.
     """
@@ -37,6 +39,8 @@ def load_bundle(bundle: Any, state: State) -> None:
         )
     for name in names:
         current, saved = getattr(bundle, name), state[name]
+        if isinstance(current, nn.Parameter) and not current.requires_grad:
+            continue  # nothing learns it: it is what the configuration says now
         if (current is None) != (saved is None) or (isinstance(current, Tensor) and current.shape != saved.shape):
             raise _misfit(name, "one of them has no such part, or one of another shape")
         try:

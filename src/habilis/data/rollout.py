@@ -54,32 +54,32 @@ class StepList(ABC):
         """Return the full rollout, once: the steps it is made of are given up with it."""
         assert self.full, "a rollout is read when it is full"
         steps = self._steps
+        terminated = torch.stack([step.terminated for step in steps])
+        truncated = torch.stack([step.truncated for step in steps])
         rollout = RolloutBatch(
             obs=tree_stack(self._obs),
             actions=torch.stack([acted.action for acted in self._acted]),
             log_probs=torch.stack([acted.log_prob for acted in self._acted]),  # type: ignore[misc]
             rewards=torch.stack([step.reward for step in steps]),
-            terminated=torch.stack([step.terminated for step in steps]),
-            truncated=torch.stack([step.truncated for step in steps]),
+            terminated=terminated,
+            truncated=truncated,
             valid=torch.stack([step.valid for step in steps]),
-            **self._final(),
+            **self._final(terminated | truncated),
             memory=self._memory,
         )
         self._obs, self._acted, self._steps = [], [], []
         return rollout
 
-    def _final(self) -> dict[str, Any]:
-        """Return where episodes ended, and their true last observations."""
-        none = torch.zeros(0, dtype=torch.long, device=self.device)
-        times, envs = [none], [none]
-        obs = [tree_index(self._obs[0], none)]
-        for t, step in enumerate(self._steps):
-            if step.next_obs is not step.obs:
-                ended = step.done.nonzero().squeeze(-1)
-                times.append(torch.full_like(ended, t))
-                envs.append(ended)
-                obs.append(tree_index(step.next_obs, ended))
-        return {"final_index": (torch.cat(times), torch.cat(envs)), "final_obs": tree_cat(obs)}
+    def _final(self, done: Tensor) -> dict[str, Any]:
+        """Return where episodes ended by `done` `[T, N]`, and their true last observations."""
+        # also where the next observation is that last one, because the environment starts anew one step later: nothing
+        # that is remembered then counts for it
+        times, envs = done.nonzero(as_tuple=True)
+        moments, counts = times.unique_consecutive(return_counts=True)
+        obs = [tree_index(self._obs[0], torch.zeros(0, dtype=torch.long, device=self.device))]
+        for t, ended in zip(moments.tolist(), envs.split(counts.tolist()), strict=True):
+            obs.append(tree_index(self._steps[t].next_obs, ended))
+        return {"final_index": (times, envs), "final_obs": tree_cat(obs)}
 
 
 class RolloutBuffer(StepList):

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from habilis.core.config import require
 from habilis.core.specs import BoxAction, DiscreteAction, HybridAction, MultiDiscreteAction
 from habilis.core.tree import Tree
+from habilis.nn.constants import follow_configuration
 from habilis.nn.distributions import Beta, Categorical, Gaussian, Hybrid, MultiCategorical, SquashedGaussian
 from habilis.nn.init import linear
 
@@ -164,6 +165,8 @@ class GaussianHead(nn.Module):
             self.log_std: Tensor | nn.Parameter = nn.Parameter(initial)
         elif sde is None:
             self.register_buffer("log_std", initial)
+            if std_type == "fixed":
+                follow_configuration(self, "log_std")
         self.log_std_of = linear(in_dim, action_dim, generator, gain=0.01) if std_type == "dependent" else None
 
     def forward(self, features: Tensor) -> Gaussian:

@@ -85,6 +85,10 @@ class RewardNorm(nn.Module):
         self.returns = RunningNorm(())
         self.register_buffer("running_return", torch.zeros(num_envs))
 
+    def start(self) -> None:
+        """Forget the returns under way, because every environment begins an episode."""
+        self.running_return.zero_()
+
     def forward(self, rewards: Tensor) -> Tensor:
         """Scale rewards of any shape."""
         return self.returns.scale_only(rewards)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from habilis.core.types import Obs
+from habilis.nn.constants import stay_as_saved
 
 NEVER = torch.iinfo(torch.int64).min
 """Fills the keys of states that were not met yet; no observation has it."""
@@ -84,6 +85,7 @@ class DictionaryStates(nn.Module):
         self.register_buffer("offset", offset)
         self.register_buffer("width", width)
         self.register_buffer("last", torch.zeros_like(width) if cells is None else cells.to(width.dtype) - 1)
+        stay_as_saved(self, "offset", "width", "last")
         self.register_buffer("keys", torch.full((FIRST_CAPACITY, len(width)), NEVER))
         self._numbers: dict[tuple[int, ...], int] = {}
 

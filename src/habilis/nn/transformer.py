@@ -121,7 +121,8 @@ class TransformerLayer(nn.Module):
 
     def _attend(self, x: Tensor, context: Tensor, sees: Tensor) -> Tensor:
         def split(part: Tensor) -> Tensor:
-            return part.view(*part.shape[:2], self.heads, -1).transpose(1, 2)
+            parts: Tensor = part.unflatten(-1, (self.heads, -1))  # which no rows have too
+            return parts.transpose(1, 2)
 
         key, value = map(split, self.key_value(context).chunk(2, -1))
         query = split(self.query(x))

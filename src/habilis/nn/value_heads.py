@@ -25,6 +25,7 @@ from habilis.functional.value_losses import (
     td_loss,
 )
 from habilis.nn.activations import ACTIVATIONS, Activation
+from habilis.nn.constants import follow_configuration
 from habilis.nn.init import linear
 from habilis.nn.noisy import NoisyLinear
 
@@ -207,6 +208,7 @@ class CategoricalHead(nn.Module):
         self.streams = streams
         self.risk_level = risk_level
         self.register_buffer("atoms", torch.linspace(v_min, v_max, streams.outputs))
+        follow_configuration(self, "atoms")
 
     def forward(self, features: Tensor, noise: Tensor | None = None, fractions: Tensor | None = None) -> Tensor:
         """Return the logits `[B, A, atoms]`."""
@@ -303,6 +305,7 @@ class ImplicitQuantileHead(nn.Module):
         self.embedding = linear(COSINES, streams.in_dim, generator)
         self.register_buffer("fractions", midpoints(acting) * risk_level)
         self.register_buffer("frequencies", math.pi * torch.arange(COSINES))
+        follow_configuration(self, "fractions")
 
     def forward(self, features: Tensor, noise: Tensor | None = None, fractions: Tensor | None = None) -> Tensor:
         """Return the quantiles `[B, A, K]` (Dabney et al. 2018b, equation 4)."""

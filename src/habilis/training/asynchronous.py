@@ -260,7 +260,7 @@ class AsynchronousTrainer:
             )
         memory = ", which often means that the system ran out of memory" if process.exitcode == -signal.SIGKILL else ""
         return HabilisError(
-            f"{died}{memory}: habilis train --resume goes on from the last checkpoint, with fewer workers by --num-envs"
+            f"{died}{memory}: habilis train --resume goes on from the last checkpoint; a new run may have fewer workers"
         )
 
 

@@ -16,8 +16,18 @@ from habilis.algorithms.tabular import TabularConfig
 from habilis.algorithms.td3 import TD3Config
 from habilis.algorithms.trpo import TRPOConfig
 from habilis.core.acceleration import Precision
-from habilis.core.config import require_not_negative, require_positive
+from habilis.core.config import require, require_not_negative, require_positive
 from habilis.plugins import resolve_plugins
+
+_SAID_ELSEWHERE = {
+    "id": "env",
+    "num_envs": "num_envs",
+    "backend": "env_backend",
+    "seed": "seed",
+    "threads": "env_threads",
+    "asynchronous": "env_async",
+}
+"""Arguments of `make_vec_env` that are not the environment's, and the key that decides each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,7 +100,9 @@ class TrainConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "plugins", resolve_plugins(self.plugins))
         require_positive(self, "num_envs", "frame_stack", "total_timesteps", "threads", "keep_checkpoints")
-        require_positive(self, "eval_freq", "checkpoint_freq", "log_freq")
+        for name, ours in _SAID_ELSEWHERE.items():
+            require(name not in self.env_kwargs, f"env_kwargs cannot hold {name!r}: that is said by {ours}")
+        require_positive(self, "env_threads", "eval_freq", "checkpoint_freq", "log_freq")
         require_not_negative(self, "eval_episodes")
 
     def every(self, name: Literal["eval_freq", "checkpoint_freq", "log_freq"]) -> int:

@@ -72,6 +72,8 @@ def restore(trainer: Trainer, states: Mapping[str, State]) -> None:
     trainer.counters = Counters(**states["counters"])
     trainer.collector.load_state_dict(states["collector"], seed=trainer.streams.seed + trainer.counters.iteration)
     fresh = not spec.saves_state
+    if fresh and (reward_norm := getattr(trainer.algorithm.state, "reward_norm", None)) is not None:
+        reward_norm.start()
     if isinstance(trainer, OffPolicyTrainer):
         trainer.buffer.load_state_dict(states["replay"])
         if fresh:

@@ -75,8 +75,9 @@ def write_dump(path: Path, trainer: Trainer, error: NonFiniteError, start: Path 
         return f"what plays it again could not be written: {problem}"
     if reason is None:
         return f"`habilis doctor --replay {path}` plays it again"
+    held = "the policy" if states["recorder"]["actions"] is None else "the last actions and the policy"
     return (
-        f"it cannot be played again, because {reason}; {path} holds the last actions and the policy, and "
+        f"it cannot be played again, because {reason}; {path} holds {held}, and "
         f"`habilis doctor --env {trainer.collector.env.spec.id}` looks for what is wrong with the environment"
     )
 

@@ -90,6 +90,7 @@ class Session:
         self.metrics: dict[str, float] = {}
         self.evaluation: EvaluationResult | None = None
         self.interrupted = False
+        self._evaluations = run_dir / "eval"
         self._make_eval_env = make_eval_env
         self._eval_env: VecEnv | None = None
         self._meta = meta
@@ -117,6 +118,9 @@ class Session:
         self._metrics = session.get("metrics", {})
         self._checkpoint = path
         self._watch = Watch(self.trainer)
+        for evaluation in self._evaluations.glob("step_*.json"):
+            if int(evaluation.stem.split("_")[1]) > steps:  # of a future that the run has left
+                evaluation.unlink()
 
     def run(self) -> None:
         """Train to the end, or until interrupted; then evaluate and keep the result.
@@ -192,25 +196,21 @@ class Session:
         self._evaluating = evaluation_due
         try:
             tree, better = self._evaluate(steps) if evaluation_due else ({}, False)
-        except (EnvError, NonFiniteError):
+        except (EnvError, NonFiniteError, KeyboardInterrupt):
             self.save()  # the policy that met it
             raise
         self._evaluating = False
         if checkpoint_due or better:
-            self.save()
-        if better:
-            self.store.mark_best(steps)
+            self.save(best=better)
         if tree:
-            folder = self.run_dir / "eval"
-            folder.mkdir(exist_ok=True)
-            replace_text(folder / f"step_{steps:012d}.json", json.dumps(tree, allow_nan=False) + "\n")
+            self._evaluations.mkdir(exist_ok=True)
+            replace_text(self._evaluations / f"step_{steps:012d}.json", json.dumps(tree, allow_nan=False) + "\n")
 
     def _evaluate(self, steps: int) -> tuple[dict[str, Any], bool]:
         """Evaluate the policy; return what there is to write of it, and whether no policy before was better."""
         env = self._eval_env = self._eval_env or self._make_eval_env(min(self.config.eval_episodes, 10))
         policy, episodes = self.trainer.algorithm.policy, self.config.eval_episodes
         seed = self._evaluation_seed
-        self._last_evaluated = steps
         self.evaluation = result = evaluate(policy, env, episodes=episodes, seed=seed)
         stochastic = None
         metrics = {
@@ -228,12 +228,16 @@ class Session:
         on_grid = policy_on_grid(policy, env)
         if on_grid is not None:
             tree["grid"] = on_grid.to_dict()
+        self._last_evaluated = steps
         better = result.mean > self._best
         self._best = max(self._best, result.mean)
         return tree, better
 
-    def save(self) -> Path:
+    def save(self, *, best: bool = False) -> Path:
         """Write a checkpoint of this moment, which must lie between two iterations.
+
+        Args:
+            best: whether no policy before was better.
 
         Raises:
             CheckpointError: it cannot be written.
@@ -250,7 +254,7 @@ class Session:
         }
         states = components(self.trainer) | {"session": session}
         exact = inexactness(self.trainer) is None
-        self._checkpoint = self.store.save(steps, states, {"exact": exact, **self._meta})
+        self._checkpoint = self.store.save(steps, states, {"exact": exact, **self._meta}, best=best)
         self._last_saved = steps
         return self._checkpoint
 
