@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,7 +50,7 @@ FIRST = (
 COUNTERS = ("time/wall", "time/iterations", "train/gradient_steps")
 """Straight lines, not worth a chart."""
 
-FRACTIONS = ("success", "termination/")
+FRACTIONS = ("evaluation/success_rate", "rollout/success_rate", "success/", "termination/")
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,14 +124,20 @@ def group_runs(records: Iterable[RunRecord]) -> list[Group]:
         rivals = [
             others[0].method
             for (other_env, other_algorithm, _), others in together.items()
-            if (other_env, other_algorithm) == (env, algorithm)
+            if (other_env, other_algorithm) == (env, algorithm) and others is not runs
         ]
-        mine = runs[0].method
-        telling = [key for key in mine if any(rival.get(key) != mine[key] for rival in rivals)]
-        details = ", ".join(f"{key.split('.')[-1]}={mine[key]}" for key in telling[:3])
-        label = f"{report_page.title_of(algorithm)} {details}".strip()
+        label = f"{report_page.title_of(algorithm)} {_details(runs[0].method, rivals)}".strip()
         groups.append(Group(label, colour, tuple(sorted(runs, key=lambda run: (run.seed is None, run.seed or 0)))))
     return groups
+
+
+def _details(mine: Mapping[str, Any], rivals: Sequence[Mapping[str, Any]]) -> str:
+    """Return the first values of a configuration in which it differs from others: three, or as many as tell all."""
+    telling = [key for key in mine if any(rival.get(key) != mine[key] for rival in rivals)]
+    count = min(3, len(telling))
+    while count < len(telling) and any(all(rival.get(k) == mine[k] for k in telling[:count]) for rival in rivals):
+        count += 1
+    return ", ".join(f"{key.split('.')[-1]}={mine[key]}" for key in telling[:count])
 
 
 def by_environment(groups: Iterable[Group]) -> dict[str, list[Group]]:
@@ -217,7 +223,7 @@ def _thin(curve: Curve) -> Curve:
 
 def _limits(name: str, lines: Sequence[dict[str, Any]]) -> tuple[float, float, bool]:
     """Return the ends of the vertical axis, and whether a few extreme values lie beyond them."""
-    if any(word in name for word in FRACTIONS):
+    if name.startswith(FRACTIONS):
         return 0.0, 1.0, False
     values = np.concatenate([[*line["y"], *(v for run in line["runs"] for v in run["y"])] for line in lines])
     low, high = float(values.min()), float(values.max())

@@ -239,21 +239,20 @@ def _evaluation_cells(result: EvaluationResult) -> list[str]:
 
 def _terms(groups: Sequence[Group]) -> str:
     """Return the table of the terms of the last deterministic evaluations, each group's mean over its runs."""
-    means: dict[str, dict[str, float]] = {}
-    for group in groups:
+    means: dict[str, dict[int, float]] = {}
+    for column, group in enumerate(groups):
         finals = [run.evaluations[-1].deterministic.terms for run in group.runs if run.evaluations]
         for name in dict.fromkeys(name for terms in finals for name in terms):
             values = np.concatenate([terms[name] for terms in finals if name in terms])
             if np.isfinite(values).any():
-                means.setdefault(name, {})[group.label] = float(np.nanmean(values))
+                means.setdefault(name, {})[column] = float(np.nanmean(values))
     if not means:
         return ""
-    labels = [group.label for group in groups]
     rows = [
-        [f"<code>{escape(name)}</code>", *(number(row[label]) if label in row else "-" for label in labels)]
+        [f"<code>{escape(name)}</code>", *(number(row[c]) if c in row else "-" for c in range(len(groups)))]
         for name, row in means.items()
     ]
-    head = ["mean of an episode, deterministic", *(escape(label) for label in labels)]
+    head = ["mean of an episode, deterministic", *(escape(group.label) for group in groups)]
     unfolded = " open" if len(rows) <= 8 else ""
     return f"<details{unfolded}><summary>What else was measured</summary>{_table(head, rows)}</details>"
 

@@ -214,6 +214,17 @@ def test_the_critic_remembers_what_goes_on_and_forgets_what_has_ended(lab):
     assert 0 < sum(ends) < len(ends)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("make", ["ppo", "a2c"])
+def test_a_rollout_may_hold_no_end_of_an_episode(lab, make, kind):
+    env = lab.env(ends=0, invalid=0)
+    algorithm = getattr(lab, make)(env, memory=remember(kind))
+    before = flat(algorithm.policy)
+    metrics = algorithm.update(Player(env).rollout(algorithm))
+    assert all(bool(value.isfinite()) for value in metrics.values())
+    assert not torch.equal(flat(algorithm.policy), before)
+
+
 def test_fresh_episodes_are_not_mistaken_for_those_before(lab):
     env = lab.env(ends=0, invalid=0)
     ppo = lab.ppo(env, memory=remember("gru"))

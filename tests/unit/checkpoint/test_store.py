@@ -17,10 +17,10 @@ from habilis.checkpoint import CheckpointStore, load_checkpoint, verify_checkpoi
 from habilis.core.errors import CheckpointError, ConfigError
 
 
-def save(store, step, value=None):
+def save(store, step, value=None, **settings):
     value = step if value is None else value
     components = {"policy": {"w": torch.full((50,), float(value))}, "counters": {"value": value}}
-    return store.save(step, components, {"exact": True})
+    return store.save(step, components, {"exact": True}, **settings)
 
 
 def value_of(path):
@@ -286,3 +286,22 @@ def test_a_reader_does_not_disturb_the_writer(store):
     assert value_of(reader.latest()) == 1
     assert staging.is_dir()
     verify_checkpoint(store.path(1))
+
+
+def test_the_best_is_pointed_to_before_the_last(store, monkeypatch):
+    """Who is killed between the two goes on from the last before, and finds the better one again."""
+    save(store, 1, best=True)
+
+    def killed(path, text):
+        if path.name == "last":
+            raise KeyboardInterrupt
+        path.write_text(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("habilis.checkpoint.store.replace_text", killed)
+        with pytest.raises(KeyboardInterrupt):
+            save(store, 2, best=True)
+    assert store.latest() == store.path(1)
+    assert store.best() == store.path(2)
+    save(store, 2, best=True)
+    assert store.latest() == store.best() == store.path(2)

@@ -90,6 +90,11 @@ def test_version(capsys):
         (["verify", "nowhere"], 1, "nowhere"),
         (["report", "nowhere"], 2, "nowhere"),
         (["bench", "smok"], 2, "did you mean 'smoke'"),
+        (["doctor", "--env", ENV, "--steps", "0"], 2, "--steps must be positive, got 0"),
+        (["doctor", "--env", ENV, "--env-kwargs", "id", "3"], 2, "`make_env` has an argument of that name of its own"),
+        (["train", "ppo", "--env", ENV, "--env-kwargs", "seed", "3"], 2, "env_kwargs cannot hold 'seed'"),
+        (["train", "ppo", "--env", ENV, "--env-threads", "0"], 2, "env_threads must be positive"),
+        (["demo", "--episodes", "0"], 2, "--episodes and --seconds must be positive"),
         (["doctor", "--env", "probe/Memry-v0"], 2, "did you mean 'probe/Memory-v0'"),
     ],
 )
@@ -217,11 +222,28 @@ def test_any_setting_may_change_on_resuming(capsys):
     assert "--seed" not in words
     with pytest.raises(ConfigError, match="seed belongs to the beginning of a run"):
         habilis.resume("run", seed=3)
-    assert main(["train", "--resume", "run", "--num-envs=4"]) == 1
+    assert main(["train", "--resume", "run", "--num-envs=4"]) == 2
     assert "num_envs belongs to the beginning of a run" in capsys.readouterr().err
     assert main(["train", "--resume", "run", "--algo.hidden", "5", "--total-timesteps", "600"]) == 1
     assert "does not fit" in capsys.readouterr().err
     assert json.loads(Path("run/config.json").read_text())["config"] == config
+
+
+def test_arguments_of_the_environment_are_added_to_those_of_the_run(capsys):
+    call = ["train", "ppo", "--env", "Pendulum-v1", "--env", "CartPole-v1", *TINY, "--run-dir", "run"]
+    assert main([*call, "--env-kwargs", "max_episode_steps", "60"]) == 0
+    assert (
+        main(["train", "--resume", "run", "--total-timesteps", "512", "--env-kwargs", "max_episode_steps", "50"]) == 0
+    )
+    assert habilis.api.load_config("run").env_kwargs == {"max_episode_steps": 50}
+    more = ["--env-kwargs", "sutton_barto_reward", "true", "--total-timesteps", "768"]
+    assert main(["train", "--resume", "run", *more]) == 0
+    assert habilis.api.load_config("run").env_kwargs == {"max_episode_steps": 50, "sutton_barto_reward": True}
+    # of an option that is given twice the last counts, in what the preset is chosen by too
+    gamma = habilis.api.default_config("ppo", "CartPole-v1").algo.gamma
+    assert habilis.api.load_config("run").algo.gamma == gamma
+    assert main(["evaluate", "run", "--env-kwargs", "seed", "3"]) == 2
+    assert "`evaluate` has an argument of that name of its own" in capsys.readouterr().err
 
 
 def test_an_id_without_a_version_is_the_newest(capsys):

@@ -17,7 +17,9 @@ ACTIONS = {
 
 @pytest.mark.parametrize("kind", ACTIONS)
 @pytest.mark.parametrize("ends", [0.0, 0.4, 1.0])
-def test_against_a_list(kind, ends):
+@pytest.mark.parametrize("late", [False, True], ids=["in the same step", "one step later"])
+def test_against_a_list(kind, ends, late):
+    """Episodes begin anew in the step that ends one, or one step later: the next observation is then the last."""
     draw, g = ACTIONS[kind], torch.Generator().manual_seed(0)
     buffer = RolloutBuffer(6)
 
@@ -33,7 +35,7 @@ def test_against_a_list(kind, ends):
             end = torch.rand(3, generator=g) < ends
             terminated = end & (torch.rand(3, generator=g) < 0.5)
             next_obs = observe()
-            here = observe() if end.any() else next_obs
+            here = observe() if end.any() and not late else next_obs
             valid = torch.rand(3, generator=g) < 0.8
             step = Step(here, next_obs, torch.randn(3, generator=g), terminated, end & ~terminated, valid)
             policy_step = PolicyStep(draw(g), torch.zeros(3), torch.randn(3, generator=g))

@@ -197,6 +197,14 @@ def test_a_mistake_is_found(what):
     assert found[0].fix
 
 
+def test_random_actions_keep_to_a_single_bound():
+    env = with_bounds([0, -np.inf, -1], [np.inf, 1, 2])
+    actions = torch.stack(_actions(env, 50, 0))
+    assert (actions >= torch.from_numpy(env.spec.action.low)).all()
+    assert (actions <= torch.from_numpy(env.spec.action.high)).all()
+    assert actions[..., 0].max() > 1 > -1 > actions[..., 1].min()
+
+
 def test_errors_come_first():
     levels = [f.level for f in check_env(changed(nan_reward), 60)]
     assert levels == sorted(levels, key=("error", "warning", "ok").index)

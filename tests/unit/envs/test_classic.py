@@ -135,12 +135,24 @@ def test_wrong_actions_and_arguments_are_refused():
     for wrong in (torch.tensor([0, 2]), torch.tensor([-1, 0]), torch.tensor([0])):
         with pytest.raises(EnvError, match="from 0 to 1"):
             cart.step(wrong)
+    with pytest.raises(EnvError, match=r"as int64, got torch\.int32"):
+        cart.step(torch.tensor([0, 1], dtype=torch.int32))
     with pytest.raises(EnvError, match="shape"):
         pendulum.step(torch.zeros(2))
     with pytest.raises(NonFiniteError, match="environment 1"):
         pendulum.step(torch.tensor([[0.0], [torch.nan]]))
     with pytest.raises(ConfigError, match="did you mean 'sutton_barto_reward'"):
         make_vec_env("CartPole-v1", sutton_bart_reward=True)
+
+
+def test_minus_one_is_no_limit_as_in_gymnasium():
+    for id in ("Pendulum-v1", "HalfCheetah-v5"):
+        env = make_vec_env(id, 2, max_episode_steps=-1)
+        assert env.spec.max_episode_steps is None
+        action = torch.zeros(2, env.spec.action.dim)
+        assert not any(env.step(action).truncated.any() for _ in range(210))
+        with pytest.raises(ConfigError, match="must be positive, or -1 for no limit, got 0"):
+            make_vec_env(id, 2, max_episode_steps=0)
 
 
 def test_it_says_what_it_is():

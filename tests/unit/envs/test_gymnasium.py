@@ -14,9 +14,10 @@ from gymnasium.vector.utils import batch_space, iterate
 
 from habilis.core.errors import EnvError, MissingExtraError
 from habilis.core.specs import BoxAction, DiscreteAction, HybridAction, MultiDiscreteAction, ObsGroup
-from habilis.envs.gymnasium import GymnasiumVecEnv, make_gymnasium
+from habilis.envs.gymnasium import GymnasiumVecEnv, _make_guarded, make_gymnasium
 from habilis.envs.infos import InfoTable
 from habilis.envs.spaces import ActionLayout, ObsLayout
+from habilis.policies.action_map import ActionMap
 
 
 class Counter(gym.Env):
@@ -567,3 +568,80 @@ def test_a_package_that_no_extra_of_ours_brings_is_named_as_gymnasium_does():
 
     with pytest.raises(EnvError, match="ale_py"):
         make_gymnasium(missing)
+
+
+class Telling(Counter):
+    """The counter with infos by the number of its environment and step."""
+
+    def __init__(self, tell) -> None:
+        super().__init__()
+        self.tell = tell
+
+    def step(self, action):
+        *rest, _ = super().step(action)
+        return *rest, self.tell(int(self.buffer[1]))
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_infos_are_read_for_what_they_are(asynchronous):
+    tells = (
+        lambda step: {"d": 0, 1: 2, "is_success": np.array([True]), "v": [1], "w": np.ones(step), "n": {"x": True}},
+        lambda step: {"d": 0.7, 1: 3.5, "is_success": np.array([False]), "w": np.ones(2), "n": None, "s": "text"},
+    )
+    makers = [lambda tell=tell: Telling(tell) for tell in tells]
+    vector = AsyncVectorEnv if asynchronous else SyncVectorEnv
+    env = GymnasiumVecEnv(vector([lambda make=make: _make_guarded(make, 0) for make in makers]))
+    env.reset(0)
+    infos = [env.step(zeros(env)).info for _ in range(2)]
+    env.close()
+    for info in infos:
+        assert set(info) == {"d", "1", "success", "w", "n/x"} | set(infos[0])
+        assert info["d"].tolist() == pytest.approx([0.0, 0.7])
+        assert info["1"].tolist() == [2.0, 3.5]
+        assert info["success"].tolist() == [True, False]
+        assert info["n/x"][0] == 1
+        assert info["n/x"][1].isnan()
+    assert infos[1]["w"].tolist() == [[1, 1], [1, 1]]
+
+
+def test_costs_are_not_whole_numbers_because_the_first_is():
+    def make(cost):
+        class Costing(Counter):
+            def step(self, action):
+                obs, reward, *rest = super().step(action)
+                return obs, reward, cost, *rest
+
+        return Costing
+
+    env = GymnasiumVecEnv(SyncVectorEnv([lambda cost=cost: _make_guarded(make(cost), 0) for cost in (0, 0.9)]))
+    env.reset(0)
+    assert env.step(zeros(env)).info["cost"].tolist() == pytest.approx([0.0, 0.9])
+
+
+def test_what_is_reached_of_a_goal_is_seen_where_nothing_else_is():
+    box = spaces.Box(-1, 1, (3,), np.float32)
+    layout = ObsLayout(spaces.Dict({"achieved_goal": box, "desired_goal": box}))
+    assert {name: group.shape for name, group in layout.groups.items()} == {
+        "achieved_goal": (3,),
+        "desired_goal": (3,),
+        "policy": (3,),
+    }
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_no_action_leaves_its_bounds(dtype):
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        size = 10.0 ** generator.uniform(-3, 3, 4)
+        low, high = np.sort(generator.normal(size=(2, 4)) * size, axis=0).astype(dtype)
+        space = spaces.Box(low, high, dtype=dtype)
+        layout = ActionLayout(space)
+        action_map = ActionMap(layout.spec)
+        for action in (torch.ones(1, 4), -torch.ones(1, 4)):
+            mapped = layout(action_map(action))[0]
+            assert space.contains(mapped)
+            assert np.abs(mapped - (high if action[0, 0] > 0 else low)) == pytest.approx(0, abs=2e-6 * abs(size).max())
+    wide = ActionLayout(spaces.Box(np.array([-1e300, 0.0]), np.array([1e300, np.inf]), dtype=np.float64)).spec
+    assert not wide.bounded.any()
+    with pytest.raises(EnvError, match="more than 1,000,000"):
+        ActionLayout(spaces.Box(np.iinfo(np.int64).min, np.iinfo(np.int64).max, (2,), np.int64))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from habilis.core.errors import ConfigError
-from habilis.evaluation.report import environment_charts, group_runs, write_report
+from habilis.evaluation.report import _details, _limits, environment_charts, group_runs, write_report
 from habilis.evaluation.report_page import count, duration, number
 from habilis.evaluation.runs import read_run
 
@@ -186,3 +186,18 @@ def test_figures_read_as_people_say_them():
     assert [number(v) for v in (5123.4, -81.44, 1.234, 0.03123, 0)] == ["5,123", "-81.4", "1.23", "0.0312", "0"]
     assert [count(v) for v in (940, 12_500, 1_000_000)] == ["940", "12.5k", "1M"]
     assert [duration(v) for v in (42, 545, 11_520)] == ["42 s", "9 min 5 s", "3 h 12 min"]
+
+
+def test_labels_tell_all_groups_apart():
+    base = {"algo.learning_rate": 0.001, "algo.gamma": 0.99, "algo.gae_lambda": 0.95, "algo.clip_range": 0.2}
+    methods = [base, *({**base, key: 0.5} for key in base)]
+    labels = [_details(mine, [other for other in methods if other is not mine]) for mine in methods]
+    assert len(set(labels)) == len(labels)
+    assert labels[0] == "learning_rate=0.001, gamma=0.99, gae_lambda=0.95, clip_range=0.2"
+    assert _details(base, [{**base, "algo.gamma": 0.5}]) == "gamma=0.99"
+
+
+def test_only_shares_have_an_axis_from_zero_to_one():
+    lines = [{"y": [0.0, 12.0], "runs": []}]
+    assert _limits("success/lift", lines)[:2] == _limits("rollout/success_rate", lines)[:2] == (0.0, 1.0)
+    assert _limits("info/consecutive_successes", lines)[1] > 12

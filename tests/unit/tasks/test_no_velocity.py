@@ -9,6 +9,7 @@ import torch
 
 import habilis.tasks  # noqa: F401
 from habilis.core.actions import uniform_actions
+from habilis.core.errors import ConfigError
 from habilis.core.specs import BoxAction
 from habilis.envs.checker import check_env
 from habilis.envs.make import make_vec_env
@@ -52,6 +53,11 @@ def test_it_is_the_task_less_its_velocities(id):
         assert torch.equal(env.step(action).obs["policy"], after)
     for each in (env, whole):
         each.close()
+
+
+def test_pictures_hide_them_already():
+    with pytest.raises(ConfigError, match="make HalfCheetah-v5 with pixels"):
+        make_vec_env("habilis/HalfCheetahNoVelocity-v0", 1, pixels=16)
 
 
 def test_it_keeps_the_contract_and_is_known_to_gymnasium():

@@ -74,3 +74,19 @@ def test_an_environment_that_saves_nothing_goes_on_with_fresh_episodes() -> None
     for _ in range(LENGTH):
         second.step(NOTHING)
     assert [e.length for e in second.episodes.recent] == [LENGTH] * 2 * ENVS
+
+
+def test_what_is_told_at_an_episodes_end_is_no_reason_to_stop_after_fresh_ones_began() -> None:
+    class Succeeds(Walk):
+        def step(self, action):
+            *rest, truncated, info = super().step(action)
+            return *rest, truncated, {**info, "is_success": True} if truncated else info
+
+    first, second = (Collector(GymnasiumVecEnv(gym.vector.SyncVectorEnv([Succeeds] * ENVS))) for _ in range(2))
+    first.reset(seed=0)
+    for _ in range(LENGTH):
+        first.step(NOTHING)
+    second.load_state_dict(first.state_dict(), seed=1)
+    for _ in range(LENGTH):
+        second.step(NOTHING)
+    assert [e.success for e in second.episodes.recent] == [1.0] * 2 * ENVS

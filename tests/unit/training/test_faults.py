@@ -274,3 +274,18 @@ def test_another_engine_cannot_take_over_a_run(tmp_path):
     ):
         api.resume(tmp_path / "run", progress=False, env_backend="native", total_timesteps=200)
     assert (tmp_path / "run" / "config.json").read_text() == before
+
+
+def test_an_evaluation_that_is_broken_off_costs_nothing_and_is_made_up_for(tmp_path, monkeypatch):
+    def stop(*arguments, **settings):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("habilis.training.session.evaluate", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, "none", eval_episodes=2, eval_freq=960, checkpoint_freq=960)
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [96]
+    run = api.resume(tmp_path / "run", progress=False)
+    assert run.evaluation is not None
+    assert [path.name for path in (run.path / "eval").iterdir()] == ["step_000000000096.json"]
+    assert CheckpointStore(run.path / "checkpoints").best() is not None

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
 from habilis import api
-from habilis.core.errors import ConfigError
+from habilis.checkpoint import CheckpointStore
+from habilis.core.errors import CheckpointError, ConfigError
 from habilis.training import session
 from habilis.training.run_dir import LOCK, begin, clear, hold
 
@@ -164,3 +167,77 @@ def test_what_is_started_again_is_put_aside():
         clear(path)
         assert sorted(os.listdir(path / f"earlier-{count}")) == ["config.json", "eval"]
     assert sorted(os.listdir(path)) == ["earlier-1", "earlier-2"]
+
+
+def test_what_is_changed_on_resuming_holds_from_there_on():
+    few = {"total_timesteps": 32, "eval_episodes": 0, "tensorboard": False, "num_envs": 1, "algo.hidden": [8]}
+    on_policy = {"algo.n_steps": 16, "algo.batch_size": 16, "algo.std_type": "fixed", "algo.init_std": 0.5}
+    for algorithm, env, first, key, value, look in (
+        ("sac", "Pendulum-v1", {"algo.ent_coef": 0.2}, "algo.ent_coef", 0.01, lambda a: a.state.log_alpha.exp()),
+        (
+            "discrete_sac",
+            "CartPole-v1",
+            {"algo.ent_coef": 0.2},
+            "algo.ent_coef",
+            0.01,
+            lambda a: a.state.log_alpha.exp(),
+        ),
+        ("c51", "CartPole-v1", {}, "algo.v_max", 500.0, lambda a: a.policy.head.atoms[-1]),
+        ("iqn", "CartPole-v1", {}, "algo.risk_level", 0.25, lambda a: a.policy.head.fractions.mean() * 2),
+        ("ppo", "Pendulum-v1", on_policy, "algo.init_std", 0.1, lambda a: a.policy.head.log_std.exp()),
+    ):
+        run = api.train(algorithm, env, run_dir=algorithm, **few, **first)
+        assert look(run.algorithm).item() != pytest.approx(value)
+        again = api.resume(run.path, progress=False, **{"total_timesteps": 64, key: value})
+        assert look(again.algorithm).item() == pytest.approx(value)
+        policy = api.load(run.path)
+        assert all(torch.equal(a, b) for a, b in zip(policy.buffers(), again.policy.buffers(), strict=True))
+    # the cells of a table mean something else by other bounds
+    run = api.train("q_learning", "CartPole-v1", run_dir="table", total_timesteps=64, eval_episodes=0)
+    with pytest.raises(CheckpointError, match=r"offset is .* now, and what was learnt was learnt with"):
+        api.resume(run.path, progress=False, **{"total_timesteps": 128, "algo.bins_low": (-1.0, -3.0, -0.21, -3.0)})
+
+
+def test_returns_that_rewards_are_scaled_by_begin_with_fresh_episodes():
+    small = {**TINY, "env_backend": "gymnasium", "algo.normalize_reward": True}
+    run = api.train("ppo", "Pendulum-v1", run_dir="run", **small)
+    assert run.algorithm.state.reward_norm.running_return.any()
+    again = api.resume(run.path, progress=False)
+    assert not again.algorithm.state.reward_norm.running_return.any()
+    assert again.algorithm.state.reward_norm.returns.count == run.algorithm.state.reward_norm.returns.count
+
+
+def test_an_environment_that_is_made_takes_no_arguments():
+    run = api.train_config(config(), progress=False)
+    with pytest.raises(ConfigError, match="made already takes no arguments, got n_episodes"):
+        api.evaluate(run.policy, api.make_env(ENV), n_episodes=3)
+
+
+def test_arguments_that_are_said_elsewhere_are_no_arguments_of_the_environment():
+    for name, ours in (("seed", "seed"), ("backend", "env_backend"), ("threads", "env_threads")):
+        with pytest.raises(ConfigError, match=f"env_kwargs cannot hold '{name}': that is said by {ours}"):
+            config(env_kwargs={name: 1})
+
+
+def test_evaluations_of_a_future_that_was_left_are_not_kept():
+    run = api.train_config(config(run_dir="run", eval_episodes=1, eval_freq=16, checkpoint_freq=16), progress=False)
+    files = sorted(path.name for path in (run.path / "eval").iterdir())
+    assert len(files) == 4
+    (run.path / "eval" / "step_000000000064_demo.json").write_text("{}")
+    store = CheckpointStore(run.path / "checkpoints")
+    for step in (48, 64):
+        shutil.rmtree(store.path(step), ignore_errors=True)
+    latest = store.latest()
+    assert latest == store.path(32) or latest == store.path(16)
+    seen = []
+    session_of = session.Session.resume
+
+    def resume(self, path):
+        session_of(self, path)
+        seen.extend(sorted(p.name for p in (run.path / "eval").iterdir()))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(session.Session, "resume", resume)
+        api.resume(run.path, progress=False)
+    assert seen == [name for name in files if int(name[5:17]) <= int(latest.name[5:])]
+    assert sorted(path.name for path in (run.path / "eval").iterdir()) == files
