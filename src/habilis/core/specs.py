@@ -111,6 +111,19 @@ class BoxAction:
         finite: np.ndarray = np.isfinite(self.low) & np.isfinite(self.high)
         return finite
 
+    @property
+    def middle_and_half(self) -> tuple[np.ndarray, np.ndarray]:
+        """The middle between two bounds and how far they are from it, `[dim]` float32; 0 and 1 where there are not two.
+
+        `middle - half` and `middle + half` are within the bounds after rounding too.
+        """
+        # infinities are left out before the arithmetic, not after it, so that none is subtracted from another
+        low, high = np.where(self.bounded, (self.low, self.high), np.array([[-1.0], [1.0]]))
+        middle = ((high + low) / 2).astype(np.float32)
+        half = np.minimum(high - middle, middle - low)
+        rounded = half.astype(np.float32)
+        return middle, np.where(rounded > half, np.nextafter(rounded, np.float32(0)), rounded)
+
 
 @dataclass(frozen=True)
 class DiscreteAction:

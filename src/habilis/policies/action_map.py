@@ -41,9 +41,7 @@ class ActionMap(nn.Module):
             if self.shifts:
                 self.register_buffer("offset", torch.tensor(starts))
             return
-        # infinities are left out before the arithmetic, not after it, so that none is subtracted from another
-        low, high = np.where(box.bounded, (box.low, box.high), np.array([[-1.0], [1.0]]))
-        middle, half = _middle_and_half(low, high)
+        middle, half = box.middle_and_half
         # choices that stand beside real values are like values without bounds
         columns = {
             "scale": np.append(half, np.ones(choices)),
@@ -83,11 +81,3 @@ class ActionMap(nn.Module):
             most = 1 - torch.finfo(action.dtype).eps
             action = torch.cat([action[..., : self.values].clamp(-most, most).atanh(), action[..., self.values :]], -1)
         return action
-
-
-def _middle_and_half(low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the middle between bounds and how far they are from it, in float32, the latter rounded to stay within."""
-    middle = ((high + low) / 2).astype(np.float32)
-    half = np.minimum(high - middle, middle - low)
-    rounded = half.astype(np.float32)
-    return middle, np.where(rounded > half, np.nextafter(rounded, np.float32(0)), rounded)
