@@ -226,7 +226,8 @@ class TRPO:
                 share = c.line_search_shrinking_factor**k
                 torch.add(before, step, alpha=share, out=self._flat)
                 outcome = self._outcome(columns)
-                if not c.line_search or (outcome["kl"] <= c.target_kl and outcome["objective"] > objective):
+                allowed = outcome["kl"] <= c.target_kl and outcome["objective"] > objective
+                if allowed or (not c.line_search and outcome["kl"].isfinite()):
                     return share, outcome
             self._flat.copy_(before)
         else:

@@ -138,6 +138,16 @@ def test_no_try_is_good_enough(lab):
     assert float(metrics["step_share"]) == float(metrics["kl"]) == float(metrics["objective_gain"]) == 0.0
 
 
+def test_a_natural_gradient_that_leads_nowhere_finite_is_not_followed(lab):
+    env = lab.env()
+    npg = lab.trpo(env, line_search=False)
+    before, outcome = flat(npg.policy), npg._outcome.function
+    npg._outcome.function = lambda data: outcome(data) | {"kl": torch.tensor(torch.nan)}
+    metrics = npg.update(lab.rollout(npg, env))
+    assert torch.equal(flat(npg.policy), before)
+    assert float(metrics["step_share"]) == 0.0
+
+
 def test_advantages_that_are_all_alike_move_nothing(lab):
     env = lab.env(invalid=0)
     trpo = lab.trpo(env, normalize_advantage=False, normalize_reward=False, gamma=0.5, gae_lambda=0.0)
