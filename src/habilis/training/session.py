@@ -13,7 +13,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -297,7 +297,8 @@ class Session:
         def stop(signum: int, frame: object) -> None:
             self.interrupted = True
             signal.signal(signal.SIGINT, previous)
-            self.tracking.message("Stopping after this iteration; press Ctrl-C again to stop at once.")
+            with suppress(RuntimeError):  # a line was just being written, in which no other can be
+                self.tracking.message("Stopping after this iteration; press Ctrl-C again to stop at once.")
 
         previous = signal.signal(signal.SIGINT, stop)
         try:
