@@ -227,7 +227,7 @@ class TRPO:
                 torch.add(before, step, alpha=share, out=self._flat)
                 outcome = self._outcome(columns)
                 allowed = outcome["kl"] <= c.target_kl and outcome["objective"] > objective
-                if allowed or (not c.line_search and outcome["kl"].isfinite()):
+                if allowed or (not c.line_search and (outcome["kl"] + outcome["objective"]).isfinite()):
                     return share, outcome
             self._flat.copy_(before)
         else:

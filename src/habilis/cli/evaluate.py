@@ -45,7 +45,7 @@ class Options:
 def run(argv: Sequence[str]) -> int:
     """Evaluate and print."""
     o = parse(Options, argv, "evaluate")
-    kwargs = read_env_kwargs(o.env_kwargs, evaluate)
+    kwargs = read_env_kwargs(o.env_kwargs, evaluate, *([record_video] if o.video else []))
     checkpoint = locate(o.run, o.which)[1]
     result = evaluate(
         checkpoint,

@@ -46,12 +46,13 @@ def read_values(pairs: Mapping[str, str]) -> dict[str, Any]:
     return {key: read(text) for key, text in pairs.items()}
 
 
-def read_env_kwargs(pairs: Mapping[str, str], taker: Callable[..., object]) -> dict[str, Any]:
-    """Return the arguments of an environment that the user gave, which `taker` passes on.
+def read_env_kwargs(pairs: Mapping[str, str], *takers: Callable[..., object]) -> dict[str, Any]:
+    """Return the arguments of an environment that the user gave, which `takers` pass on.
 
     Raises:
-        ConfigError: `taker` has an argument of that name itself.
+        ConfigError: one of them has an argument of that name itself.
     """
-    for name in signature(taker).parameters:
-        require(name not in pairs, f"--env-kwargs {name}: `{taker.__name__}` has an argument of that name of its own")
+    for taker in takers:
+        for name in signature(taker).parameters:
+            require(name not in pairs, f"--env-kwargs {name}: `{taker.__name__}` has an argument of that name itself")
     return read_values(pairs)

@@ -22,7 +22,7 @@ USAGE = """usage: habilis train ALGORITHM --env ID [OPTIONS]
        habilis train --resume RUN [OPTIONS]
 
 `habilis train ALGORITHM --env ID --help` shows every option and what the preset sets it to, `habilis train --resume RUN
---help` those that a run can go on with, and what they are.
+--help` those that a run can go on with, and what they are (its environment's arguments stand in its config.json).
 Algorithms: {algorithms}. `habilis list envs` lists environments."""
 
 

@@ -106,7 +106,9 @@ class EpisodeTracker:
         new = tuple(name for name, value in step.info.items() if value.dim() == 1 and name not in self._names)
         self._names += new
         self._sums = np.concatenate([self._sums, np.zeros((len(new), self.num_envs))])
-        self._gaps = np.concatenate([self._gaps, np.tile(self._lengths, (len(new), 1))])
+        # a cost that was not told was none
+        gaps = [np.where(name == "cost", 0, self._lengths) for name in new]
+        self._gaps = np.concatenate([self._gaps, np.reshape(gaps, (len(new), self.num_envs)).astype(np.int64)])
 
     def _terms(self, info: Mapping[str, Tensor]) -> np.ndarray:
         """Return the numbers of `info`, `[names, N]`."""

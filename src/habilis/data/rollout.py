@@ -75,7 +75,7 @@ class StepList(ABC):
         # also where the next observation is that last one, because the environment starts anew one step later: nothing
         # that is remembered then counts for it
         times, envs = done.nonzero(as_tuple=True)
-        moments, counts = times.unique_consecutive(return_counts=True)
+        moments, counts = (part.numpy(force=True) for part in times.unique_consecutive(return_counts=True))
         obs = [tree_index(self._obs[0], torch.zeros(0, dtype=torch.long, device=self.device))]
         for t, ended in zip(moments.tolist(), envs.split(counts.tolist()), strict=True):
             obs.append(tree_index(self._steps[t].next_obs, ended))

@@ -5,14 +5,14 @@ joined with `/`. A key that was shown once is there in every later step, NaN whe
 Two names are words of ours: `is_success` or `success` becomes the bool tensor `"success"` (missing: false) and `cost`
 stays `"cost"` (missing: 0). Text, objects, arrays of more axes and such as change their length are left out.
 
-Gymnasium batches infos by the type of the first environment's: a 0 makes integers of all, and what is now a number and
-now none ends the run. So each environment's infos are made plain before (`plain_info`).
+Gymnasium batches infos by the type of the first environment's: a 0 makes integers of all, and arrays of two lengths, or
+what is now a dictionary and now none, end the run. So each environment's infos are made plain before (`plain_info`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,17 +25,28 @@ Column = tuple[np.ndarray, np.ndarray]
 """The values of one key, `[N]` or `[N, k]` float32, and the mask `[N]` of the environments that gave one."""
 
 
-def plain_info(info: Mapping[Any, Any], prefix: str = "") -> dict[str, float | list[float]]:
-    """Return the numbers of one environment's info as floats and its vectors as lists, without nesting."""
-    plain: dict[str, float | list[float]] = {}
+class Vector(NamedTuple):
+    """Several numbers of one environment, which Gymnasium passes on as they are."""
+
+    values: np.ndarray
+
+
+def plain_info(info: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the numbers of one environment's info as floats and its vectors as `Vector`, without nesting.
+
+    What carries the end of an episode stays as it is.
+    """
+    plain: dict[str, Any] = {}
     for key, value in info.items():
         name = f"{prefix}{key}"
-        if isinstance(value, float | int | np.number | np.bool_):
-            plain[name] = float(value)
+        if name in NOT_INFO:
+            plain[name] = value
         elif isinstance(value, Mapping):
             plain |= plain_info(value, f"{name}/")
-        elif isinstance(value, np.ndarray) and value.ndim <= 1 and value.dtype.kind in "biuf":
-            plain[name] = value.astype(float).tolist()
+        elif isinstance(value, bool | int | float | np.generic | np.ndarray):
+            numbers = np.asarray(value)
+            if numbers.ndim <= 1 and numbers.size and numbers.dtype.kind in "biuf":
+                plain[name] = float(numbers.item()) if numbers.size == 1 else Vector(numbers)
     return plain
 
 
@@ -104,13 +115,13 @@ class InfoTable:
         return values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values  # an array of one is a number
 
     def _gather(self, values: np.ndarray, given: np.ndarray) -> np.ndarray | None:
-        """Return what Gymnasium keeps as objects: `np.bool_` and the like, and the lists of `plain_info`."""
-        widths = {i: len(values[i]) for i in given if isinstance(values[i], list)}
-        if any(widths.values()):
-            rows = np.full((self._num_envs, max(widths.values())), np.nan)
-            for i, width in widths.items():
-                if width == rows.shape[1]:
-                    rows[i] = values[i]
+        """Return what Gymnasium keeps as objects: `np.bool_` and the like, and the vectors of `plain_info`."""
+        vectors = {i: values[i].values for i in given if isinstance(values[i], Vector)}
+        if vectors:
+            rows = np.full((self._num_envs, max(map(len, vectors.values()))), np.nan)
+            for i, vector in vectors.items():
+                if len(vector) == rows.shape[1]:
+                    rows[i] = vector
             return rows
         if not all(isinstance(values[i], float | int | np.bool_ | np.number) for i in given):
             return None

@@ -147,7 +147,9 @@ class LeafLayout:
         self._shape, self._dtype = space.shape, space.dtype
         self.spec: ActionSpec
         if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-            self.spec = BoxAction(_inner_bound(space.low, np.inf), _inner_bound(space.high, -np.inf))
+            low, high = _inner_bound(space.low, np.inf), _inner_bound(space.high, -np.inf)
+            # between bounds that double precision alone tells apart lies no float32: the nearest below them then
+            self.spec = BoxAction(np.minimum(low, high), high)
         elif isinstance(space, spaces.Box):
             low, high = space.low.astype(np.int64).ravel(), space.high.astype(np.int64).ravel()
             if ((high < low) | (high - low < 0) | (high - low >= MOST_CHOICES)).any():

@@ -50,7 +50,7 @@ FIRST = (
 COUNTERS = ("time/wall", "time/iterations", "train/gradient_steps")
 """Straight lines, not worth a chart."""
 
-FRACTIONS = ("evaluation/success_rate", "rollout/success_rate", "success/", "termination/")
+FRACTIONS = ("evaluation/success_rate", "eval/success_rate", "rollout/success_rate", "success/", "termination/")
 
 
 @dataclass(frozen=True, eq=False)

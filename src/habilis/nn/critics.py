@@ -19,13 +19,14 @@ IMAGE_ENCODER: ImageEncoderKind = "drq"
 
 
 def share_images(policy: Encoder, critics: Critics | ChoiceCritics) -> None:
-    """Let a policy see images as its critics do, where both read the same groups, instead of by an encoder of its own.
+    """Let a policy see the images that its critics read too as these do, instead of by an encoder of its own.
 
     The critics learn it, as their loss says more of what is to be seen than the policy's (Yarats et al. 2021), and the
     policy reads features that `Critics.see` gives it, without a gradient.
     """
-    if policy.names == critics.encoder.names:
-        single(policy).images = single(critics.encoder).images
+    own, theirs = single(policy).images, single(critics.encoder).images
+    for name in own.keys() & theirs.keys():
+        own[name] = theirs[name]
 
 
 def choose_copies(ensemble: nn.Module, which: Tensor) -> nn.Module:

@@ -91,11 +91,11 @@ class OffPolicyTrainer:
             self._anneal(progress, self.collector.episodes.count)
         for _ in range(c.train_freq):
             remembered = (self.collector.memory or {}).get(NETWORK)
-            policy_step = self._act()
+            obs, policy_step = self.collector.obs, self._act()
             step = self.collector.step(policy_step.env_action, policy_step.memory)
             self.buffer.add(policy_step.action, step, remembered)
             if c.normalize_obs:
-                self.algorithm.update_normalizers(step.next_obs, step.valid)
+                self.algorithm.update_normalizers(obs, step.valid)
         counters.iteration += 1
         counters.env_steps += c.train_freq * self.collector.env.num_envs
         metrics = self._learn() if counters.env_steps > c.learning_starts else {}

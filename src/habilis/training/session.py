@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shlex
 import signal
 import threading
@@ -119,7 +120,8 @@ class Session:
         self._checkpoint = path
         self._watch = Watch(self.trainer)
         for evaluation in self._evaluations.glob("step_*.json"):
-            if int(evaluation.stem.split("_")[1]) > steps:  # of a future that the run has left
+            at = re.match(r"step_(\d+)", evaluation.name)
+            if at is not None and int(at[1]) > steps:  # of a future that the run has left
                 evaluation.unlink()
 
     def run(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from habilis.core.specs import ObsGroup
+from habilis.core.specs import ACHIEVED, DESIRED, ObsGroup
 from habilis.nn.memory import MemoryConfig, single
 
 STATE_BESIDES = {"policy": ObsGroup((36, 36, 3), "uint8"), "critic": ObsGroup((5,))}
@@ -30,8 +30,8 @@ def moved(module, before):
 def test_the_encoder_is_one_and_the_critics_learn_it(lab, name, action):
     algorithm, batch = make(lab, name, action, lab.IMAGES)
     s = algorithm.state
-    assert s.policy.encoder.images is s.critics.encoder.images
-    assert s.policy.encoder.images is not s.target_critics.encoder.images
+    assert s.policy.encoder.images["policy"] is s.critics.encoder.images["policy"]
+    assert s.policy.encoder.images["policy"] is not s.target_critics.encoder.images["policy"]
     size = sum(p.numel() for p in s.policy.encoder.parameters())
     assert size > 0
     assert len(s.policy_optimizer.flat) == sum(p.numel() for p in s.policy.parameters()) - size
@@ -63,7 +63,7 @@ def test_features_in_the_place_of_images_change_no_answer(lab, name, action):
 def test_the_target_policy_sees_by_the_target_critics_that_follow(lab):
     td3, batch = make(lab, "td3", "box", lab.IMAGES, tau=0.25)
     s = td3.state
-    assert s.target_policy.encoder.images is s.target_critics.encoder.images
+    assert s.target_policy.encoder.images["policy"] is s.target_critics.encoder.images["policy"]
     before = parameters(s.target_policy)
     td3.update(batch)
     for name, p in s.target_policy.named_parameters():
@@ -80,12 +80,25 @@ def test_who_sees_what_the_critics_do_not_learns_to_by_itself(lab, name):
     assert moved(s.policy, before) == set(before)
 
 
+@pytest.mark.parametrize(("name", "action"), KINDS)
+def test_of_several_images_those_that_both_read_are_seen_alike(lab, name, action):
+    picture = lab.IMAGES["policy"]
+    groups = {"policy": ObsGroup((3,)), "critic": ObsGroup((4,)), ACHIEVED: picture, DESIRED: picture}
+    algorithm, batch = make(lab, name, action, groups)
+    s = algorithm.state
+    assert s.policy.encoder.images[DESIRED] is s.critics.encoder.images[DESIRED]
+    seen = s.critics.see(batch.obs)
+    features = [s.policy.trunk(s.policy.encoder(obs)) for obs in (seen, batch.obs)]
+    torch.testing.assert_close(*features)
+    assert all(bool(value.isfinite().all()) for value in algorithm.update(batch).values())
+
+
 @pytest.mark.parametrize("name", ["td3", "sac"])
 def test_it_is_one_under_memories_of_their_own(lab, name):
     env = lab.env(lab.IMAGES, "box")
     algorithm = getattr(lab, name)(env, memory=MemoryConfig(kind="gru", size=8, window=4))
     policy, critics = algorithm.state.policy.encoder, algorithm.state.critics.encoder
-    assert single(policy).images is single(critics).images
+    assert single(policy).images["policy"] is single(critics).images["policy"]
     assert policy.core is not critics.core
     own = {id(p) for p in policy.core.parameters()}
     assert own <= {id(p) for p in algorithm.state.policy_optimizer.parameters}

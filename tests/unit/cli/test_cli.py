@@ -91,7 +91,7 @@ def test_version(capsys):
         (["report", "nowhere"], 2, "nowhere"),
         (["bench", "smok"], 2, "did you mean 'smoke'"),
         (["doctor", "--env", ENV, "--steps", "0"], 2, "--steps must be positive, got 0"),
-        (["doctor", "--env", ENV, "--env-kwargs", "id", "3"], 2, "`make_env` has an argument of that name of its own"),
+        (["doctor", "--env", ENV, "--env-kwargs", "id", "3"], 2, "`make_env` has an argument of that name itself"),
         (["train", "ppo", "--env", ENV, "--env-kwargs", "seed", "3"], 2, "env_kwargs cannot hold 'seed'"),
         (["train", "ppo", "--env", ENV, "--env-threads", "0"], 2, "env_threads must be positive"),
         (["demo", "--episodes", "0"], 2, "--episodes and --seconds must be positive"),
@@ -243,7 +243,7 @@ def test_arguments_of_the_environment_are_added_to_those_of_the_run(capsys):
     gamma = habilis.api.default_config("ppo", "CartPole-v1").algo.gamma
     assert habilis.api.load_config("run").algo.gamma == gamma
     assert main(["evaluate", "run", "--env-kwargs", "seed", "3"]) == 2
-    assert "`evaluate` has an argument of that name of its own" in capsys.readouterr().err
+    assert "`evaluate` has an argument of that name itself" in capsys.readouterr().err
 
 
 def test_an_id_without_a_version_is_the_newest(capsys):

@@ -222,6 +222,13 @@ def test_a_mean_is_that_of_the_steps_that_told_and_a_sum_needs_all_of_them():
     assert np.isnan(none.terms["lap"])
 
 
+def test_a_cost_that_was_not_told_was_none():
+    tracker = EpisodeTracker(1)
+    tracker.update(make_step([1.0]))
+    (episode,) = tracker.update(make_step([1.0], cost=[2.0], terminated=[True]))
+    assert episode.terms == {"cost": 2.0}
+
+
 def test_an_environment_made_anew_may_show_its_numbers_late_again():
     tracker = EpisodeTracker(1)
     tracker.update(make_step([1.0], success=[True]))

@@ -206,23 +206,39 @@ def test_same_step_without_final_obs_is_refused():
 
 
 @pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_terminal_observation_of_a_self_resetting_environment(mode):
+@pytest.mark.parametrize("shown", ["vector", "table", "nested"])
+def test_terminal_observation_of_a_self_resetting_environment(mode, shown):
+    show = {"vector": lambda x: x, "table": lambda x: x.reshape(1, 2), "nested": lambda x: {"a": x}}[shown]
+
     class SelfResetting(Counter):
+        def __init__(self):
+            super().__init__(2)
+            box = self.observation_space
+            if shown == "table":
+                self.observation_space = spaces.Box(0, 1000, (1, 2), np.float32)
+            elif shown == "nested":
+                self.observation_space = spaces.Dict({"a": box})
+
+        def reset(self, **settings):
+            observation, info = super().reset(**settings)
+            return show(observation.copy()), info
+
         def step(self, action):
             observation, reward, terminated, truncated, info = super().step(action)
+            observation = show(observation.copy())
             if terminated or truncated:
-                info["terminal_observation"] = observation.copy()
+                info["terminal_observation"] = observation
                 observation, _ = self.reset()
             return observation, reward, terminated, truncated, info
 
-    env = GymnasiumVecEnv(SyncVectorEnv([lambda: SelfResetting(2)] * 2, autoreset_mode=mode))
+    env = GymnasiumVecEnv(SyncVectorEnv([lambda: _make_guarded(SelfResetting, 0)] * 2, autoreset_mode=mode))
     env.reset(0)
     env.step(zeros(env))
     step = env.step(zeros(env))
     assert step.done.all()
     assert step.next_obs["policy"].tolist() == [[0, 2]] * 2
     assert step.obs["policy"][:, 1].tolist() == [0, 0]
-    assert "terminal_observation" not in step.info
+    assert not any("terminal" in name for name in step.info)
 
 
 @pytest.mark.parametrize("ending", ["terminated", "truncated", "both"])
@@ -585,8 +601,15 @@ class Telling(Counter):
 @pytest.mark.parametrize("asynchronous", [False, True])
 def test_infos_are_read_for_what_they_are(asynchronous):
     tells = (
-        lambda step: {"d": 0, 1: 2, "is_success": np.array([True]), "v": [1], "w": np.ones(step), "n": {"x": True}},
-        lambda step: {"d": 0.7, 1: 3.5, "is_success": np.array([False]), "w": np.ones(2), "n": None, "s": "text"},
+        lambda step: {"d": 0, 1: 2, "is_success": np.array([True]), "v": [1], "w": np.ones(1 + step), "n": {"x": True}},
+        lambda step: {
+            "d": 0.7,
+            1: 3.5,
+            "is_success": np.array([False]),
+            "w": np.ones(2),
+            "n": None,
+            "t": np.timedelta64(1),
+        },
     )
     makers = [lambda tell=tell: Telling(tell) for tell in tells]
     vector = AsyncVectorEnv if asynchronous else SyncVectorEnv
@@ -601,7 +624,8 @@ def test_infos_are_read_for_what_they_are(asynchronous):
         assert info["success"].tolist() == [True, False]
         assert info["n/x"][0] == 1
         assert info["n/x"][1].isnan()
-    assert infos[1]["w"].tolist() == [[1, 1], [1, 1]]
+    assert infos[0]["w"].tolist() == [[1, 1], [1, 1]]
+    assert infos[1]["w"].isnan().all()  # of another length
 
 
 def test_costs_are_not_whole_numbers_because_the_first_is():
@@ -641,6 +665,10 @@ def test_no_action_leaves_its_bounds(dtype):
             mapped = layout(action_map(action))[0]
             assert space.contains(mapped)
             assert np.abs(mapped - (high if action[0, 0] > 0 else low)) == pytest.approx(0, abs=2e-6 * abs(size).max())
+    for top in (0.1, 0.1 + 1e-9):  # no float32 lies between
+        alike = ActionLayout(spaces.Box(np.array([0.1, -1.0]), np.array([top, 1.0]), dtype=np.float64)).spec
+        assert (alike.low <= alike.high).all()
+        assert alike.low.tolist() == pytest.approx([0.1, -1.0])
     wide = ActionLayout(spaces.Box(np.array([-1e300, 0.0]), np.array([1e300, np.inf]), dtype=np.float64)).spec
     assert not wide.bounded.any()
     with pytest.raises(EnvError, match="more than 1,000,000"):

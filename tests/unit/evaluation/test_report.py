@@ -199,5 +199,6 @@ def test_labels_tell_all_groups_apart():
 
 def test_only_shares_have_an_axis_from_zero_to_one():
     lines = [{"y": [0.0, 12.0], "runs": []}]
+    assert _limits("eval/success_rate", lines)[:2] == (0.0, 1.0)
     assert _limits("success/lift", lines)[:2] == _limits("rollout/success_rate", lines)[:2] == (0.0, 1.0)
     assert _limits("info/consecutive_successes", lines)[1] > 12

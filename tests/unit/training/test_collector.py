@@ -6,6 +6,8 @@ import gymnasium as gym
 import numpy as np
 import torch
 
+from habilis import api
+from habilis.build import build_trainer
 from habilis.envs.gymnasium import GymnasiumVecEnv
 from habilis.envs.make import make_vec_env
 from habilis.training.collector import Collector
@@ -90,3 +92,19 @@ def test_what_is_told_at_an_episodes_end_is_no_reason_to_stop_after_fresh_ones_b
     for _ in range(LENGTH):
         second.step(NOTHING)
     assert [e.success for e in second.episodes.recent] == [1.0] * 2 * ENVS
+
+
+def test_replay_learners_normalise_by_what_was_acted_on() -> None:
+    """Episodes of one step: the cue that an action depends on is their first observation, and no next one."""
+    small = {"num_envs": 4, "total_timesteps": 400, "eval_episodes": 0, "tensorboard": False, "algo.hidden": [8]}
+    small |= {"algo.normalize_obs": True, "algo.learning_starts": 10**6}
+    config = api.default_config("td3", "probe/IdentityContinuous-v0", **small)
+    trainer = build_trainer(config)
+    seen = []
+    for _ in range(100):
+        seen.append(trainer.collector.obs["policy"].clone())
+        trainer.iterate()
+    statistics = trainer.algorithm.policy.encoder.normalizers["policy"]
+    torch.testing.assert_close(statistics.mean, torch.cat(seen).double().mean(0))
+    assert (torch.cat(seen).var(0) > 0.01).all()
+    torch.testing.assert_close(statistics.var, torch.cat(seen).double().var(0, correction=0))

@@ -224,6 +224,7 @@ def test_evaluations_of_a_future_that_was_left_are_not_kept():
     files = sorted(path.name for path in (run.path / "eval").iterdir())
     assert len(files) == 4
     (run.path / "eval" / "step_000000000064_demo.json").write_text("{}")
+    (run.path / "eval" / "step_mine.json").write_text("{}")
     store = CheckpointStore(run.path / "checkpoints")
     for step in (48, 64):
         shutil.rmtree(store.path(step), ignore_errors=True)
@@ -239,5 +240,5 @@ def test_evaluations_of_a_future_that_was_left_are_not_kept():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session.Session, "resume", resume)
         api.resume(run.path, progress=False)
-    assert seen == [name for name in files if int(name[5:17]) <= int(latest.name[5:])]
-    assert sorted(path.name for path in (run.path / "eval").iterdir()) == files
+    assert seen == [*(name for name in files if int(name[5:17]) <= int(latest.name[5:])), "step_mine.json"]
+    assert sorted(path.name for path in (run.path / "eval").iterdir()) == [*files, "step_mine.json"]
