@@ -220,6 +220,12 @@ class GymnasiumVecEnv:
         """Whether the goal ends the episode; None where the environment does not say."""
         return self._own_function("compute_terminated", torch.bool)
 
+    @property
+    def render_fps(self) -> float | None:
+        """Pictures a second by which the environment says it is seen in real time, one a step; None if it does not."""
+        rate = (self.env.metadata or {}).get("render_fps")
+        return float(rate) if isinstance(rate, int | float) and rate > 0 else None
+
     def render(self) -> np.ndarray:
         """Return the picture of the first environment, `[height, width, 3]` uint8.
 

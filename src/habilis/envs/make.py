@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, cast
 
 from habilis.core.errors import ConfigError, did_you_mean
@@ -83,6 +84,11 @@ def make_vec_env(
         return EnvPoolVecEnv(id, num_envs, seed=seed, threads=threads, **kwargs)
     if backend == "gymnasium" or asynchronous:
         return _make_gymnasium(id, num_envs, seed=seed, asynchronous=asynchronous, **kwargs)
+    module, _, name = id.rpartition(":")
+    if module:
+        with suppress(ModuleNotFoundError):  # of which Gymnasium tells
+            importlib.import_module(module)
+        id = name if name in NATIVE else id
     builder = _native_builder(id)
     if builder is not None:
         try:
@@ -184,7 +190,10 @@ def _make_gymnasium(id: str, num_envs: int, **kwargs: Any) -> VecEnv:
     try:
         return make_gymnasium(id, num_envs, **kwargs)
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
-        raise ConfigError(f"there is no environment {id!r}{did_you_mean(id, list_env_ids())}: {error}") from error
+        hint = "what your own file registers is known where that is imported: `module:id`"
+        raise ConfigError(
+            f"there is no environment {id!r}{did_you_mean(id, list_env_ids())}: {error} ({hint})"
+        ) from error
 
 
 def _make_probe(id: str, num_envs: int, *, seed: int, threads: int | None) -> VecEnv:

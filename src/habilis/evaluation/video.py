@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from habilis.core.errors import HabilisError, MissingExtraError, explain_os_error
@@ -18,7 +19,14 @@ from habilis.evaluation.evaluator import evaluation_seed, rollout
 from habilis.evaluation.grid_policy import show_policy
 
 FRAMES_PER_SECOND = 30
-"""What a film comes near to; also the speed at which an environment that does not know its `control_dt` is shown."""
+"""What a film comes near to; also the steps a second of an environment that does not know them."""
+
+
+def steps_a_second(env: VecEnv) -> float:
+    """Return how many steps of an environment are a second, for who looks at it."""
+    if env.spec.control_dt:
+        return 1 / env.spec.control_dt
+    return getattr(env, "render_fps", None) or FRAMES_PER_SECOND
 
 
 def record_video(
@@ -55,34 +63,41 @@ def record_video(
         EnvError: if the environment cannot be rendered.
         HabilisError: if the film cannot be written.
     """
-    rate = 1 / env.spec.control_dt if env.spec.control_dt else FRAMES_PER_SECOND
+    rate = steps_a_second(env)
     stride = max(1, round(rate / FRAMES_PER_SECOND))
     shows_ends = getattr(env, "shows_ends", False)
     show_policy(policy, env)
     path = Path(path)
     ended = 0
     with (
+        closing(Renderer(env, width=width, height=height, camera=camera)) as renderer,
         _published(path) as partial,
         _film(partial, rate / stride) as film,
-        closing(Renderer(env, width=width, height=height, camera=camera)) as renderer,
         closing(rollout(policy, env, seed=seed, deterministic=deterministic, device=device)) as steps,
     ):
         env.reset(evaluation_seed(seed))  # where the rollout begins too
-        film.append_data(renderer.frame())
+        film.append_data(_even(renderer.frame()))
         for count, step in enumerate(steps, start=1):
             done = bool(step.done[0])
             # after the last step most environments show their next episode
             if count % stride == 0 and (not done or shows_ends):
-                film.append_data(renderer.frame())
+                film.append_data(_even(renderer.frame()))
             ended += done
             if ended == episodes or count + 1 >= seconds * rate:
                 break
     return path
 
 
+def _even(frame: np.ndarray) -> np.ndarray:
+    """Return a picture of even sides, as the codec needs them: with its last row or column twice where one is odd."""
+    height, width = frame.shape[:2]
+    return np.pad(frame, ((0, height % 2), (0, width % 2), (0, 0)), "edge") if height % 2 or width % 2 else frame
+
+
 @contextmanager
 def _published(path: Path) -> Iterator[Path]:
-    """Give a place for a file, which takes the name `path` when the block has ended well."""
+    """Give a place for a file, which takes the name `path` when the block has ended well; no empty folder stays."""
+    new = not path.parent.exists()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=path.parent) as folder:
@@ -91,6 +106,10 @@ def _published(path: Path) -> Iterator[Path]:
     except OSError as error:
         # of ffmpeg, to which the frames go, nothing is heard but that it has gone
         raise HabilisError(f"{path} could not be written ({explain_os_error(error, named=True)})") from error
+    finally:
+        if new:
+            with suppress(OSError):  # it holds something
+                path.parent.rmdir()
 
 
 def _film(path: Path, frames_per_second: float) -> Any:

@@ -8,7 +8,7 @@ from contextlib import closing
 from habilis.core.protocols import Policy, VecEnv
 from habilis.envs.viewer import Viewer
 from habilis.evaluation.evaluator import rollout
-from habilis.evaluation.video import FRAMES_PER_SECOND
+from habilis.evaluation.video import steps_a_second
 
 
 def watch(policy: Policy, env: VecEnv, *, seed: int, episodes: int | None = None, deterministic: bool = True) -> None:
@@ -24,7 +24,7 @@ def watch(policy: Policy, env: VecEnv, *, seed: int, episodes: int | None = None
     Raises:
         EnvError: if no window can be opened.
     """
-    seconds = env.spec.control_dt or 1 / FRAMES_PER_SECOND
+    seconds = 1 / steps_a_second(env)
     ended = 0
     with closing(rollout(policy, env, seed=seed, deterministic=deterministic)) as steps:
         viewer = None if env.spec.backend == "gymnasium" else Viewer(env)

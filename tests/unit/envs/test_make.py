@@ -106,3 +106,19 @@ def test_importing_it_imports_no_simulator():
     code = "import sys, habilis.envs.make; print([m for m in ('gymnasium', 'mujoco', 'envpool') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_id_with_its_module_is_found_among_native_ones(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "my_tasks_of_test.py").write_text(
+        "from habilis.envs.make import register_native\n"
+        "from habilis.envs.probes import ProbeEnv\n"
+        "def build(id, num_envs, *, seed, threads):\n"
+        "    return ProbeEnv('probe/Memory-v0', num_envs, seed=seed)\n"
+        "register_native('mine/Probe-v0', build)\n"
+    )
+    with pytest.raises(ConfigError, match=r"known where that is imported: `module:id`"):
+        make_vec_env("mine/Probe-v0")
+    assert make_vec_env("my_tasks_of_test:mine/Probe-v0", 2).num_envs == 2
+    with pytest.raises(EnvError, match="No module named"):
+        make_vec_env("there_is_no_such_module:mine/Probe-v1")

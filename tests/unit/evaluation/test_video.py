@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from typing import ClassVar
 
+import gymnasium as gym
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -107,3 +109,43 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'habilis\[video\]'"):
         record_video(Still(6), make_native("HalfCheetah-v5", num_envs=1, seed=0), tmp_path / "film.mp4", seed=0)
+
+
+class Dial(gym.Env):
+    """A picture of odd sides whose grey is the step; ten steps are a second."""
+
+    metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
+    observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+    action_space = gym.spaces.Box(-1, 1, (1,), np.float32)
+
+    def __init__(self, render_mode=None):
+        self.render_mode = render_mode
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        self.time = 0
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action):
+        self.time += 1
+        return np.zeros(1, np.float32), 0.0, False, self.time == 30, {}
+
+    def render(self):
+        return np.full((101, 67, 3), 5 * self.time, np.uint8)
+
+
+def test_a_film_of_gymnasiums_environment_goes_as_fast_as_it_says_and_is_not_scaled(tmp_path, capfd):
+    env = make_gymnasium(Dial, 1, render_mode="rgb_array")
+    path = record_video(Still(1), env, tmp_path / "dial.mp4", seed=0)
+    assert iio.immeta(path)["fps"] == 10
+    frames = iio.imread(path)
+    assert frames.shape == (30, 102, 68, 3)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_cannot_be_pictured_leaves_nothing_behind(tmp_path):
+    with pytest.raises(EnvError):
+        record_video(Still(1), make_gymnasium(Dial, 1), tmp_path / "videos" / "dial.mp4", seed=0)
+    with pytest.raises(EnvError):
+        record_video(Still(1), make_vec_env("probe/IdentityContinuous-v0"), tmp_path / "videos" / "x.mp4", seed=0)
+    assert not any(tmp_path.iterdir())
