@@ -84,11 +84,7 @@ def make_vec_env(
         return EnvPoolVecEnv(id, num_envs, seed=seed, threads=threads, **kwargs)
     if backend == "gymnasium" or asynchronous:
         return _make_gymnasium(id, num_envs, seed=seed, asynchronous=asynchronous, **kwargs)
-    module, _, name = id.rpartition(":")
-    if module:
-        with suppress(ModuleNotFoundError):  # of which Gymnasium tells
-            importlib.import_module(module)
-        id = name if name in NATIVE else id
+    id = _import_module_of(id)
     builder = _native_builder(id)
     if builder is not None:
         try:
@@ -168,6 +164,15 @@ def kin_of(id: str) -> list[str]:
     names = {other: other.rpartition("-v")[0] for other in list_env_ids("native") if other != id}
     name = id.rpartition("-v")[0]
     return [other for other, theirs in names.items() if name and (theirs.startswith(name) or name.startswith(theirs))]
+
+
+def _import_module_of(id: str) -> str:
+    """Import what stands before the colon of an id; return what follows where that is a native environment."""
+    module, _, name = id.rpartition(":")
+    if module:
+        with suppress(ModuleNotFoundError):  # of which Gymnasium tells
+            importlib.import_module(module)
+    return name if name in NATIVE else id
 
 
 def _native_builder(id: str) -> NativeBuilder | None:
