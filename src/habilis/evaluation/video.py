@@ -70,9 +70,9 @@ def record_video(
     path = Path(path)
     ended = 0
     with (
-        closing(Renderer(env, width=width, height=height, camera=camera)) as renderer,
         _published(path) as partial,
         _film(partial, rate / stride) as film,
+        closing(Renderer(env, width=width, height=height, camera=camera)) as renderer,
         closing(rollout(policy, env, seed=seed, deterministic=deterministic, device=device)) as steps,
     ):
         env.reset(evaluation_seed(seed))  # where the rollout begins too
