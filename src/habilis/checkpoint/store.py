@@ -82,8 +82,9 @@ class CheckpointStore:
             shutil.rmtree(staging, ignore_errors=True)
             raise CheckpointError(f"the checkpoint {path} could not be published ({error}): check the disk") from error
         shutil.rmtree(self._set_aside(path), ignore_errors=True)
-        for pointer in ("best", "last") if best else ("last",):
-            replace_text(self.directory / pointer, path.name + "\n")
+        if best:
+            self.mark_best(step)
+        replace_text(self.directory / "last", path.name + "\n")
         self._rotate(step)
         return path
 

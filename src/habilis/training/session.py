@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shlex
 import signal
 import threading
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from habilis.checkpoint import CheckpointStore, load_checkpoint
 from habilis.checkpoint.files import replace_text
+from habilis.checkpoint.store import STEP_NAME
 from habilis.core.config import to_dict
 from habilis.core.errors import EnvError, NonFiniteError
 from habilis.core.protocols import VecEnv
@@ -120,7 +120,7 @@ class Session:
         self._checkpoint = path
         self._watch = Watch(self.trainer)
         for evaluation in self._evaluations.glob("step_*.json"):
-            at = re.match(r"step_(\d+)", evaluation.name)
+            at = STEP_NAME.match(evaluation.name)
             if at is not None and int(at[1]) > steps:  # of a future that the run has left
                 evaluation.unlink()
 
