@@ -81,9 +81,9 @@ class DQNConfig:
     n_atoms: int = 51
     """Atoms of the categorical head."""
     v_min: float = -10.0
-    """First atom: the least discounted return."""
+    """First atom: the least discounted return. Returns below it cannot be told apart: see that `q_mean` keeps away."""
     v_max: float = 10.0
-    """Last atom: the greatest discounted return."""
+    """Last atom: the greatest discounted return, likewise."""
     n_quantiles: int = 50
     """Quantiles of the quantile head."""
     n_fractions: int = 8

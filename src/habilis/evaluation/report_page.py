@@ -36,6 +36,10 @@ TITLES = {
     "time/fps": "Env steps a second",
 }
 
+_SPELLED = "Actor Critic CrossQ Discrete Double DroQ Dueling Expected Fast Learning Noisy Rainbow SimBa Step"
+WORDS = {word.lower(): word for word in _SPELLED.split()}
+"""Parts of algorithms' names that are not written in capitals."""
+
 Charts = Mapping[str, Sequence[tuple[str, list[dict[str, Any]]]]]
 
 
@@ -306,8 +310,8 @@ def _has(run: RunRecord, name: str) -> bool:
 
 
 def title_of(algorithm: str) -> str:
-    """Return an algorithm's name as people write it: `PPO`, `DOUBLE DQN`."""
-    return algorithm.upper().replace("_", " ")
+    """Return an algorithm's name as people write it: `PPO`, `Double DQN`."""
+    return " ".join(WORDS.get(word, word.upper()) for word in algorithm.split("_"))
 
 
 def number(value: float) -> str:

@@ -94,7 +94,7 @@ def test_the_report_shows_how_the_policy_came_to_be(tmp_path, write_run, env, po
     record = read_run(run)
     assert [evaluation.on_grid is not None for evaluation in record.evaluations] == [False] * 3 + [True] * 7
     text = write_report([run], tmp_path / "report.html").read_text()
-    assert "<title>Q LEARNING on habilis/GridWorld-v0</title>" in text
+    assert "<title>Q Learning on habilis/GridWorld-v0</title>" in text
     assert text.count('<figure class="grid">') == 5  # the last, and four on the way
     assert "after 1,000,000 env steps" in text
     assert "<h2>Policy</h2>" in text
