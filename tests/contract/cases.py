@@ -79,6 +79,7 @@ DQN = {
     "algo.normalize_obs": True,
 }
 SMALL |= dict.fromkeys(DQN_NAMES, DQN)
+SMALL["iqn"] = DQN | {"algo.hidden": [16, 16]}
 SMALL["dqn"] = DQN | {"algo.tau": 0.5, "algo.exploration_schedule": "exponential"}
 SMALL["double_dqn"] = DQN | {"algo.exploration": "boltzmann", "algo.learning_rate_schedule": "linear"}
 

@@ -152,7 +152,7 @@ def make_policy(spec: EnvSpec, config: DQNConfig, generator: torch.Generator) ->
     """Build the policy of DQN and its family for an environment.
 
     Raises:
-        ConfigError: the action is not one choice among several.
+        ConfigError: the action is not one choice among several, or implicit quantiles have no features to multiply.
     """
     require_action(spec, DiscreteAction, "value-based learning")
     assert isinstance(spec.action, DiscreteAction)
@@ -161,6 +161,9 @@ def make_policy(spec: EnvSpec, config: DQNConfig, generator: torch.Generator) ->
         spec.obs, spec.policy_groups, c.normalize_obs, c.memory, generator, c.image_encoder, stored=True
     )
     trunk = MLP(encoder.out_dim, c.hidden[:-1], None, c.activation, generator)
+    if c.head == "implicit_quantile":
+        learnt = bool([*encoder.parameters(), *trunk.parameters()])
+        require(learnt, f"implicit quantiles multiply features that are learnt: hidden needs two layers, got {c.hidden}")
     head = make_value_head(trunk.out_dim, spec.action.n, c, generator)
     return ValuePolicy(spec, encoder, trunk, head, c.exploration)
 

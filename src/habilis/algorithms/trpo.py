@@ -96,8 +96,8 @@ class TRPOConfig:
     """Last standard deviation under `std_type="annealed"`."""
     use_sde: bool = False
     """Explore by noise that depends on the state and is held over steps (gSDE)."""
-    sde_sample_freq: int = -1
-    """Steps over which that noise is held; -1: to the end of the episode."""
+    sde_sample_freq: int = 4
+    """Steps over which that noise is held; -1: to the end of the episode. The longer, the more biased the gradient."""
     action: ActionConfig = field(default_factory=ActionConfig)
     """What becomes of an action before the environment takes it."""
 

@@ -15,6 +15,7 @@ from habilis.algorithms.dqn import DQNConfig
 from habilis.core.errors import ConfigError
 from habilis.data.priorities import Priorities
 from habilis.functional.value_losses import categorical_projection
+from habilis.nn.memory import MemoryConfig
 
 HEADS = ("mean", "categorical", "quantile", "implicit_quantile")
 
@@ -357,6 +358,15 @@ def test_the_normaliser_of_the_target_follows(lab):
 def test_what_means_nothing_is_refused(config, message):
     with pytest.raises(ConfigError, match=message):
         DQNConfig(**config)
+
+
+def test_implicit_quantiles_of_raw_observations_are_refused(lab):
+    # multiplied with an observation of 0 every quantile would be the same
+    with pytest.raises(ConfigError, match="hidden needs two layers, got .16,."):
+        lab.dqn(lab.env(action="choice"), head="implicit_quantile", hidden=(16,))
+    memory = MemoryConfig(kind="gru", size=8)
+    for config in ({"hidden": (16, 16)}, {"hidden": (16,), "memory": memory}, {"hidden": (16,), "head": "quantile"}):
+        lab.dqn(lab.env(action="choice"), **{"head": "implicit_quantile", **config})
 
 
 @pytest.mark.parametrize("action", ["box", "choices"])
