@@ -26,7 +26,7 @@ from habilis.core.random import derive_seed
 from habilis.core.specs import spec_from_dict, spec_to_dict
 from habilis.deploy.export import export_policy
 from habilis.envs.frame_stack import stack_frames
-from habilis.envs.make import make_vec_env, newest_version
+from habilis.envs.make import list_env_ids, make_vec_env, newest_version
 from habilis.evaluation.evaluator import EvaluationResult
 from habilis.evaluation.evaluator import evaluate as run_evaluation
 from habilis.evaluation.grid_policy import GridPolicy, policy_on_grid
@@ -403,10 +403,19 @@ def _make_env_of(
     seed: int,
     kwargs: dict[str, Any],
 ) -> VecEnv:
-    """Make the environment `env`, or else the one that a policy was trained in."""
-    if env is None and config is not None:
-        return make_config_env(override(config, {"env_kwargs": {**config.env_kwargs, **kwargs}}), num_envs, seed)
-    return stack_frames(make_env(env or policy.spec.id, num_envs, seed=seed, **kwargs), policy.spec.frame_stack)
+    """Make the environment `env`, or else the one that a policy was trained in, as its run's configuration says.
+
+    Another environment has arguments of its own, and the run's engine where that has it.
+    """
+    if config is None:
+        return stack_frames(make_env(env or policy.spec.id, num_envs, seed=seed, **kwargs), policy.spec.frame_stack)
+    engine = kwargs.get("backend", config.env_backend)
+    kwargs = {key: value for key, value in kwargs.items() if key != "backend"}
+    changes: dict[str, Any] = {"env_kwargs": {**config.env_kwargs, **kwargs}, "env_backend": engine}
+    if env is not None and newest_version(env, engine) != newest_version(config.env, engine):
+        known = newest_version(env, engine) in list_env_ids(engine)
+        changes = {"env": env, "env_kwargs": kwargs, "env_backend": engine if known else None}
+    return make_config_env(override(config, changes), num_envs, seed)
 
 
 def _make_visible_env(

@@ -29,7 +29,7 @@ from habilis.cases import Case, Goal, as_measured, fingerprint
 from habilis.checkpoint import CheckpointStore
 from habilis.checkpoint.files import replace_text
 from habilis.core.config import require
-from habilis.core.errors import HabilisError
+from habilis.core.errors import ConfigError, HabilisError
 from habilis.evaluation.runs import read_evaluations
 from habilis.evaluation.statistics import bootstrap_interval, iqm
 from habilis.suites import SUITES
@@ -224,16 +224,25 @@ def _read_told(case: Case, config: Mapping[str, Any], evaluation: str, path: Pat
 
     An option that was not there yet had its default.
     """
-    tree = json.loads(path.read_text()) if path.is_file() else {}
+    tree = _read_results(path)
     if tree.get("evaluation") != evaluation or _as_of_today(tree["config"]) != config:
         return []
     return [run for run in tree["runs"] if all(goal.measure in run["measures"] for goal in case.goals)]
 
 
+def _read_results(path: Path) -> dict[str, Any]:
+    """Return what a file of results tells; nothing where there is none."""
+    try:
+        tree: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}): put it back as it was, or move it away") from error
+    return tree
+
+
 def _keep_beside(path: Path, runs: Sequence[Mapping[str, Any]]) -> None:
     """Keep a file of results, in the folder `earlier`, if it tells of runs that its successor does not."""
-    tree = json.loads(path.read_text()) if path.is_file() else {"runs": []}
-    if any(run not in runs for run in tree["runs"]):
+    tree = _read_results(path)
+    if any(run not in runs for run in tree.get("runs", [])):
         beside = path.parent / "earlier" / f"{path.stem}.{fingerprint(tree)}.json"
         beside.parent.mkdir(exist_ok=True)
         shutil.copy2(path, beside)

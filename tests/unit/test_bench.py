@@ -177,6 +177,13 @@ def test_results_of_another_configuration_are_kept_beside(place):
     assert json.loads(beside.read_text()) == tree
 
 
+def test_damaged_results_are_named(place):
+    path = next(Path("out/smoke").glob("*.json"))
+    path.write_text("{")
+    with pytest.raises(ConfigError, match=r"\.json is damaged .*: put it back as it was, or move it away"):
+        run_suite("smoke", seeds=2, jobs=2, output=Path("out"))
+
+
 def test_other_hyper_parameters_are_another_run(place, monkeypatch):
     before = SUITES["smoke"][0].fingerprint()
     monkeypatch.setattr("habilis.api.preset", lambda algorithm, env: {"algo.gamma": 0.5})

@@ -180,14 +180,15 @@ class DiscreteSAC:
     @property
     def skipped(self) -> dict[str, Tensor]:
         """Gradient steps left out because the gradient was not finite, by what was learnt."""
-        return {"policy": self.state.policy_optimizer.skipped, "critics": self.state.critic_optimizer.skipped}
+        s = self.state
+        learnt = {"policy": s.policy_optimizer, "critics": s.critic_optimizer, "temperature": s.alpha_optimizer}
+        return {name: optimizer.skipped for name, optimizer in learnt.items() if optimizer is not None}
 
     def anneal(self, progress: float, episodes: int) -> None:
         """Set the step sizes for the progress of the run, 0 to 1."""
         s = self.state
-        for optimizer in (s.policy_optimizer, s.critic_optimizer, s.alpha_optimizer):
-            if optimizer is not None:
-                optimizer.anneal(self.config.learning_rate_schedule, progress)
+        for optimizer in filter(None, (s.policy_optimizer, s.critic_optimizer, s.alpha_optimizer)):
+            optimizer.anneal(self.config.learning_rate_schedule, progress)
 
     def update(self, batch: TransitionBatch) -> Metrics:
         """Take one gradient step on the critics, the policy and the temperature, and move the targets."""

@@ -163,7 +163,7 @@ def make_policy(spec: EnvSpec, config: DQNConfig, generator: torch.Generator) ->
     trunk = MLP(encoder.out_dim, c.hidden[:-1], None, c.activation, generator)
     if c.head == "implicit_quantile":
         learnt = bool([*encoder.parameters(), *trunk.parameters()])
-        require(learnt, f"implicit quantiles multiply features that are learnt: hidden needs two layers, got {c.hidden}")
+        require(learnt, f"implicit quantiles multiply learnt features: hidden needs two layers, got {c.hidden}")
     head = make_value_head(trunk.out_dim, spec.action.n, c, generator)
     return ValuePolicy(spec, encoder, trunk, head, c.exploration)
 

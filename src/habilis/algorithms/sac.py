@@ -198,14 +198,15 @@ class SAC:
     @property
     def skipped(self) -> dict[str, Tensor]:
         """Gradient steps left out because the gradient was not finite, by what was learnt."""
-        return {"policy": self.state.policy_optimizer.skipped, "critics": self.state.critic_optimizer.skipped}
+        s = self.state
+        learnt = {"policy": s.policy_optimizer, "critics": s.critic_optimizer, "temperature": s.alpha_optimizer}
+        return {name: optimizer.skipped for name, optimizer in learnt.items() if optimizer is not None}
 
     def anneal(self, progress: float, episodes: int) -> None:
         """Set the step sizes for the progress of the run, 0 to 1."""
         s = self.state
-        for optimizer in (s.policy_optimizer, s.critic_optimizer, s.alpha_optimizer):
-            if optimizer is not None:
-                optimizer.anneal(self.config.learning_rate_schedule, progress)
+        for optimizer in filter(None, (s.policy_optimizer, s.critic_optimizer, s.alpha_optimizer)):
+            optimizer.anneal(self.config.learning_rate_schedule, progress)
 
     def update(self, batch: TransitionBatch) -> Metrics:
         """Take one gradient step on the critics, on policy and temperature where it is their turn; move the targets."""
@@ -229,14 +230,13 @@ class SAC:
 
     def _draw(self, acting: dict[str, Tensor], columns: dict[str, Tensor], rows: int) -> None:
         """Add what dropout leaves out, which critics make the target, and where the policy is to be smooth."""
-        c, s = self.config, self.state
-        acting |= draw_neighbours(c.smoothness, s.policy.encoder.normalize, columns, s.noise)
+        c, s, g = self.config, self.state, self.state.noise
+        acting |= draw_neighbours(c.smoothness, s.policy.encoder.normalize, columns, g)
         if c.dropout:
-            acting["dropout"], columns["next_dropout"] = (s.critics.q.noise(rows, s.noise) for _ in range(2))
-            columns["dropout"] = s.critics.q.noise(rows if c.target_networks else 2 * rows, s.noise)
+            acting["dropout"], columns["next_dropout"] = (s.critics.q.noise(rows, g) for _ in range(2))
+            columns["dropout"] = s.critics.q.noise(rows if c.target_networks else 2 * rows, g)
         if c.n_target_critics is not None:
-            drawn = torch.randperm(c.n_critics, generator=s.noise, device=s.noise.device)
-            columns["which"] = drawn[: c.n_target_critics]
+            columns["which"] = torch.randperm(c.n_critics, generator=g, device=g.device)[: c.n_target_critics]
 
     def _step_critics(self, results: Metrics) -> Metrics:
         """Step along the gradient among the results, move the targets, and return the others."""

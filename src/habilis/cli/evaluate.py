@@ -12,6 +12,7 @@ import tyro
 
 from habilis.api import evaluate, locate, record_video
 from habilis.cli.parse import KeyValues, Switch, parse, read_env_kwargs
+from habilis.evaluation.video import require_film
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,9 +32,9 @@ class Options:
     risk_level: float | None = None
     """Act by the mean of this share of the worst returns, where their distribution was learnt."""
     env: str | None = None
-    """Another environment than the policy was trained in."""
+    """Another environment than the policy was trained in, on the same engine where that has it."""
     env_kwargs: KeyValues = field(default_factory=dict)
-    """Arguments of the environment, in pairs, besides those it was trained with."""
+    """Arguments of the environment, in pairs, besides those it was trained with; another `--env` has these alone."""
     num_envs: int = 10
     """Environments stepped together."""
     video: Path | None = None
@@ -46,6 +47,8 @@ def run(argv: Sequence[str]) -> int:
     """Evaluate and print."""
     o = parse(Options, argv, "evaluate")
     kwargs = read_env_kwargs(o.env_kwargs, evaluate, *([record_video] if o.video else []))
+    if o.video is not None:
+        require_film(o.video)
     checkpoint = locate(o.run, o.which)[1]
     result = evaluate(
         checkpoint,

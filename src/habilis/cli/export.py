@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Literal
 
 import tyro
@@ -33,5 +34,5 @@ def run(argv: Sequence[str]) -> int:
     run_dir, checkpoint = locate(options.run, options.which)
     folder = export(checkpoint, options.output or run_dir / "export", risk_level=options.risk_level)
     print(f"{folder / 'policy.onnx'}: the policy of {checkpoint}; ONNX Runtime agrees with it")
-    print(f"Wherever it is taken, `habilis verify {folder}` checks it again.")
+    print(f"Wherever it is taken, `habilis verify {quote(str(folder))}` checks it again.")
     return 0

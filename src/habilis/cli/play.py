@@ -6,6 +6,7 @@ A grid world is drawn in the terminal, with what the policy does and expects in 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,9 +40,9 @@ class Options:
     stochastic: Switch = False
     """Let the policy draw its actions, as it did in training, instead of taking their mode."""
     env: str | None = None
-    """Another environment than the policy was trained in."""
+    """Another environment than the policy was trained in, on the same engine where that has it."""
     env_kwargs: KeyValues = field(default_factory=dict)
-    """Arguments of the environment, in pairs, besides those it was trained with."""
+    """Arguments of the environment, in pairs, besides those it was trained with; another `--env` has these alone."""
     video: Path | None = None
     """Record a video into this mp4 file, even where there is a screen; None: `videos/` in the run, without a screen."""
 
@@ -63,9 +64,15 @@ def run(argv: Sequence[str]) -> int:
         return 0
     elif o.video is None:
         print("There is no screen here: recording a video.")
-    video = o.video or run_dir / "videos" / f"{checkpoint.name}_seed{o.seed}.mp4"
+    video = o.video or unused(run_dir / "videos" / f"{checkpoint.name}_seed{o.seed}.mp4")
     print(record_video(o.run, video, o.env, episodes=o.episodes or 1, **settings))
     return 0
+
+
+def unused(path: Path) -> Path:
+    """Return a path at which there is nothing yet: this one, or one with a number."""
+    names = itertools.chain([path], (path.with_stem(f"{path.stem}-{count}") for count in itertools.count(2)))
+    return next(name for name in names if not name.exists())
 
 
 def draw(policy: GridPolicy) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import types
 import typing
@@ -79,6 +80,18 @@ def require_replay(config: Any) -> None:
     require_not_negative(config, "learning_starts")
     require(size >= config.batch_size, f"buffer_size must be at least batch_size, got {size}")
     require(steps > 0 or steps == -1, "gradient_steps must be positive or -1")
+
+
+def require_finite(values: Any, name: str) -> None:
+    """Raise `ConfigError` unless all numbers among nested dictionaries and lists are finite."""
+    if isinstance(values, Mapping):
+        for key, value in values.items():
+            require_finite(value, f"{name}.{key}")
+    elif isinstance(values, list):
+        for value in values:
+            require_finite(value, name)
+    else:
+        require(not isinstance(values, float) or math.isfinite(values), f"{name} must be finite, got {values}")
 
 
 def to_dict(config: Any) -> Any:

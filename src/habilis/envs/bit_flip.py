@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.actions import require_choices
+from habilis.core.config import require
 from habilis.core.random import derive_seed
 from habilis.core.specs import ACHIEVED, DESIRED, DiscreteAction, EnvSpec, ObsGroup
 from habilis.core.types import Obs, State, Step
@@ -31,6 +32,7 @@ class BitFlip:
     def __init__(
         self, id: str, num_envs: int = 1, *, seed: int = 0, threads: int | None = None, bits: int = 12
     ) -> None:
+        require(isinstance(bits, int) and bits > 0, f"bits must be a positive integer, got {bits}")
         self.num_envs = num_envs
         self._bits = bits
         row = ObsGroup((bits,))

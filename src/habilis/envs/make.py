@@ -11,9 +11,10 @@ import importlib
 import re
 from collections.abc import Callable
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import Any, cast
 
-from habilis.core.errors import ConfigError, did_you_mean
+from habilis.core.errors import ConfigError, EnvError, HabilisError, did_you_mean
 from habilis.core.protocols import VecEnv
 from habilis.core.registry import Registry
 from habilis.envs.bit_flip import BitFlip
@@ -89,13 +90,10 @@ def make_vec_env(
     if builder is not None:
         try:
             return builder(id, num_envs, seed=seed, threads=threads, **kwargs)
-        except TypeError as error:
-            unknown = next((key for key in kwargs if f" keyword argument {key!r}" in str(error)), None)
-            if unknown is None:
+        except (TypeError, ValueError) as error:
+            if not kwargs:
                 raise
-            kin = kin_of(id)
-            among = f"; {' and '.join(kin)} are environments of their own" if kin else ""
-            raise ConfigError(f"{id} takes no argument {unknown!r}: see its page in the docs{among}") from error
+            raise _unfit(id, kwargs, error) from error
     if backend == "native":
         raise ConfigError(
             f"{id!r} has no native environment{did_you_mean(id, list_env_ids('native'))}: choose another backend"
@@ -182,6 +180,17 @@ def _native_builder(id: str) -> NativeBuilder | None:
     return cast(NativeBuilder, mujoco.make_native) if id in mujoco.NATIVE_IDS else None
 
 
+def _unfit(id: str, kwargs: dict[str, Any], error: Exception) -> HabilisError:
+    """Return what to tell of an error that the arguments of a native environment led to."""
+    unknown = next((key for key in kwargs if f" keyword argument {key!r}" in str(error)), None)
+    if unknown is None:
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items())
+        return EnvError(f"{id} cannot be made with {given}: {error} ({type(error).__name__})")
+    kin = kin_of(id)
+    among = f"; {' and '.join(kin)} are environments of their own" if kin else ""
+    return ConfigError(f"{id} takes no argument {unknown!r}: see its page in the docs{among}")
+
+
 def _mujoco() -> Any:
     """Import the MuJoCo twins, which takes the simulator's import with it, only now."""
     return importlib.import_module("habilis.envs.mujoco")
@@ -196,6 +205,8 @@ def _make_gymnasium(id: str, num_envs: int, **kwargs: Any) -> VecEnv:
         return make_gymnasium(id, num_envs, **kwargs)
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
         hint = "what your own file registers is known where that is imported: `module:id`"
+        if find_spec("envpool") and id in list_env_ids("envpool"):
+            hint = "EnvPool has it: --env-backend envpool, or `backend` in Python"
         raise ConfigError(
             f"there is no environment {id!r}{did_you_mean(id, list_env_ids())}: {error} ({hint})"
         ) from error

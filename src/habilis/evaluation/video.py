@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from habilis.core.config import require
 from habilis.core.errors import HabilisError, MissingExtraError, explain_os_error
 from habilis.core.protocols import Policy, VecEnv
+from habilis.core.specs import require_made_for
 from habilis.envs.render import Renderer
 from habilis.evaluation.evaluator import evaluation_seed, rollout
 from habilis.evaluation.grid_policy import show_policy
@@ -59,15 +61,17 @@ def record_video(
         device: where the policy computes; None for where its parameters are.
 
     Raises:
+        ConfigError: if `path` is no mp4 file's, or the policy was made for another kind of environment.
         MissingExtraError: if imageio or its ffmpeg is not installed.
         EnvError: if the environment cannot be rendered.
         HabilisError: if the film cannot be written.
     """
+    require_film(path)
+    require_made_for(policy, env.spec)
     rate = steps_a_second(env)
     stride = max(1, round(rate / FRAMES_PER_SECOND))
     shows_ends = getattr(env, "shows_ends", False)
     show_policy(policy, env)
-    path = Path(path)
     ended = 0
     with (
         _published(path) as partial,
@@ -86,6 +90,11 @@ def record_video(
             if ended == episodes or count + 1 >= seconds * rate:
                 break
     return path
+
+
+def require_film(path: Path) -> None:
+    """Raise `ConfigError` unless a path is that of an mp4 file."""
+    require(path.suffix == ".mp4", f"a film is an mp4 file, and {path} does not end in .mp4: name it so")
 
 
 def _even(frame: np.ndarray) -> np.ndarray:

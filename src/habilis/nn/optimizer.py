@@ -105,8 +105,7 @@ class Optimizer:
 
     def anneal(self, schedule: Schedule, progress: float) -> None:
         """Set the step size for the progress of the run, 0 to 1."""
-        if schedule != "constant":
-            self.learning_rate.fill_(scheduled(self._first_rate, schedule, progress))
+        self.learning_rate.fill_(scheduled(self._first_rate, schedule, progress))
 
     def step(self, gradient: Tensor, grad_norm: Tensor) -> None:
         """Descend by one step along what `gradient` returned.

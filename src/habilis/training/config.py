@@ -16,7 +16,7 @@ from habilis.algorithms.tabular import TabularConfig
 from habilis.algorithms.td3 import TD3Config
 from habilis.algorithms.trpo import TRPOConfig
 from habilis.core.acceleration import Precision
-from habilis.core.config import require, require_not_negative, require_positive
+from habilis.core.config import require, require_finite, require_not_negative, require_positive, to_dict
 from habilis.plugins import resolve_plugins
 
 _SAID_ELSEWHERE = {
@@ -104,6 +104,9 @@ class TrainConfig:
             require(name not in self.env_kwargs, f"env_kwargs cannot hold {name!r}: that is said by {ours}")
         require_positive(self, "env_threads", "eval_freq", "checkpoint_freq", "log_freq")
         require_not_negative(self, "eval_episodes")
+        require_finite(to_dict(self.algo), "algo")
+        require_finite(to_dict(self.plugins), "plugins")
+        require(self.run_dir != "", "run_dir is empty: name a directory, or leave it out for one below runs/")
 
     def every(self, name: Literal["eval_freq", "checkpoint_freq", "log_freq"]) -> int:
         """Return a frequency in environment steps, its default filled in."""

@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 from habilis.checkpoint import load_checkpoint, save_checkpoint
@@ -74,7 +75,7 @@ def write_dump(path: Path, trainer: Trainer, error: NonFiniteError, start: Path 
     except (HabilisError, OSError) as problem:
         return f"what plays it again could not be written: {problem}"
     if reason is None:
-        return f"`habilis doctor --replay {path}` plays it again"
+        return f"`habilis doctor --replay {quote(str(path))}` plays it again"
     held = "the policy" if states["recorder"]["actions"] is None else "the last actions and the policy"
     return (
         f"it cannot be played again, because {reason}; {path} holds {held}, and "

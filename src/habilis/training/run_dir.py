@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 
 from habilis.checkpoint import CheckpointStore
 from habilis.core.config import require
@@ -43,7 +44,7 @@ def begin(config: TrainConfig) -> Iterator[Path]:
         with hold(path):
             require(
                 not CheckpointStore(path / "checkpoints").steps(),
-                f"{path} already holds a run: choose another --run-dir, or go on with it by --resume {path}",
+                f"{path} already holds a run: choose another --run-dir, or go on by --resume {quote(str(path))}",
             )
             try:
                 yield path

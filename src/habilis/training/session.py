@@ -198,9 +198,12 @@ class Session:
         self._evaluating = evaluation_due
         try:
             tree, better = self._evaluate(steps) if evaluation_due else ({}, False)
-        except (EnvError, NonFiniteError, KeyboardInterrupt):
-            self.save()  # the policy that met it
-            raise
+        except (EnvError, NonFiniteError, KeyboardInterrupt) as error:
+            if not isinstance(error, NonFiniteError) or self.config.on_nonfinite == "stop":
+                self.save()  # the policy that met it
+                raise
+            self.tracking.message(f"The evaluation after {steps:,} env steps is left out: {error}")
+            tree, better, self._last_evaluated = {}, False, steps
         self._evaluating = False
         if checkpoint_due or better:
             self.save(best=better)

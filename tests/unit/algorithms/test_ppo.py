@@ -46,7 +46,7 @@ def ratios(monkeypatch):
 
 @pytest.mark.parametrize("share_trunk", [False, True])
 @pytest.mark.parametrize(
-    ("action", "std_type"), [*(("box", s) for s in STD_TYPES), ("choice", "fixed"), ("choices", "fixed")]
+    ("action", "std_type"), [*(("box", s) for s in STD_TYPES), ("choice", "independent"), ("choices", "independent")]
 )
 def test_the_first_ratio_of_every_update_is_one(lab, ratios, action, std_type, share_trunk):
     env = lab.env(lab.VECTOR if share_trunk else lab.ASYMMETRIC, action)

@@ -28,7 +28,7 @@ def rows_of(batch):
 
 
 @pytest.mark.parametrize(
-    ("action", "std_type"), [("box", "independent"), ("box", "dependent"), ("box", "fixed"), ("choice", "fixed")]
+    ("action", "std_type"), [("box", "independent"), ("box", "dependent"), ("box", "fixed"), ("choice", "independent")]
 )
 def test_no_accepted_step_exceeds_the_bound_and_every_one_improves(lab, action, std_type):
     """Over many updates on random rollouts, with PyTorch's own divergence, at a bound that full steps often exceed."""

@@ -395,6 +395,53 @@ def test_play_records_a_video_where_there_is_no_screen(monkeypatch, capsys):
     flags = ["--episodes", "1", "--video", "a.mp4", "--env-kwargs", "max_episode_steps", "4"]
     assert main(["evaluate", "run", *flags]) == 0
     assert Path("a.mp4").stat().st_size > 500
+    first = Path("run/videos/step_000000000256_seed0.mp4").read_bytes()
+    assert main(["play", "run", "--env-kwargs", "max_episode_steps", "8"]) == 0
+    assert capsys.readouterr().out.endswith("run/videos/step_000000000256_seed0-2.mp4\n")
+    assert Path("run/videos/step_000000000256_seed0.mp4").read_bytes() == first
+    for name in ("a", "a.gif"):
+        assert main(["evaluate", "run", "--video", name]) == 2
+        told = capsys.readouterr()
+        assert (told.out, told.err) == (
+            "",
+            f"habilis: a film is an mp4 file, and {name} does not end in .mp4: name it so\n",
+        )
+
+
+def test_another_environment_has_arguments_of_its_own(capsys):
+    call = [
+        "train",
+        "ppo",
+        "--env",
+        "InvertedPendulum-v5",
+        *TINY,
+        "--run-dir",
+        "run",
+        "--env-kwargs",
+        "max_episode_steps",
+    ]
+    assert main([*call, "7"]) == 0
+    for env, more, longest in (
+        ("InvertedPendulum-v5", {}, 7),
+        ("InvertedPendulum-v5", {"max_episode_steps": 3}, 3),
+        ("InvertedPendulum-v4", {"backend": "gymnasium", "max_episode_steps": 2}, 2),
+    ):
+        result = habilis.evaluate("run", env, episodes=2, **more)
+        assert result.lengths.max() == longest
+    with pytest.raises(ConfigError, match="n_bad"):
+        habilis.evaluate("run", "InvertedPendulum-v5", episodes=2, n_bad=1)
+
+
+def test_a_run_has_a_directory(capsys):
+    assert main(["train", "ppo", "--env", ENV, "--run-dir", ""]) == 2
+    assert "run_dir is empty" in capsys.readouterr().err
+    assert os.listdir() == []
+
+
+def test_numbers_of_a_configuration_are_finite(capsys):
+    for value in ("nan", "inf"):
+        assert main(["train", "sac", "--env", "Pendulum-v1", "--algo.target-entropy", value]) == 2
+        assert f"algo.target_entropy must be finite, got {value}" in capsys.readouterr().err
 
 
 def test_replay_memory_is_said_and_refused_before_it_is_taken(monkeypatch, capsys):

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from habilis.core.errors import ConfigError, EnvError
+from habilis.core.errors import ConfigError, EnvError, HabilisError
 from habilis.envs.make import NATIVE, list_env_ids, make_vec_env, register_native
 from habilis.envs.probes import ProbeEnv
 
@@ -56,6 +56,25 @@ def test_arguments_reach_the_environment():
         make_vec_env("Pendulum-v1", nonsense=1)
     with pytest.raises(EnvError, match="nonsense"):
         make_vec_env("Pendulum-v1", backend="gymnasium", nonsense=1)
+
+
+@pytest.mark.parametrize(
+    ("id", "argument", "value"),
+    [
+        ("HalfCheetah-v5", "reset_noise_scale", "abc"),
+        ("Hopper-v5", "healthy_z_range", 3),
+        ("probe/BitFlip-v0", "bits", 0),
+    ],
+)
+def test_arguments_of_the_wrong_kind_are_told(id, argument, value):
+    with pytest.raises(HabilisError, match=argument):
+        make_vec_env(id, **{argument: value})
+
+
+def test_who_has_an_environment_that_gymnasium_lacks_is_said():
+    pytest.importorskip("envpool")
+    with pytest.raises(ConfigError, match="EnvPool has it: --env-backend envpool"):
+        make_vec_env("FetchReach-v4")
 
 
 @pytest.mark.parametrize(

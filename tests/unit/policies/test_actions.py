@@ -250,6 +250,13 @@ def test_who_does_not_take_an_action_says_who_does(module, config, action, messa
         module.make_policy(spec, config, torch.Generator())
 
 
+def test_what_is_for_real_values_is_refused_of_choices():
+    spec = EnvSpec("test", {"policy": ObsGroup((3,))}, MultiDiscreteAction((3, 2)))
+    for config in ({"use_sde": True}, {"std_type": "annealed"}, {"distribution": "beta"}):
+        with pytest.raises(ConfigError, match="for real-valued actions, and these are choices: leave it out"):
+            ppo.make_policy(spec, ppo.PPOConfig(**config), torch.Generator())
+
+
 @pytest.mark.parametrize("algorithm", [ppo, sac])
 def test_state_dependent_exploration_is_smooth_and_changes_when_its_time_comes(algorithm):
     """In one state noise stays as it is while a matrix is held; its density is that of the marginal distribution."""

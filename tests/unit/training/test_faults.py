@@ -18,6 +18,7 @@ from habilis.checkpoint import CheckpointStore, load_checkpoint
 from habilis.cli import main
 from habilis.core.errors import CheckpointError, EnvError, NonFiniteError
 from habilis.training.faults import replay_dump
+from habilis.training.nonfinite import Watch
 
 TINY = {
     "num_envs": 2,
@@ -98,6 +99,29 @@ def test_the_user_may_go_on_without_such_steps(tmp_path, fault):
     assert run.metrics["train/value_loss"] < 100
     # an observation spoils the step that led to it and the step that started from it
     assert run.metrics["rollout/skipped_steps"] == {"obs": 2, "reward": 1}[fault]
+
+
+def test_an_evaluation_that_is_not_finite_is_left_out(tmp_path, capsys):
+    """The environments of the evaluation are the third and fourth that are made."""
+    late = {"fault": "reward", "at": 10, "only": 0}
+    options = {"env_kwargs": late, "eval_episodes": 2, "eval_freq": 32, "on_nonfinite": "skip", "total_timesteps": 160}
+    config = {**TINY, "run_dir": str(tmp_path / "run"), **options}
+    run = api.train_config(api.default_config("ppo", "HabilisTest/Faulty-v0", **config), progress=True)
+    assert "is left out: an evaluation episode of environment 0" in capsys.readouterr().out
+    assert run.algorithm.gradient_steps > 0
+    # its second episode is the faulty one: the first evaluation, of one each, was whole
+    assert len(list((tmp_path / "run" / "eval").iterdir())) in range(1, 5)
+
+
+def test_a_temperature_that_is_not_finite_is_noticed(tmp_path):
+    small = {"learning_starts": 16, "batch_size": 8, "buffer_size": 200, "hidden": (8,)}
+    config = {**TINY, "run_dir": str(tmp_path / "run"), "algo": small, "num_envs": 1}
+    trainer = build_trainer(api.default_config("sac", "Pendulum-v1", **config))
+    trainer.algorithm.target_entropy = float("nan")
+    watch = Watch(trainer)
+    while trainer.algorithm.gradient_steps == 0:
+        trainer.iterate()
+    assert "gradient of the temperature is not finite" in watch.gradient()
 
 
 def test_an_infinity_that_is_skipped_is_zero_and_not_the_largest_number(tmp_path):

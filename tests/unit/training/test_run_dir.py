@@ -172,7 +172,9 @@ def test_what_is_started_again_is_put_aside():
 def test_what_is_changed_on_resuming_holds_from_there_on():
     few = {"total_timesteps": 32, "eval_episodes": 0, "tensorboard": False, "num_envs": 1, "algo.hidden": [8]}
     on_policy = {"algo.n_steps": 16, "algo.batch_size": 16, "algo.std_type": "fixed", "algo.init_std": 0.5}
-    for algorithm, env, first, key, value, look in (
+    schedule = "algo.learning_rate_schedule"
+    falling = {"algo.learning_rate": 1e-3, schedule: "linear"}
+    for algorithm, env, first, key, changed, look in (
         ("sac", "Pendulum-v1", {"algo.ent_coef": 0.2}, "algo.ent_coef", 0.01, lambda a: a.state.log_alpha.exp()),
         (
             "discrete_sac",
@@ -183,12 +185,22 @@ def test_what_is_changed_on_resuming_holds_from_there_on():
             lambda a: a.state.log_alpha.exp(),
         ),
         ("c51", "CartPole-v1", {}, "algo.v_max", 500.0, lambda a: a.policy.head.atoms[-1]),
-        ("iqn", "CartPole-v1", {}, "algo.risk_level", 0.25, lambda a: a.policy.head.fractions.mean() * 2),
+        (
+            "iqn",
+            "CartPole-v1",
+            {"algo.hidden": [8, 8]},
+            "algo.risk_level",
+            0.25,
+            lambda a: a.policy.head.fractions.mean() * 2,
+        ),
         ("ppo", "Pendulum-v1", on_policy, "algo.init_std", 0.1, lambda a: a.policy.head.log_std.exp()),
+        ("a2c", "CartPole-v1", falling, schedule, "constant", lambda a: a.state.optimizer.learning_rate),
+        ("td3", "Pendulum-v1", falling, schedule, "constant", lambda a: a.state.policy_optimizer.learning_rate),
     ):
-        run = api.train(algorithm, env, run_dir=algorithm, **few, **first)
+        run = api.train(algorithm, env, run_dir=algorithm, **{**few, **first})
+        value = 1e-3 if key == schedule else changed
         assert look(run.algorithm).item() != pytest.approx(value)
-        again = api.resume(run.path, progress=False, **{"total_timesteps": 64, key: value})
+        again = api.resume(run.path, progress=False, **{"total_timesteps": 64, key: changed})
         assert look(again.algorithm).item() == pytest.approx(value)
         policy = api.load(run.path)
         assert all(torch.equal(a, b) for a, b in zip(policy.buffers(), again.policy.buffers(), strict=True))
