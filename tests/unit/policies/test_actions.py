@@ -8,7 +8,7 @@ import pytest
 import torch
 from gymnasium import spaces
 
-from habilis.algorithms import a2c, discrete_sac, dqn, ppo, sac, tabular, td3
+from habilis.algorithms import a2c, discrete_sac, dqn, ppo, reinforce, sac, tabular, td3, trpo
 from habilis.build import ALGORITHMS
 from habilis.core.config import override, to_dict
 from habilis.core.errors import ConfigError, HabilisError
@@ -43,7 +43,8 @@ OBS = {"policy": torch.randn(6, 3, generator=torch.Generator().manual_seed(2)) *
 
 def make(kind, algorithm=ppo, /, **config):
     spec = EnvSpec("test", {"policy": ObsGroup((3,)), "critic": ObsGroup((2,))}, kind)
-    cls = {ppo: ppo.PPOConfig, a2c: a2c.A2CConfig, sac: sac.SACConfig, td3: td3.TD3Config}[algorithm]
+    classes = {ppo: ppo.PPOConfig, a2c: a2c.A2CConfig, sac: sac.SACConfig, td3: td3.TD3Config}
+    cls = (classes | {trpo: trpo.TRPOConfig, reinforce: reinforce.ReinforceConfig})[algorithm]
     policy = algorithm.make_policy(spec, cls(**config), torch.Generator().manual_seed(0))
     with torch.no_grad():  # away from the tiny first actions
         for p in policy.head.parameters():
@@ -255,6 +256,16 @@ def test_what_is_for_real_values_is_refused_of_choices():
     for config in ({"use_sde": True}, {"std_type": "annealed"}, {"distribution": "beta"}):
         with pytest.raises(ConfigError, match="for real-valued actions, and these are choices: leave it out"):
             ppo.make_policy(spec, ppo.PPOConfig(**config), torch.Generator())
+
+
+@pytest.mark.parametrize(("algorithm", "held"), [(ppo, 4), (a2c, 4), (trpo, 4), (reinforce, 4), (sac, 7)])
+def test_noise_is_held_over_episodes_only_where_gradients_do_not_take_it_for_their_own(algorithm, held):
+    policy = make(BOX, algorithm, use_sde=True)
+    generator, memory, matrices = torch.Generator().manual_seed(5), None, []
+    for _ in range(7):
+        memory = policy.act(OBS, memory, generator=generator).memory
+        matrices.append(memory["sde_matrix"])
+    assert [torch.equal(matrices[0], matrix) for matrix in matrices] == [time < held for time in range(7)]
 
 
 @pytest.mark.parametrize("algorithm", [ppo, sac])
