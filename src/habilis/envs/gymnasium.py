@@ -271,9 +271,7 @@ class GymnasiumVecEnv:
             raise
         except Exception as error:
             _name_missing(error)
-            raise EnvError(
-                f"{self.spec.id} raised {type(error).__name__} in {method}: {error}; mend the environment"
-            ) from error
+            raise _told(self.spec.id, method, error) from error
 
     def _true_successor(self, obs: Obs, infos: Mapping[str, Any], ended: np.ndarray) -> Obs:
         """Return `obs` with the last observation of each episode that ended, where the infos carry it."""
@@ -357,9 +355,13 @@ class _Guard(gym.Wrapper):
         return obs, reward, terminated, truncated, plain_info(info)
 
     def _named(self, method: str, error: Exception) -> EnvError:
-        return EnvError(
-            f"environment {self._index} raised {type(error).__name__} in {method}: {error}; mend the environment"
-        )
+        return _told(f"environment {self._index}", method, error)
+
+
+def _told(who: str, method: str, error: Exception) -> EnvError:
+    """Return what to tell of an error in a method of an environment; an error may say nothing itself."""
+    said = f": {error}" if str(error) else ""
+    return EnvError(f"{who} raised {type(error).__name__} in {method}{said}; mend the environment")
 
 
 def _name_missing(error: Exception) -> None:
