@@ -11,6 +11,7 @@ import copy
 import ctypes
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 
@@ -198,22 +199,27 @@ class _Undisturbed:
     def __init__(self) -> None:
         library = mujoco_library()
         self._clock = ctypes.c_void_p() if library is None else ctypes.c_void_p.in_dll(library, "mjcb_time")
-        # of both, what was there before any thread entered
+        self._lock = threading.Lock()
+        self._inside = 0
+        # of both, what was there before the first thread entered
         self._function: int | None = None
         self._hearer: Callable[[str], None] | None = None
 
     def __enter__(self) -> None:
-        self._function = self._clock.value or self._function
-        self._clock.value = None
-        hearer = mujoco.get_mju_user_warning()
-        if hearer is not _hear:
-            self._hearer = hearer
-        if hearer is None:
-            mujoco.set_mju_user_warning(_hear)
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._function, self._clock.value = self._clock.value, None
+                self._hearer = mujoco.get_mju_user_warning()
+                if self._hearer is None:
+                    mujoco.set_mju_user_warning(_hear)
 
     def __exit__(self, *raised: object) -> None:
-        mujoco.set_mju_user_warning(self._hearer)
-        self._clock.value = self._function
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:  # another thread's step still calls what would be taken away
+                mujoco.set_mju_user_warning(self._hearer)
+                self._clock.value = self._function
 
 
 _UNDISTURBED = _Undisturbed()

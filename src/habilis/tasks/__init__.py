@@ -65,4 +65,4 @@ _TASKS: dict[str, NativeBuilder] = {
 for _id, _builder in _TASKS.items():
     register_native(_id, _builder)
     # the task truncates its own episodes, so Gymnasium is given no limit to add
-    gymnasium.register(_id, entry_point="habilis.tasks.single:SingleTask", kwargs={"id": _id})
+    gymnasium.register(_id, entry_point="habilis.tasks.single:SingleTask", kwargs={"task": _id})

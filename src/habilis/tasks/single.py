@@ -25,7 +25,7 @@ class SingleTask(gymnasium.Env):
     Where the task has goals, observations are a Dict of `observation`, `achieved_goal` and `desired_goal`.
 
     Args:
-        id: a task that `habilis.tasks` registers.
+        task: the id of one that `habilis.tasks` registers.
         render_mode: `"rgb_array"`; `"ansi"` for text, which a grid world has; or None.
         width: of a frame, in pixels; a task that is no simulation has a size of its own.
         height: of a frame, in pixels; the same.
@@ -35,9 +35,10 @@ class SingleTask(gymnasium.Env):
     metadata = {"render_modes": ["rgb_array", "ansi"], "render_fps": 50}  # noqa: RUF012  (the name Gymnasium reads)
 
     def __init__(
-        self, id: str, render_mode: str | None = None, width: int = 640, height: int = 480, **kwargs: Any
+        self, task: str, render_mode: str | None = None, width: int = 640, height: int = 480, **kwargs: Any
     ) -> None:
-        self.task = make_vec_env(id, 1, backend="native", threads=1, **kwargs)
+        self.task = make_vec_env(task, 1, backend="native", threads=1, **kwargs)
+        self._seeded = "seed" in kwargs
         self.render_mode = render_mode
         self._size = (width, height)
         self._renderer: Renderer | None = None
@@ -57,8 +58,11 @@ class SingleTask(gymnasium.Env):
         self.metadata = {"render_modes": modes, "render_fps": frames}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """Start an episode."""
+        """Start an episode; without any seed so far, by one of chance, as environments of Gymnasium do."""
         super().reset(seed=seed)
+        if seed is None and not self._seeded:
+            seed = int(self.np_random.integers(2**31))
+        self._seeded = True
         return self._observation(self.task.reset(seed)), {}
 
     def step(self, action: np.ndarray | int) -> tuple[Any, float, bool, bool, dict[str, Any]]:

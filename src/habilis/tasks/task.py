@@ -241,6 +241,7 @@ class Task:
         groups = {}
         for name, terms in self.config.observations.items():
             values = torch.cat([term.function(state, **term.params) for term in terms.values()], dim=1)
+            values = values.float()  # what the simulation says is in double precision
             if name in self._noise:
                 uniform = torch.rand(values.shape, generator=self.streams.torch("noise"))
                 values.addcmul_(uniform.mul_(2.0).sub_(1.0), self._noise[name])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
+import sys
 from pathlib import Path
 
 import gymnasium
@@ -285,6 +287,35 @@ def test_mujoco_reads_no_clock_in_a_step_and_reads_it_again_for_the_users_own():
     finally:
         clock.value = before
     assert before is not None
+
+
+THREADS = """
+import sys, threading
+import mujoco, numpy as np
+from habilis.envs.simulation import Simulation
+
+def diverge():
+    simulation = Simulation(mujoco.MjModel.from_xml_string(sys.argv[1]), 100, threads=1)
+    for _ in range(150):
+        simulation.reset()
+        simulation.qvel[:] = np.nan
+        assert simulation.step(5).all()
+
+threads = [threading.Thread(target=diverge) for _ in range(2)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert mujoco.get_mju_user_warning() is None
+"""
+
+
+def test_simulations_of_two_threads_diverge_without_harm(tmp_path):
+    """In a process of its own: what went wrong here ended it."""
+    call = [sys.executable, "-c", THREADS, XML]
+    ended = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_refuses_what_does_not_fit():

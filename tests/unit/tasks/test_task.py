@@ -15,7 +15,7 @@ from habilis.core.errors import ConfigError, NonFiniteError
 from habilis.envs.make import make_vec_env
 from habilis.tasks import locomotion as walk
 from habilis.tasks.quadruped import COMMANDS, QUADRUPED_WALK, make_quadruped_walk
-from habilis.tasks.task import Event, Task
+from habilis.tasks.task import Event, ObsTerm, Task
 
 ID = "habilis/QuadrupedWalk-v0"
 CALM = replace(QUADRUPED_WALK, on_reset=(Event(function=walk.fixed_command, params={"command": (0, 0, 0)}),),
@@ -324,6 +324,29 @@ def test_weights_are_replaced_by_name_and_the_registered_config_is_never_changed
         make_quadruped_walk(ID, 1, reward_weights={"troot": 1.0})
     with pytest.raises(ConfigError, match="action_scale needs 1 or 12 values"):
         Task(replace(QUADRUPED_WALK, action_scale=(1.0, 1.0)), 1)
+
+
+def test_observations_of_double_precision_are_taken():
+    def positions(state):
+        return state.joint_offset.double()
+
+    terms = {"positions": ObsTerm(function=positions)}
+    task = Task(replace(CALM, observations={**CALM.observations, "critic": terms}), 2, threads=1)
+    assert task.reset(0)["critic"].dtype == torch.float32
+    assert task.step(torch.zeros(2, 12)).next_obs["critic"].dtype == torch.float32
+
+
+@pytest.mark.filterwarnings("ignore:.*Box observation space m.*imum value")
+def test_copies_for_gymnasium_start_apart_unless_they_are_given_one_seed():
+    for mode in ("sync", "async"):
+        envs = gymnasium.make_vec("habilis/PointReach-v0", num_envs=2, vectorization_mode=mode)
+        first, _ = envs.reset()
+        again, _ = envs.reset()
+        assert not np.array_equal(first[0], first[1])
+        assert not np.array_equal(first, again)
+        envs.close()
+    one, two = (gymnasium.make("habilis/PointReach-v0", seed=5) for _ in range(2))
+    assert np.array_equal(one.reset()[0], two.reset()[0])
 
 
 @pytest.mark.filterwarnings("ignore:.*Box observation space m.*imum value")
