@@ -82,8 +82,13 @@ _SAC: Mapping[str, Mapping[str, Any]] = {
     "habilis/InvertedPendulumNoVelocity-v0": {**_INVERTED_PENDULUM, **_MEMORY, "total_timesteps": 30_000},
     **dict.fromkeys(MUJOCO, _MUJOCO),
     # angles of a tenth beside speeds of ten are one size once normalised; and what a hopper has learnt by the end it
-    # may lose again within a few thousand steps, unless these become small
-    "Hopper-v5": {**_MUJOCO, "algo.normalize_obs": True, "algo.learning_rate_schedule": "linear"},
+    # may lose again within a few thousand steps, unless these become small and a fall some hundred steps ahead counts
+    "Hopper-v5": {
+        **_MUJOCO,
+        "algo.normalize_obs": True,
+        "algo.learning_rate_schedule": "linear",
+        "algo.gamma": 0.995,
+    },
     # speed pays at once and nothing ends an episode: a shorter horizon learns it from fewer steps
     "HalfCheetah-v5": {**_MUJOCO, "algo.gamma": 0.98},
     # many robots and few updates: what one learns of walking is of use to all; rewards are those of a fiftieth of a
