@@ -85,6 +85,9 @@ DQN = {
 }
 ON_POLICY = {"ppo": PPO, "a2c": A2C, "actor_critic": ACTOR_CRITIC, "reinforce": REINFORCE, "trpo": TRPO, "npg": TRPO}
 BASE = {**ON_POLICY, "a3c": A3C, "sac": SAC, "discrete_sac": SAC, **KIN, **dict.fromkeys(DQN_NAMES, DQN)}
+IMPLICIT = {"algo.hidden": [32, 32]}
+"""Implicit quantiles multiply features that are learnt."""
+BASE["iqn"] = DQN | IMPLICIT
 STEPS = {
     **dict.fromkeys(ON_POLICY, 16_000),
     "a3c": 5_000,
@@ -300,7 +303,8 @@ def test_choices_that_depend_on_the_observation(algorithm: str) -> None:
         {"algo.exploration_schedule": "exponential", "algo.exploration_decay": 0.99},
         {"algo.huber_threshold": None, "algo.tau": 0.05, "algo.target_update_interval": 1},
         {"algo.head": "quantile", "algo.risk_level": 0.5, "algo.dueling": True, "algo.huber_threshold": 0.0},
-        {"algo.head": "implicit_quantile", "algo.risk_level": 0.5, "algo.prioritized": True, "algo.n_steps": 3},
+        IMPLICIT
+        | {"algo.head": "implicit_quantile", "algo.risk_level": 0.5, "algo.prioritized": True, "algo.n_steps": 3},
         {"algo.head": "categorical", "algo.risk_level": 0.5, "algo.exploration": "noisy", "algo.double_q": True},
     ],
     ids=str,
