@@ -409,12 +409,13 @@ def _make_env_of(
     """
     if config is None:
         return stack_frames(make_env(env or policy.spec.id, num_envs, seed=seed, **kwargs), policy.spec.frame_stack)
-    engine = kwargs.get("backend", config.env_backend)
+    chosen = kwargs.get("backend")
+    engine = chosen or config.env_backend
     kwargs = {key: value for key, value in kwargs.items() if key != "backend"}
     changes: dict[str, Any] = {"env_kwargs": {**config.env_kwargs, **kwargs}, "env_backend": engine}
     if env is not None and newest_version(env, engine) != newest_version(config.env, engine):
-        known = newest_version(env, engine) in list_env_ids(engine)
-        changes = {"env": env, "env_kwargs": kwargs, "env_backend": engine if known else None}
+        keeps = chosen is not None or newest_version(env, engine) in list_env_ids(engine)
+        changes = {"env": env, "env_kwargs": kwargs, "env_backend": engine if keeps else None}
     return make_config_env(override(config, changes), num_envs, seed)
 
 

@@ -430,6 +430,9 @@ def test_another_environment_has_arguments_of_its_own(capsys):
         assert result.lengths.max() == longest
     with pytest.raises(ConfigError, match="n_bad"):
         habilis.evaluate("run", "InvertedPendulum-v5", episodes=2, n_bad=1)
+    # an engine that is asked for is not left for another
+    with pytest.raises(ConfigError, match="no native environment"):
+        habilis.evaluate("run", "FrozenLake-v1", episodes=2, backend="native")
 
 
 def test_a_run_has_a_directory(capsys):

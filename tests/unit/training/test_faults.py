@@ -109,8 +109,9 @@ def test_an_evaluation_that_is_not_finite_is_left_out(tmp_path, capsys):
     run = api.train_config(api.default_config("ppo", "HabilisTest/Faulty-v0", **config), progress=True)
     assert "is left out: an evaluation episode of environment 0" in capsys.readouterr().out
     assert run.algorithm.gradient_steps > 0
-    # its second episode is the faulty one: the first evaluation, of one each, was whole
-    assert len(list((tmp_path / "run" / "eval").iterdir())) in range(1, 5)
+    # an episode is six steps: the tenth lies in the second of five evaluations, of one episode each
+    kept = sorted(int(path.stem.removeprefix("step_")) for path in (tmp_path / "run" / "eval").iterdir())
+    assert kept == [32, 96, 128, 160]
 
 
 def test_a_temperature_that_is_not_finite_is_noticed(tmp_path):
