@@ -18,9 +18,9 @@ from habilis.build import ALGORITHMS, build_trainer
 from habilis.build import make_env as make_config_env
 from habilis.checkpoint import CheckpointStore, load_checkpoint
 from habilis.checkpoint.checkpoint import resolve as resolve_pointer
-from habilis.checkpoint.files import replace_text
 from habilis.core.config import override, require, to_dict
 from habilis.core.errors import CheckpointError, ConfigError
+from habilis.core.files import replace_text
 from habilis.core.protocols import VecEnv
 from habilis.core.random import derive_seed
 from habilis.core.specs import spec_from_dict, spec_to_dict

@@ -27,9 +27,9 @@ import numpy as np
 from habilis.api import config_from_dict
 from habilis.cases import Case, Goal, as_measured, fingerprint
 from habilis.checkpoint import CheckpointStore
-from habilis.checkpoint.files import replace_text
 from habilis.core.config import require
 from habilis.core.errors import ConfigError, HabilisError
+from habilis.core.files import replace_text
 from habilis.evaluation.runs import read_evaluations
 from habilis.evaluation.statistics import bootstrap_interval, iqm
 from habilis.suites import SUITES

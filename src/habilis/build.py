@@ -18,7 +18,7 @@ from habilis.algorithms import a2c, discrete_sac, dqn, ppo, reinforce, sac, tabu
 from habilis.core.acceleration import available_memory, configure, resolve_device
 from habilis.core.config import require
 from habilis.core.errors import ConfigError
-from habilis.core.protocols import Plugin, VecEnv
+from habilis.core.protocols import Algorithm, Plugin, VecEnv
 from habilis.core.random import RandomStreams, derive_seed
 from habilis.core.registry import Registry
 from habilis.core.specs import ActionKindError, ActionSpec, EnvSpec
@@ -38,7 +38,7 @@ from habilis.training.collector import Collector
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer
 from habilis.training.off_policy import OffPolicyTrainer
-from habilis.training.on_policy import OnPolicyAlgorithm, OnPolicyTrainer
+from habilis.training.on_policy import OnPolicyTrainer
 from habilis.training.tabular import TabularTrainer
 
 
@@ -182,7 +182,6 @@ def _off_policy_trainer(
         streams=streams,
         total_timesteps=config.total_timesteps,
         plugins=_make_plugins(config, algorithm.policy, streams),
-        anneal=algorithm.anneal,
     )
 
 
@@ -197,7 +196,7 @@ def _make_plugins(config: TrainConfig, policy: NeuralPolicy, streams: RandomStre
 
 
 def _on_policy_trainer(
-    make_algorithm: Callable[..., OnPolicyAlgorithm],
+    make_algorithm: Callable[..., Algorithm],
 ) -> Callable[[TrainConfig, Collector, RandomStreams, str], OnPolicyTrainer]:
     """Return what builds the trainer of an on-policy algorithm."""
 
@@ -269,7 +268,7 @@ def _tabular_trainer(config: TrainConfig, collector: Collector, streams: RandomS
     return TabularTrainer(collector, algorithm, streams=streams, total_timesteps=config.total_timesteps)
 
 
-ON_POLICY: Mapping[str, tuple[str, type, Callable[..., OnPolicyAlgorithm], Mapping[str, Any]]] = {
+ON_POLICY: Mapping[str, tuple[str, type, Callable[..., Algorithm], Mapping[str, Any]]] = {
     "ppo": ("Proximal policy optimisation (Schulman et al. 2017)", ppo.PPOConfig, ppo.PPO, {}),
     "a2c": ("Advantage actor-critic (Mnih et al. 2016)", a2c.A2CConfig, a2c.A2C, {}),
     "actor_critic": (

@@ -44,7 +44,7 @@ READING = {
         *(*OFF_POLICY, "algorithms/td3.py"),
     ],
     "dqn": [
-        *("functional/value_losses.py", "policies/value.py", "training/collector.py"),
+        *("functional/losses.py", "functional/value_losses.py", "policies/value.py", "training/collector.py"),
         *(*OFF_POLICY, "algorithms/dqn.py"),
     ],
     "tabular": [

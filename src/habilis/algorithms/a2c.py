@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_not_negative, require_positive, require_shares, require_widths
+from habilis.core.config import require_positive
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
 from habilis.core.schedules import Schedule
@@ -29,13 +29,13 @@ from habilis.functional.returns import generalized_advantage
 from habilis.nn.activations import Activation
 from habilis.nn.distributions import deviation
 from habilis.nn.encoder import ImageEncoderKind
-from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
+from habilis.nn.heads import DistributionKind, StdType, anneal
 from habilis.nn.memory import MemoryConfig, MemoryEncoder
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
 from habilis.nn.value import ValueNetwork
 from habilis.policies.action_filter import ActionConfig
-from habilis.policies.actor_critic import make_critic, make_policy, recall, require_memory
+from habilis.policies.actor_critic import make_critic, make_policy, recall, require_actor_critic
 from habilis.policies.smoothness import SmoothnessConfig, require_smoothness, rollout_neighbours, smoothness_loss
 from habilis.policies.stochastic import StochasticPolicy
 
@@ -100,14 +100,8 @@ class A2CConfig:
     """Penalties on different actions at neighbouring observations."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "n_steps", "learning_rate", "max_grad_norm", "rms_prop_eps")
-        require_widths(self, "hidden", "critic_hidden")
-        require_not_negative(self, "vf_coef")
-        require_shares(self, "gamma", "gae_lambda")
-        require_head(self)
-        require_memory(self)
-        owns_trunk = not self.share_trunk or self.critic_hidden is None
-        require(owns_trunk, "critic_hidden has no meaning with share_trunk, where the value is a head on the policy's")
+        require_actor_critic(self)
+        require_positive(self, "rms_prop_eps")
 
 
 @dataclass
@@ -163,7 +157,7 @@ class A2C:
         """Gradient steps left out because the gradient was not finite, by what was learnt."""
         return {"policy and value": self.state.optimizer.skipped}
 
-    def set_progress(self, progress: float) -> None:
+    def set_progress(self, progress: float, episodes: int) -> None:
         """Set what is scheduled, for `progress` in [0, 1] of the run."""
         c, s = self.config, self.state
         s.optimizer.anneal(c.learning_rate_schedule, progress)

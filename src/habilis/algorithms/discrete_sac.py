@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require, require_fractions, require_not_negative, require_positive, require_replay
+from habilis.core.config import require, require_not_negative, require_positive, require_replay
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
 from habilis.core.schedules import Schedule
@@ -92,10 +92,8 @@ class DiscreteSACConfig:
     """Precision of the hidden layers while learning; "bfloat16" holds where there are units for it."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "critic_learning_rate", "batch_size", "train_freq", "n_steps")
-        require_positive(self, "n_critics", "init_ent_coef")
         require_replay(self)
-        require_fractions(self, "tau")
+        require_positive(self, "critic_learning_rate", "n_critics", "init_ent_coef")
         require_not_negative(self, "ent_coef")
         ratio = self.target_entropy_ratio
         require(0 <= ratio < 1, f"target_entropy_ratio must be at least 0 and less than 1, got {ratio}")
@@ -184,7 +182,7 @@ class DiscreteSAC:
         learnt = {"policy": s.policy_optimizer, "critics": s.critic_optimizer, "temperature": s.alpha_optimizer}
         return {name: optimizer.skipped for name, optimizer in learnt.items() if optimizer is not None}
 
-    def anneal(self, progress: float, episodes: int) -> None:
+    def set_progress(self, progress: float, episodes: int) -> None:
         """Set the step sizes for the progress of the run, 0 to 1."""
         s = self.state
         for optimizer in filter(None, (s.policy_optimizer, s.critic_optimizer, s.alpha_optimizer)):

@@ -32,7 +32,7 @@ from habilis.core.specs import DiscreteAction, EnvSpec, GoalSelection, require_a
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_part
 from habilis.core.types import Metrics, Obs, State
-from habilis.functional.value_losses import td_target
+from habilis.functional.losses import q_target
 from habilis.nn.activations import Activation
 from habilis.nn.encoder import ImageEncoderKind
 from habilis.nn.memory import MemoryConfig, make_encoder
@@ -129,13 +129,12 @@ class DQNConfig:
     """Activation of the hidden layers."""
 
     def __post_init__(self) -> None:
-        positive = ("learning_rate", "batch_size", "train_freq", "n_steps", "target_update_interval")
-        parts = ("n_quantiles", "n_fractions", "n_acting_fractions", "n_sampled_goal")
-        require_positive(self, *positive, *parts, "max_grad_norm")
-        require_widths(self, "hidden")
-        require_fractions(self, "tau", "risk_level", "exploration_decay", "exploration_fraction")
-        require_shares(self, "priority_alpha", "priority_beta")
         require_replay(self)
+        require_positive(self, "n_quantiles", "n_fractions", "n_acting_fractions", "target_update_interval")
+        require_positive(self, "max_grad_norm")
+        require_widths(self, "hidden")
+        require_fractions(self, "risk_level", "exploration_decay", "exploration_fraction")
+        require_shares(self, "priority_alpha", "priority_beta")
         require(self.n_atoms > 1, f"n_atoms must be at least 2, got {self.n_atoms}")
         require(self.v_min < self.v_max, f"v_min must be less than v_max, got {self.v_min} and {self.v_max}")
         levels = ("exploration_initial_eps", "exploration_final_eps")
@@ -143,8 +142,8 @@ class DQNConfig:
         scheduled = self.exploration != "noisy" or self.exploration_schedule == "linear"
         require(scheduled, "an exponential exploration_schedule has no epsilon to change: weights are noisy")
         require(self.risk_level == 1 or self.head != "mean", "risk_level needs a distribution: use another head")
-        quantiles = self.head in ("quantile", "implicit_quantile")
-        require(self.huber_threshold != 0 or quantiles, "a huber_threshold of 0 is for quantiles alone")
+        quantiles = self.huber_threshold != 0 or self.head in ("quantile", "implicit_quantile")
+        require(quantiles, "a huber_threshold of 0 is for quantiles alone: use a quantile head")
         require_not_negative(self, "huber_threshold", "adam_eps")
 
 
@@ -211,7 +210,7 @@ class DQN:
         """Gradient steps left out because the gradient was not finite, by what was learnt."""
         return {"values": self.state.optimizer.skipped}
 
-    def anneal(self, progress: float, episodes: int) -> None:
+    def set_progress(self, progress: float, episodes: int) -> None:
         """Set exploration and step size for the progress of the run, 0 to 1, and the number of episodes that ended."""
         c, s = self.config, self.state
         first, last = c.exploration_initial_eps, c.exploration_final_eps
@@ -262,7 +261,7 @@ class DQN:
         losses, error = s.policy.head.loss(
             of_action(values, data["action"]),
             next_values,
-            lambda following: td_target(data["reward"], data["terminated"], data["discount"], following),
+            lambda following: q_target(data["reward"], data["terminated"], data["discount"], following),
             data.get("fractions"),
         )
         loss = (losses * data["weight"]).mean() if "weight" in data else losses.mean()

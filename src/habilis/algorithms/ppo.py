@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_not_negative, require_positive, require_shares, require_widths
+from habilis.core.config import require, require_positive
 from habilis.core.errors import HabilisError
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
@@ -30,7 +30,7 @@ from habilis.functional.policy_losses import masked_standardize, mean, ppo_clip,
 from habilis.nn.activations import Activation
 from habilis.nn.distributions import deviation
 from habilis.nn.encoder import ImageEncoderKind
-from habilis.nn.heads import DistributionKind, StdType, anneal, require_head
+from habilis.nn.heads import DistributionKind, StdType, anneal
 from habilis.nn.memory import MemoryConfig
 from habilis.nn.normalizer import RewardNorm
 from habilis.nn.optimizer import Optimizer
@@ -41,7 +41,7 @@ from habilis.policies.actor_critic import (
     make_critic,
     make_policy,
     minibatch_features,
-    require_memory,
+    require_actor_critic,
 )
 from habilis.policies.smoothness import SmoothnessConfig, require_smoothness, rollout_neighbours, smoothness_loss
 from habilis.policies.stochastic import StochasticPolicy
@@ -117,18 +117,12 @@ class PPOConfig:
     """Penalties on different actions at neighbouring observations."""
 
     def __post_init__(self) -> None:
-        require(self.n_steps > 0 and self.batch_size > 1, "n_steps must be positive and batch_size at least 2")
-        require_shares(self, "gamma", "gae_lambda")
-        require_positive(self, "n_epochs", "learning_rate", "clip_range", "max_grad_norm")
-        require_widths(self, "hidden", "critic_hidden")
-        require_not_negative(self, "vf_coef")
-        require_head(self)
-        require_memory(self)
+        require_actor_critic(self)
+        require_positive(self, "n_epochs", "clip_range", "clip_range_vf", "target_kl", "desired_kl")
+        require(self.batch_size > 1, f"batch_size must be at least 2, got {self.batch_size}")
         window = self.memory.window
         fits = not self.memory.used or (self.n_steps % window == 0 and self.batch_size % window == 0)
         require(fits, f"n_steps and batch_size must be multiples of memory.window, which is {window}")
-        owns_trunk = not self.share_trunk or self.critic_hidden is None
-        require(owns_trunk, "critic_hidden has no meaning with share_trunk, where the value is a head on the policy's")
 
 
 @dataclass
@@ -185,7 +179,7 @@ class PPO:
         """Gradient steps left out because the gradient was not finite, by what was learnt."""
         return {"policy and value": self.state.optimizer.skipped}
 
-    def set_progress(self, progress: float) -> None:
+    def set_progress(self, progress: float, episodes: int) -> None:
         """Set what is scheduled, for `progress` in [0, 1] of the run."""
         c, s = self.config, self.state
         if c.learning_rate_schedule != "adaptive":

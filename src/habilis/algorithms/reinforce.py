@@ -158,7 +158,7 @@ class Reinforce:
         baseline = {} if s.critic_optimizer is None else {"baseline": s.critic_optimizer.skipped}
         return {"policy": s.policy_optimizer.skipped, **baseline}
 
-    def set_progress(self, progress: float) -> None:
+    def set_progress(self, progress: float, episodes: int) -> None:
         """Set what is scheduled, for `progress` in [0, 1] of the run."""
         c, s = self.config, self.state
         for optimizer in (s.policy_optimizer, s.critic_optimizer):

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require, require_fractions, require_not_negative, require_positive, require_replay
+from habilis.core.config import require, require_not_negative, require_positive, require_replay
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
 from habilis.core.schedules import Schedule
@@ -122,15 +122,14 @@ class SACConfig:
     """Precision of the hidden layers while learning; "bfloat16" holds where there are units for it."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "critic_learning_rate", "batch_size", "train_freq", "n_steps")
-        require_positive(self, "n_critics", "n_quantiles", "n_target_critics", "policy_delay", "init_ent_coef")
         require_replay(self)
-        require_fractions(self, "tau")
+        require_positive(self, "critic_learning_rate", "n_critics", "n_quantiles", "n_target_critics", "policy_delay")
+        require_positive(self, "init_ent_coef")
         require_not_negative(self, "ent_coef")
         require(0 <= self.adam_beta1 < 1, f"adam_beta1 must be in [0, 1), got {self.adam_beta1}")
-        drawn, dropped = self.n_target_critics or 1, self.top_quantiles_to_drop_per_net
-        require(drawn <= self.n_critics, f"n_target_critics must be at most n_critics, got {drawn}")
-        require(0 <= dropped < self.n_quantiles, f"top_quantiles_to_drop_per_net must leave some, got {dropped}")
+        drawn, dropped, made = self.n_target_critics or 1, self.top_quantiles_to_drop_per_net, self.n_quantiles
+        require(drawn <= self.n_critics, f"n_target_critics must be at most n_critics, {self.n_critics}, got {drawn}")
+        require(0 <= dropped < made, f"top_quantiles_to_drop_per_net must be from 0 to {made - 1}, got {dropped}")
         copies = self.target_networks and self.batch_renorm
         require(not copies, "batch_renorm needs target_networks off: the statistics of copies would stand still")
         require_sde(self)
@@ -202,7 +201,7 @@ class SAC:
         learnt = {"policy": s.policy_optimizer, "critics": s.critic_optimizer, "temperature": s.alpha_optimizer}
         return {name: optimizer.skipped for name, optimizer in learnt.items() if optimizer is not None}
 
-    def anneal(self, progress: float, episodes: int) -> None:
+    def set_progress(self, progress: float, episodes: int) -> None:
         """Set the step sizes for the progress of the run, 0 to 1."""
         s = self.state
         for optimizer in filter(None, (s.policy_optimizer, s.critic_optimizer, s.alpha_optimizer)):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require, require_fractions, require_shares
+from habilis.core.config import require, require_fractions, require_not_negative, require_positive, require_shares
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.specs import DiscreteAction, EnvSpec, require_action
@@ -67,13 +67,9 @@ class TabularConfig:
 
     def __post_init__(self) -> None:
         require_fractions(self, "learning_rate", "exploration_decay")
-        require_shares(self, "gamma")
-        for name in ("exploration_initial_eps", "exploration_final_eps"):
-            require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
-        require(
-            self.learning_rate_power >= 0, f"learning_rate_power must be at least 0, got {self.learning_rate_power}"
-        )
-        require(self.train_freq > 0, f"train_freq must be positive, got {self.train_freq}")
+        require_shares(self, "gamma", "exploration_initial_eps", "exploration_final_eps")
+        require_not_negative(self, "learning_rate_power")
+        require_positive(self, "train_freq")
         require(min(self.bins, default=1) > 0, f"bins must be positive, got {self.bins}")
         require(min(self.rounding, default=1) > 0, f"rounding must be positive, got {self.rounding}")
         cleared = "the bins of a preset are cleared by --algo.bins --algo.bins-low --algo.bins-high without values"
@@ -162,7 +158,7 @@ class Tabular:
         """Nothing: there is no gradient that could be left out."""
         return {}
 
-    def anneal(self, episodes: int) -> None:
+    def set_progress(self, progress: float, episodes: int) -> None:
         """Set the probability of a random action to what it is after a number of episodes."""
         c = self.config
         level = max(c.exploration_final_eps, c.exploration_initial_eps * c.exploration_decay**episodes)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require, require_fractions, require_positive, require_replay
+from habilis.core.config import require, require_fractions, require_not_negative, require_positive, require_replay
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
 from habilis.core.schedules import Schedule
@@ -115,15 +115,13 @@ class TD3Config:
     """Precision of the hidden layers while learning; "bfloat16" holds where there are units for it."""
 
     def __post_init__(self) -> None:
-        require_positive(self, "learning_rate", "critic_learning_rate", "batch_size", "train_freq", "n_steps")
-        require_positive(self, "n_critics", "policy_delay", "n_atoms", "action_noise_std_min")
+        require_replay(self)
+        require_positive(self, "critic_learning_rate", "n_critics", "policy_delay", "n_atoms", "action_noise_std_min")
         require(self.v_min < self.v_max, f"v_min must be less than v_max, got {self.v_min} and {self.v_max}")
         least, std = self.action_noise_std_min, self.action_noise_std
         require(least is None or least <= std, f"action_noise_std_min must be at most {std}, got {least}")
-        require_replay(self)
-        require_fractions(self, "tau", "action_noise_theta")
-        for name in ("target_policy_noise", "target_noise_clip", "action_noise_std", "weight_decay"):
-            require(getattr(self, name) >= 0, f"{name} must not be negative, got {getattr(self, name)}")
+        require_fractions(self, "action_noise_theta")
+        require_not_negative(self, "target_policy_noise", "target_noise_clip", "action_noise_std", "weight_decay")
         critic_network(self)  # says what does not go together
 
 
@@ -213,7 +211,7 @@ class TD3:
     def _atoms(self) -> Tensor:
         return torch.linspace(self.config.v_min, self.config.v_max, self.config.n_atoms, device=self.state.noise.device)
 
-    def anneal(self, progress: float, episodes: int) -> None:
+    def set_progress(self, progress: float, episodes: int) -> None:
         """Set the step sizes for the progress of the run, 0 to 1."""
         for optimizer in (self.state.policy_optimizer, self.state.critic_optimizer):
             optimizer.anneal(self.config.learning_rate_schedule, progress)

@@ -167,7 +167,7 @@ class TRPO:
         """Steps left out because they were not finite, by what was learnt."""
         return {"policy": self.state.skipped, "value": self.state.critic_optimizer.skipped}
 
-    def set_progress(self, progress: float) -> None:
+    def set_progress(self, progress: float, episodes: int) -> None:
         """Set what is scheduled, for `progress` in [0, 1] of the run."""
         c, s = self.config, self.state
         s.critic_optimizer.anneal(c.learning_rate_schedule, progress)

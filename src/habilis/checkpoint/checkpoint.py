@@ -21,16 +21,10 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from habilis.checkpoint.files import (
-    check_fingerprint,
-    fingerprint,
-    read_tensors,
-    sync_folder,
-    write_bytes,
-    write_tensors,
-)
+from habilis.checkpoint.files import check_fingerprint, fingerprint, read_tensors, write_tensors
 from habilis.checkpoint.state_tree import flatten, unflatten
 from habilis.core.errors import CheckpointError, did_you_mean
+from habilis.core.files import sync_folder, write_bytes
 from habilis.core.types import State
 
 FORMAT_VERSION = 1

@@ -12,15 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from habilis.core.errors import CheckpointError, explain_os_error
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a new file and wait until the disk has it."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+from habilis.core.errors import CheckpointError
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -34,27 +26,6 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read a safetensors file into memory of its own, so that the file may go afterwards."""
     with safe_open(path, framework="pt") as file:
         return {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 (not a mapping)
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the disk has the names of the files in a folder."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Replace a small text file in one step: whoever reads it sees the old text or the new one."""
-    temporary = path.with_name(f".staging-{path.name}")
-    try:
-        write_bytes(temporary, text.encode())
-        os.replace(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise CheckpointError(f"{path} could not be written ({explain_os_error(error, named=True)})") from error
 
 
 def fingerprint(path: Path) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from habilis.checkpoint.checkpoint import publish, resolve, stage_checkpoint, verify_checkpoint
-from habilis.checkpoint.files import replace_text
 from habilis.core.errors import CheckpointError, ConfigError
+from habilis.core.files import replace_text
 from habilis.core.types import State
 
 logger = logging.getLogger(__name__)

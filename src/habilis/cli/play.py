@@ -6,7 +6,6 @@ A grid world is drawn in the terminal, with what the policy does and expects in 
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +17,8 @@ from rich.text import Text
 
 from habilis.api import lay_out, locate, play, record_video
 from habilis.cli.parse import KeyValues, Switch, parse, read_env_kwargs
-from habilis.envs.grid_drawing import ARROWS, GOAL, INK, OBSTACLE, WHITE, heat
+from habilis.core.files import numbered
+from habilis.envs.grid_drawing import ARROWS, GOAL, OBSTACLE, WHITE, heat, ink_on
 from habilis.envs.viewer import has_screen
 from habilis.evaluation.grid_policy import GridPolicy
 
@@ -64,15 +64,10 @@ def run(argv: Sequence[str]) -> int:
         return 0
     elif o.video is None:
         print("There is no screen here: recording a video.")
-    video = o.video or unused(run_dir / "videos" / f"{checkpoint.name}_seed{o.seed}.mp4")
+    names = numbered(run_dir / "videos" / f"{checkpoint.name}_seed{o.seed}.mp4", ".mp4")
+    video = o.video or next(name for name in names if not name.exists())
     print(record_video(o.run, video, o.env, episodes=o.episodes or 1, **settings))
     return 0
-
-
-def unused(path: Path) -> Path:
-    """Return a path at which there is nothing yet: this one, or one with a number."""
-    names = itertools.chain([path], (path.with_stem(f"{path.stem}-{count}") for count in itertools.count(2)))
-    return next(name for name in names if not name.exists())
 
 
 def draw(policy: GridPolicy) -> None:
@@ -91,8 +86,7 @@ def draw(policy: GridPolicy) -> None:
                 mark, colour = "#", OBSTACLE
             elif values is not None:
                 number = f"{values[state]:.2f}"
-            ink = WHITE if sum(colour) < 420 else INK
-            style = f"rgb{ink} on rgb{colour}".replace(" ", "").replace("on", " on ")
+            style = f"rgb{ink_on(colour)} on rgb{colour}".replace(" ", "").replace("on", " on ")
             upper.append(f"{mark:^8}", f"bold {style}")
             lower.append(f"{number:^8}", style)
         console.print(upper)

@@ -32,17 +32,26 @@ def uniform_actions(spec: ActionSpec, rows: int, generator: torch.Generator) -> 
     return (chance * torch.tensor(spec.nvec, device=generator.device)).long()
 
 
-def require_finite(spec: EnvSpec, action: np.ndarray) -> None:
-    """Raise `NonFiniteError` unless all of `action`, `[N, dim]`, is finite.
+def continuous_actions(spec: EnvSpec, action: Tensor, num_envs: int) -> np.ndarray:
+    """Return continuous actions `[N, dim]` as an array.
 
-    MuJoCo would put zeros in the place of such controls and go on, with a reward that is not finite.
+    MuJoCo would put zeros in the place of controls that are not finite and go on, with a reward that is not finite.
+
+    Raises:
+        EnvError: the actions have another shape.
+        NonFiniteError: an action is not finite.
     """
-    if not math.isfinite(action.sum()):
-        for row, column in np.argwhere(~np.isfinite(action))[:1].tolist():
+    assert isinstance(spec.action, BoxAction)
+    given = action.numpy(force=True)
+    if given.shape != (num_envs, spec.action.dim):
+        raise EnvError(f"{spec.id} takes actions of shape {(num_envs, spec.action.dim)}, got {given.shape}")
+    if not math.isfinite(given.sum()):
+        for row, column in np.argwhere(~np.isfinite(given))[:1].tolist():
             raise NonFiniteError(
-                f"action {column} of environment {row} of {spec.id} must be finite, got {float(action[row, column])}: "
+                f"action {column} of environment {row} of {spec.id} must be finite, got {float(given[row, column])}: "
                 "what chose it has parameters that are not finite, or was shown such an observation"
             )
+    return given
 
 
 def require_choices(spec: EnvSpec, action: Tensor, num_envs: int) -> None:

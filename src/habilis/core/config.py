@@ -74,12 +74,14 @@ def require_widths(config: Any, *names: str) -> None:
 
 
 def require_replay(config: Any) -> None:
-    """Raise `ConfigError` unless the discount, the buffer and the rounds of what learns from replay make sense."""
+    """Raise `ConfigError` unless what all that learn from replay have in common is possible."""
     size, steps = config.buffer_size, config.gradient_steps
+    require_positive(config, "learning_rate", "batch_size", "train_freq", "n_steps", "n_sampled_goal")
     require_shares(config, "gamma")
+    require_fractions(config, "tau")
     require_not_negative(config, "learning_starts")
-    require(size >= config.batch_size, f"buffer_size must be at least batch_size, got {size}")
-    require(steps > 0 or steps == -1, "gradient_steps must be positive or -1")
+    require(size >= config.batch_size, f"buffer_size must be at least batch_size, {config.batch_size}, got {size}")
+    require(steps > 0 or steps == -1, f"gradient_steps must be positive or -1, got {steps}")
 
 
 def require_finite(values: Any, name: str) -> None:

@@ -92,6 +92,10 @@ class Algorithm(Protocol):
     policy: Any
     gradient_steps: int
 
+    def set_progress(self, progress: float, episodes: int) -> None:
+        """Set what is scheduled, for `progress` in [0, 1] of the run and the number of episodes that ended in it."""
+        ...
+
     def update(self, batch: Any) -> Metrics:
         """Learn from one batch and return detached scalars."""
         ...

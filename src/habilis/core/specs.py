@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from math import prod
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -40,7 +40,7 @@ class ObsGroup:
     @property
     def size(self) -> int:
         """Number of values in a row."""
-        return prod(self.shape)
+        return math.prod(self.shape)
 
     def rows(self, value: Any) -> tuple[np.ndarray, bool]:
         """Return observations from outside as `[N, *shape]` of the group's dtype, and whether it was one alone.
@@ -203,10 +203,15 @@ class EnvSpec:
     """Which engine runs it: `native`, `gymnasium` or `envpool`."""
     control_dt: float | None = None
     """Seconds between two actions, where known."""
-    action_names: tuple[str, ...] = field(default=())
+    action_names: tuple[str, ...] = ()
     """Names of the actuators in order, where known."""
     frame_stack: int = 1
     """Frames, the newest last, that lie side by side along the channels of every image group."""
+
+    @property
+    def step_limit(self) -> float:
+        """Steps after which an episode is truncated, infinitely many where there is no limit."""
+        return math.inf if self.max_episode_steps is None else self.max_episode_steps
 
     @property
     def has_goals(self) -> bool:

@@ -16,9 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from habilis.core.actions import require_choices, require_finite
+from habilis.core.actions import continuous_actions, require_choices
 from habilis.core.config import episode_limit, require_arguments
-from habilis.core.errors import EnvError
 from habilis.core.protocols import VecEnv
 from habilis.core.random import derive_env_seed, generator_state, set_generator_state
 from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction, EnvSpec, ObsGroup
@@ -252,7 +251,6 @@ class ClassicEnv:
             backend="native",
             control_dt=task.seconds,
         )
-        self._limit = max_episode_steps or 2**62
         self._drawn: Any = None
         self._valid = torch.ones(num_envs, dtype=torch.bool)
         self.reset(seed)
@@ -275,7 +273,7 @@ class ClassicEnv:
         numbers, reward, terminated = self.task.advance(self.state, self._controls(action))
         self.state = np.array(numbers, np.float64)
         self._elapsed += 1
-        truncated = (self._elapsed >= self._limit) & ~terminated
+        truncated = (self._elapsed >= self.spec.step_limit) & ~terminated
         obs = next_obs = self._observe()
         ended = terminated | truncated
         if ended.any():
@@ -327,11 +325,7 @@ class ClassicEnv:
         if isinstance(self.spec.action, DiscreteAction):
             require_choices(self.spec, action, self.num_envs)
             return action.numpy(force=True)
-        forces = action.numpy(force=True)
-        if forces.shape != (self.num_envs, 1):
-            raise EnvError(f"{self.spec.id} takes actions of shape {(self.num_envs, 1)}, got {forces.shape}")
-        require_finite(self.spec, forces)
-        return forces[:, 0]
+        return continuous_actions(self.spec, action, self.num_envs)[:, 0]
 
     def _observe(self) -> Obs:
         return {"policy": torch.from_numpy(np.array(self.task.observe(self.state), np.float32).T.copy())}

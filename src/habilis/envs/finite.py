@@ -107,7 +107,6 @@ class FiniteEnv:
         self._next_state, self._reward = dynamics.next_state.flatten(), dynamics.reward.flatten()
         self._reached = dynamics.probability.cumsum(2).view(-1, outcomes)[:, :-1]
         self._codes = torch.eye(states)
-        self._limit = max_episode_steps or 2**62
         self._generator = torch.Generator()
         self.reset(seed)
 
@@ -131,7 +130,7 @@ class FiniteEnv:
         self._state = self._shown = self._next_state[row]
         self._time = self._time + 1
         terminated = self.dynamics.terminal[self._state]
-        truncated = (self._time >= self._limit) & ~terminated
+        truncated = (self._time >= self.spec.step_limit) & ~terminated
         obs = next_obs = self._observe()
         done = terminated | truncated
         if done.any():

@@ -77,7 +77,7 @@ class GridDrawing:
                 self._paint(canvas, cell, "cell", OBSTACLE)
             else:
                 self._paint(canvas, cell, "cell", colours.get(cell, FREE))
-                ink = WHITE if sum(colours.get(cell, FREE)) < 420 else INK
+                ink = ink_on(colours.get(cell, FREE))
                 if cell == grid.start:
                     self._paint(canvas, cell, "rim", ink)
                 if self._actions is not None and self._actions[grid.state(cell)] >= 0:
@@ -100,6 +100,11 @@ class GridDrawing:
             _blend(window, _tile(side, 0.04), colour)
         else:
             _blend(window, _arrow(side, int(shape[-1])), colour)
+
+
+def ink_on(colour: tuple[int, ...]) -> tuple[int, int, int]:
+    """Return what can be read on a colour: white where its three channels together are below 420, else dark."""
+    return WHITE if sum(colour) < 420 else INK
 
 
 def heat(grid: Grid, values: Sequence[float], limits: tuple[float, float] | None = None) -> dict[Cell, tuple[int, ...]]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import copy
 import ctypes
 import logging
-import os
 import threading
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ import mujoco
 import numpy as np
 from mujoco.batch import MODEL_FIELDS, Batch, SimulationError
 
+from habilis.core.acceleration import cpu_count
 from habilis.core.errors import CheckpointError, ConfigError
 from habilis.core.types import State
 from habilis.envs.external_forces import has_external_forces
@@ -263,7 +263,7 @@ def _without_islands(model: mujoco.MjModel) -> mujoco.MjModel:
 
 def _fastest_threads(model: mujoco.MjModel, num_envs: int) -> int:
     """Measure which number of threads steps `num_envs` simulations fastest; at most a few tenths of a second, once."""
-    most = min(num_envs, _available_cpus())
+    most = min(num_envs, cpu_count())
     if most == 1:
         return 1
     key = (num_envs, model.nq, model.nv, model.nbody, model.ngeom, model.nu, most)
@@ -286,8 +286,3 @@ def _best_time(step: Callable[[], None], repeats: int = 5, budget: float = 0.05)
         step()
         times.append(time.perf_counter() - start)
     return min(times)
-
-
-def _available_cpus() -> int:
-    """Return the number of CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

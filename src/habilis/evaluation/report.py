@@ -9,7 +9,6 @@ says; `report_page` says it in HTML, and `report_template.html` is its look and 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from habilis.core.errors import ConfigError
+from habilis.core.files import replace_text
 from habilis.evaluation import report_page
 from habilis.evaluation.runs import Curve, RunRecord, read_run
 from habilis.evaluation.statistics import bootstrap_interval, iqm, mean, wilson_interval
@@ -107,9 +107,7 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     groups = group_runs([read_run(path) for path in runs])
     charts = {env: environment_charts(mine) for env, mine in by_environment(groups).items()}
     output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f"{output.name}.partial")
-    partial.write_text(report_page.page(groups, charts, output.parent), encoding="utf-8")
-    os.replace(partial, output)
+    replace_text(output, report_page.page(groups, charts, output.parent))
     return output
 
 

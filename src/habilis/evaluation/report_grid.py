@@ -8,7 +8,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING
 
-from habilis.envs.grid_drawing import GOAL, HEAT, INK, OBSTACLE, WHITE, heat, value_range
+from habilis.envs.grid_drawing import GOAL, HEAT, INK, OBSTACLE, WHITE, heat, ink_on, value_range
 from habilis.envs.gridworld import Cell
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ def draw(policy: GridPolicy, limits: tuple[float, float] | None, *, numbered: bo
             parts.append(_tile(cell, _rgb(OBSTACLE)))
         else:
             colour = colours.get(cell)
-            ink = _rgb(WHITE if colour and sum(colour) < 420 else INK)
+            ink = _rgb(ink_on(colour) if colour else INK)
             state = grid.state(cell)
             text = None if values is None or not numbered else _number(values[state])
             parts.append(_tile(cell, _rgb(colour) if colour else "var(--line)"))

@@ -46,7 +46,7 @@ def q_target(reward: Tensor, terminated: Tensor, discount: Tensor, next_values: 
         reward: `[B]`, the sum of n rewards for n-step targets.
         terminated: `[B]` bool; no bootstrap. A truncated transition is not terminated.
         discount: `[B]`, gamma to the power of the steps taken.
-        next_values: `[B, M]` of the successor and the policy's action there; M is 1, or many for a
+        next_values: `[B, M]` of the successor and the action chosen there; M is 1, or many for a
             distribution; `[M]` for atoms, which are the same for all.
     """
     following = torch.where(terminated.unsqueeze(1), 0.0, discount.unsqueeze(1) * next_values)

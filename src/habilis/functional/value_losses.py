@@ -12,19 +12,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def td_target(reward: Tensor, terminated: Tensor, discount: Tensor, next_values: Tensor) -> Tensor:
-    """Return what the return of the action taken should be, `[B, K]`: `r + discount * next`, and `r` at the end.
-
-    Args:
-        reward: `[B]`, the sum of n rewards for n-step targets.
-        terminated: `[B]` bool; no bootstrap. A truncated transition is not terminated.
-        discount: `[B]`, gamma to the power of the steps taken.
-        next_values: `[B, K]` of the best next action, or the atoms `[K]` that its probabilities belong to.
-    """
-    following = torch.where(terminated.unsqueeze(1), 0.0, discount.unsqueeze(1) * next_values)
-    return reward.unsqueeze(1) + following
-
-
 def td_loss(values: Tensor, target: Tensor, threshold: float | None) -> Tensor:
     """Return the loss of expected values, of the shape of both: half the square of the error, or Huber's.
 

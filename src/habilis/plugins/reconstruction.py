@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from habilis.core.config import require, require_positive
+from habilis.core.config import require_not_negative, require_positive
 from habilis.core.random import RandomStreams
 from habilis.core.specs import ObsGroup
 from habilis.core.tree import Tree
@@ -39,7 +39,7 @@ class ReconstructionConfig:
 
     def __post_init__(self) -> None:
         require_positive(self, "learning_rate", "batch_size")
-        require(self.feature_penalty >= 0, f"feature_penalty must not be negative, got {self.feature_penalty}")
+        require_not_negative(self, "feature_penalty")
 
 
 class Decoder(nn.Module):

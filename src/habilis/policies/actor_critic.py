@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require
+from habilis.core.config import require, require_not_negative, require_positive, require_shares, require_widths
 from habilis.core.specs import EnvSpec
 from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part
 from habilis.functional.returns import explained_variance, generalized_advantage
 from habilis.nn.activations import Activation
 from habilis.nn.encoder import ImageEncoderKind
-from habilis.nn.heads import HeadConfig, make_head
+from habilis.nn.heads import HeadConfig, make_head, require_head
 from habilis.nn.memory import Encoder, MemoryConfig, MemoryEncoder, make_encoder
 from habilis.nn.mlp import MLP
 from habilis.nn.normalizer import RewardNorm
@@ -52,9 +52,16 @@ class NetworkConfig(HeadConfig, Protocol):
         """What becomes of an action before the environment takes it."""
 
 
-def require_memory(config: Any) -> None:
-    """Raise `ConfigError` unless the fields for memory are possible for a learner from rollouts."""
+def require_actor_critic(config: Any) -> None:
+    """Raise `ConfigError` unless what PPO and A2C have in common is possible and goes together."""
+    require_positive(config, "n_steps", "learning_rate", "max_grad_norm")
+    require_shares(config, "gamma", "gae_lambda")
+    require_widths(config, "hidden", "critic_hidden")
+    require_not_negative(config, "vf_coef")
+    require_head(config)
     require(config.memory.burn_in == 0, "memory.burn_in is for windows out of a replay buffer: leave it out")
+    owns_trunk = not config.share_trunk or config.critic_hidden is None
+    require(owns_trunk, "critic_hidden has no meaning with share_trunk, where the value is a head on the policy's")
 
 
 def make_policy(spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> StochasticPolicy:

@@ -18,8 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from habilis.core.actions import require_choices, require_finite
-from habilis.core.errors import EnvError
+from habilis.core.actions import continuous_actions, require_choices
 from habilis.core.random import derive_seed, generator_state, set_generator_state
 from habilis.core.specs import ACHIEVED, DESIRED, ActionSpec, BoxAction, DiscreteAction, EnvSpec, ObsGroup
 from habilis.core.types import Obs, State, Step
@@ -138,14 +137,10 @@ class PointReach:
         """Do nothing: there is nothing to free."""
 
     def _acceleration(self, action: Tensor) -> np.ndarray:
-        given = action.detach().cpu().numpy()
         if isinstance(self.spec.action, DiscreteAction):
             require_choices(self.spec, action, self.num_envs)
-            return ACCELERATIONS[given]
-        if given.shape != (self.num_envs, 3):
-            raise EnvError(f"{self.spec.id} takes actions of shape ({self.num_envs}, 3), got {given.shape}")
-        require_finite(self.spec, given)
-        return np.clip(given, -1.0, 1.0)
+            return ACCELERATIONS[action.numpy(force=True)]
+        return np.clip(continuous_actions(self.spec, action, self.num_envs), -1.0, 1.0)
 
     def _observe(self) -> Obs:
         rows = torch.from_numpy(self._rows.copy())

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from habilis.core.actions import require_finite
+from habilis.core.actions import continuous_actions
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.specs import BoxAction, EnvSpec, ObsGroup
@@ -151,10 +151,11 @@ class Task:
         """Apply one action `[N, nu]` in [-1, 1] to each simulation.
 
         Raises:
+            EnvError: the actions have another shape.
             NonFiniteError: an action is not finite.
         """
         config = self.config
-        require_finite(self.spec, action.numpy(force=True))
+        continuous_actions(self.spec, action, self.num_envs)
         for event in config.before_step:
             event.function(self, **event.params)
         self.last_action, self.action = self.action, action.detach().float().clamp(-1.0, 1.0)

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.multiprocessing import get_context
 
 from habilis.core.errors import EnvError, HabilisError
-from habilis.core.protocols import Plugin, VecEnv
+from habilis.core.protocols import Algorithm, Plugin, VecEnv
 from habilis.core.random import RandomStreams, derive_seed
 from habilis.core.types import Metrics
 from habilis.data.episodes import Episode
@@ -39,7 +39,7 @@ from habilis.data.rollout import RolloutBuffer
 from habilis.nn.normalizer import RunningNorm
 from habilis.nn.optimizer import Optimizer
 from habilis.training.collector import Collector
-from habilis.training.on_policy import OnPolicyAlgorithm, OnPolicyTrainer
+from habilis.training.on_policy import OnPolicyTrainer
 from habilis.training.report import Counters, Report
 
 ROLLOUTS = 50
@@ -58,7 +58,7 @@ class AsynchronousState(Protocol):
     gradient_steps: int
 
 
-class AsynchronousAlgorithm(OnPolicyAlgorithm, Protocol):
+class AsynchronousAlgorithm(Algorithm, Protocol):
     """What the loop asks of an algorithm: one optimiser for all that it learns, and normalisers."""
 
     state: AsynchronousState
@@ -167,7 +167,7 @@ class AsynchronousTrainer:
         counters = self.counters
         if not self._workers:
             self._start()
-        self.algorithm.set_progress(counters.env_steps / self.total_timesteps)
+        self.algorithm.set_progress(counters.env_steps / self.total_timesteps, self.collector.episodes.count)
         size = ROLLOUTS * self._work.n_steps * self._count
         self._shared.claimed.value = counters.env_steps
         for index, (_, connection) in enumerate(self._workers):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from torch import Tensor
@@ -51,7 +51,6 @@ class OffPolicyTrainer:
         streams: the run's random streams.
         total_timesteps: environment steps to make, over all environments.
         plugins: modifiers of each batch, in order.
-        anneal: told the progress of the run (0 to 1) and the episodes that ended before each round.
     """
 
     def __init__(
@@ -63,7 +62,6 @@ class OffPolicyTrainer:
         streams: RandomStreams,
         total_timesteps: int,
         plugins: Sequence[Plugin] = (),
-        anneal: Callable[[float, int], None] | None = None,
     ) -> None:
         self.collector = collector
         self.algorithm = algorithm
@@ -73,7 +71,6 @@ class OffPolicyTrainer:
         self.plugins = plugins
         self.counters = Counters()
         self._config = algorithm.config
-        self._anneal = anneal
         self._explore = streams.torch("explore", buffer.rewards.device)
 
     def __iter__(self) -> Iterator[Report]:
@@ -87,8 +84,7 @@ class OffPolicyTrainer:
             self.buffer.start(self.collector.obs)
         progress = counters.env_steps / self.total_timesteps
         self.buffer.anneal(progress)
-        if self._anneal is not None:
-            self._anneal(progress, self.collector.episodes.count)
+        self.algorithm.set_progress(progress, self.collector.episodes.count)
         for _ in range(c.train_freq):
             remembered = (self.collector.memory or {}).get(NETWORK)
             obs, policy_step = self.collector.obs, self._act()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
 
 from habilis.core.protocols import Algorithm, Plugin
 from habilis.core.random import RandomStreams
@@ -11,14 +10,6 @@ from habilis.data.rollout import StepList
 from habilis.plugins import learn_with
 from habilis.training.collector import Collector
 from habilis.training.report import Counters, Report
-
-
-class OnPolicyAlgorithm(Algorithm, Protocol):
-    """What the loop asks of an algorithm."""
-
-    def set_progress(self, progress: float) -> None:
-        """Set what is scheduled, for `progress` in [0, 1] of the run."""
-        ...
 
 
 class OnPolicyTrainer:
@@ -36,7 +27,7 @@ class OnPolicyTrainer:
     def __init__(
         self,
         collector: Collector,
-        algorithm: OnPolicyAlgorithm,
+        algorithm: Algorithm,
         buffer: StepList,
         *,
         streams: RandomStreams,
@@ -58,7 +49,7 @@ class OnPolicyTrainer:
 
     def iterate(self) -> Report:
         """Collect one rollout and learn from it."""
-        self.algorithm.set_progress(self.counters.env_steps / self.total_timesteps)
+        self.algorithm.set_progress(self.counters.env_steps / self.total_timesteps, self.collector.episodes.count)
         self._collect()
         batch = self.buffer.batch()
         metrics = learn_with(self.plugins, self.algorithm, batch)

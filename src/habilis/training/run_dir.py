@@ -14,6 +14,7 @@ from shlex import quote
 from habilis.checkpoint import CheckpointStore
 from habilis.core.config import require
 from habilis.core.errors import ConfigError
+from habilis.core.files import numbered
 from habilis.training.config import TrainConfig
 
 try:
@@ -86,9 +87,7 @@ def clear(path: Path) -> None:
     """Put aside what a run without a checkpoint has written, so that it can be started again in its directory."""
     if not _is_run(path):
         return  # whatever lies here is no run's
-    count = 1
-    while (aside := path / f"earlier-{count}").exists():
-        count += 1
+    aside = next(name for name in numbered(path / "earlier") if not name.exists())
     aside.mkdir()
     for name in REMAINS:
         if (path / name).exists():
@@ -109,14 +108,11 @@ def _make(config: TrainConfig) -> tuple[Path, list[Path]]:
         path = Path(config.run_dir)
         return path, _make_folders(path, exist_ok=True)
     name = f"{config.name}_s{config.seed}_{time.strftime('%Y%m%d-%H%M%S')}"
-    path = first = Path("runs") / config.env.replace("/", "-") / config.algorithm / name
-    count = 1
+    paths = numbered(Path("runs") / config.env.replace("/", "-") / config.algorithm / name)
     while True:
-        try:
+        path = next(paths)
+        with suppress(FileExistsError):
             return path, _make_folders(path, exist_ok=False)
-        except FileExistsError:
-            count += 1
-            path = first.with_name(f"{name}-{count}")
 
 
 def _make_folders(path: Path, *, exist_ok: bool) -> list[Path]:

@@ -20,10 +20,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from habilis.checkpoint import CheckpointStore, load_checkpoint
-from habilis.checkpoint.files import replace_text
 from habilis.checkpoint.store import STEP_NAME
 from habilis.core.config import to_dict
 from habilis.core.errors import EnvError, NonFiniteError
+from habilis.core.files import replace_text
 from habilis.core.protocols import VecEnv
 from habilis.core.types import State
 from habilis.evaluation.evaluator import EvaluationResult, evaluate

@@ -25,7 +25,6 @@ class TabularTrainer:
         algorithm: what learns.
         streams: the run's random streams.
         total_timesteps: environment steps to make, over all environments.
-        plugins: modifiers of each batch, applied in order before the algorithm sees it.
     """
 
     def __init__(
@@ -35,13 +34,12 @@ class TabularTrainer:
         *,
         streams: RandomStreams,
         total_timesteps: int,
-        plugins: Sequence[Plugin] = (),
     ) -> None:
         self.collector = collector
         self.algorithm = algorithm
         self.streams = streams
         self.total_timesteps = total_timesteps
-        self.plugins = plugins
+        self.plugins: Sequence[Plugin] = ()
         self.counters = Counters()
         self._explore = streams.torch("explore")
         self._discount = torch.full((collector.env.num_envs,), algorithm.config.gamma, dtype=torch.float64)
@@ -62,7 +60,7 @@ class TabularTrainer:
     def _step(self) -> Metrics:
         """Make one step of every environment and learn from it."""
         algorithm, collector, obs = self.algorithm, self.collector, self.collector.obs
-        algorithm.anneal(collector.episodes.count)
+        algorithm.set_progress(self.counters.env_steps / self.total_timesteps, collector.episodes.count)
         policy_step = algorithm.act(obs, self._explore)
         step = collector.step(policy_step.env_action)
         batch = TransitionBatch(
@@ -76,11 +74,7 @@ class TabularTrainer:
         )
         if not step.valid.all():
             batch = _rows_of(batch, step.valid)
-        metrics: Metrics = {}
-        for plugin in self.plugins:
-            metrics |= plugin.update(batch)
-            batch = plugin.transform(batch)
-        return metrics | algorithm.update(batch)
+        return algorithm.update(batch)
 
 
 def _rows_of(batch: TransitionBatch, kept: torch.Tensor) -> TransitionBatch:

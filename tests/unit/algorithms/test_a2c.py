@@ -121,7 +121,7 @@ def test_standardised_advantages_do_not_know_the_scale_of_rewards(lab):
 def test_schedules(lab):
     a2c = lab.a2c(lab.env(), learning_rate=1e-2, learning_rate_schedule="linear", std_type="annealed", final_std=0.25)
     for progress, rate, std in [(0.0, 1e-2, 1.0), (0.5, 5e-3, 0.5), (1.0, 0.0, 0.25)]:
-        a2c.set_progress(progress)
+        a2c.set_progress(progress, 0)
         assert float(a2c.state.optimizer.learning_rate) == pytest.approx(rate)
         distribution = a2c.policy.distribution({"policy": torch.zeros(1, 3)})
         assert distribution.log_std.exp().tolist() == pytest.approx([std, std])

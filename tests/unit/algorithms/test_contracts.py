@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from habilis.algorithms.dqn import DQN
 from habilis.core import recording
 from habilis.core.recording import Recorded
 from habilis.core.state import bundle_state
@@ -119,10 +118,7 @@ class Learning:
 
     def iterate(self, first, last):
         for index in range(first, last):
-            if self.buffer is None:
-                self.algorithm.set_progress(index / 10)
-            if isinstance(self.algorithm, DQN):
-                self.algorithm.anneal(index / 10, index)
+            self.algorithm.set_progress(index / 10, index)
             batch = self.batch(index)
             metrics = self.algorithm.update(batch)
             if "td_error" in metrics:

@@ -224,7 +224,7 @@ def test_epsilon_falls_linearly_over_its_fraction(lab):
     dqn, _ = make(lab, **config)
     levels = []
     for progress in (0.0, 0.25, 0.5, 0.9):
-        dqn.anneal(progress, 1000)
+        dqn.set_progress(progress, 1000)
         levels.append(float(dqn.policy.exploration_level))
     assert levels == pytest.approx([1.0, 0.6, 0.2, 0.2])
 
@@ -234,14 +234,14 @@ def test_epsilon_falls_exponentially_by_episode(lab):
     dqn, _ = make(lab, **config)
     levels = []
     for episodes in (0, 1, 10, 100):
-        dqn.anneal(0.99, episodes)
+        dqn.set_progress(0.99, episodes)
         levels.append(float(dqn.policy.exploration_level))
     assert levels == pytest.approx([1.0, 0.9, 0.9**10, 0.05])
 
 
 def test_learning_rate_schedule(lab):
     dqn, _ = make(lab, learning_rate=1e-2, learning_rate_schedule="linear")
-    dqn.anneal(0.75, 0)
+    dqn.set_progress(0.75, 0)
     assert float(dqn.state.optimizer.learning_rate) == pytest.approx(2.5e-3)
 
 

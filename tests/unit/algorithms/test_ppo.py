@@ -53,7 +53,7 @@ def test_the_first_ratio_of_every_update_is_one(lab, ratios, action, std_type, s
     ppo = lab.ppo(env, std_type=std_type, share_trunk=share_trunk, learning_rate=1e-2)
     first = []
     for iteration in range(4):
-        ppo.set_progress(iteration / 4)
+        ppo.set_progress(iteration / 4, 0)
         batch = lab.rollout(ppo, env, seed=iteration)
         start = len(ratios)
         ppo.update(batch)
@@ -192,7 +192,7 @@ def test_schedules(lab):
         final_std=0.25,
     )
     for progress, rate, clip, std in [(0.0, 1e-2, 0.2, 1.0), (0.5, 5e-3, 0.1, 0.5), (1.0, 0.0, 0.0, 0.25)]:
-        ppo.set_progress(progress)
+        ppo.set_progress(progress, 0)
         assert float(ppo.state.optimizer.learning_rate) == pytest.approx(rate)
         assert float(ppo.state.clip_range) == pytest.approx(clip)
         distribution = ppo.policy.distribution({"policy": torch.zeros(1, 3)})

@@ -129,7 +129,7 @@ def test_waiting_environments_are_not_learnt_from(lab):
 
 def test_schedules(lab):
     reinforce = lab.reinforce(lab.env(), learning_rate_schedule="linear", critic_learning_rate=4e-3)
-    reinforce.set_progress(0.25)
+    reinforce.set_progress(0.25, 0)
     s = reinforce.state
     assert float(s.policy_optimizer.learning_rate) == pytest.approx(7.5e-3)
     assert float(s.critic_optimizer.learning_rate) == pytest.approx(3e-3)

@@ -215,7 +215,7 @@ def test_critic_learning_rate_is_its_own(lab):
 
 def test_learning_rate_schedule_holds_for_everything_that_is_learnt(lab):
     sac, _ = make(lab, learning_rate=1e-3, critic_learning_rate=1e-2, learning_rate_schedule="linear")
-    sac.anneal(0.75, 0)
+    sac.set_progress(0.75, 0)
     s = sac.state
     rates = [float(o.learning_rate) for o in (s.policy_optimizer, s.alpha_optimizer, s.critic_optimizer)]
     assert rates == pytest.approx([2.5e-4, 2.5e-4, 2.5e-3])

@@ -170,7 +170,7 @@ def test_exploration_decays_with_each_episode():
     algorithm = learner(exploration_initial_eps=0.8, exploration_decay=0.5, exploration_final_eps=0.15)
     levels = []
     for episodes in range(4):
-        algorithm.anneal(episodes)
+        algorithm.set_progress(0.0, episodes)
         levels.append(float(algorithm.policy.exploration_level))
     assert levels == pytest.approx([0.8, 0.4, 0.2, 0.15])
 
@@ -211,7 +211,7 @@ def learn(algorithm, kind, first, last):
         ended, never = data.terminated, torch.zeros_like(data.terminated)
         step = Step(data.next_obs, data.next_obs, data.reward, ended, never, ~never)
         algorithm.plan(step, torch.Generator().manual_seed(seed))
-        algorithm.anneal(seed)
+        algorithm.set_progress(0.0, seed)
         metrics = algorithm.update(data)
     return metrics
 

@@ -218,7 +218,7 @@ def test_policy_and_targets_wait_and_each_step_moves_only_its_own_parameters(lab
 
 def test_learning_rate_schedule_holds_for_both(lab):
     td3, _ = make(lab, learning_rate=1e-3, critic_learning_rate=1e-2, learning_rate_schedule="linear")
-    td3.anneal(0.75, 0)
+    td3.set_progress(0.75, 0)
     rates = [float(o.learning_rate) for o in (td3.state.policy_optimizer, td3.state.critic_optimizer)]
     assert rates == pytest.approx([2.5e-4, 2.5e-3])
 

@@ -14,7 +14,6 @@ from habilis.functional.value_losses import (
     categorical_projection,
     quantile_cvar,
     td_loss,
-    td_target,
 )
 
 
@@ -43,20 +42,6 @@ def cvar_by_loops(values, probs, level):
         total += taken * values[k]
         missing -= taken
     return total / level
-
-
-def test_target_bootstraps_unless_the_episode_terminated():
-    target = td_target(
-        torch.tensor([1.0, 2.0]), torch.tensor([False, True]), torch.tensor([0.9, 0.81]), torch.tensor([[10.0], [10.0]])
-    )
-    assert target.tolist() == [[10.0], [2.0]]
-
-
-def test_target_of_atoms_is_one_row_for_each_transition():
-    target = td_target(
-        torch.tensor([1.0, 2.0]), torch.tensor([False, True]), torch.tensor([0.5, 0.5]), torch.tensor([-1.0, 0.0, 1.0])
-    )
-    assert target.tolist() == [[0.5, 1.0, 1.5], [2.0, 2.0, 2.0]]
 
 
 def test_td_loss_by_hand():

@@ -161,12 +161,12 @@ def test_another_programs_configuration_is_left_alone():
 
 def test_what_is_started_again_is_put_aside():
     path = Path("again")
-    for count in (1, 2):
+    for aside in ("earlier", "earlier-2"):
         (path / "eval").mkdir(parents=True)
         (path / "config.json").write_text('{"config": {"algorithm": "ppo"}}')
         clear(path)
-        assert sorted(os.listdir(path / f"earlier-{count}")) == ["config.json", "eval"]
-    assert sorted(os.listdir(path)) == ["earlier-1", "earlier-2"]
+        assert sorted(os.listdir(path / aside)) == ["config.json", "eval"]
+    assert sorted(os.listdir(path)) == ["earlier", "earlier-2"]
 
 
 def test_what_is_changed_on_resuming_holds_from_there_on():

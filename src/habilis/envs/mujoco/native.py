@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from habilis.core.actions import require_finite
+from habilis.core.actions import continuous_actions
 from habilis.core.errors import EnvError
 from habilis.core.random import derive_seed, generator_state, set_generator_state
 from habilis.core.specs import BoxAction, EnvSpec, ObsGroup
@@ -120,7 +120,6 @@ class NativeMujocoEnv:
         self.num_envs = num_envs
         self.simulation = Simulation(model, num_envs, threads=threads)
         self._dt = self.simulation.timestep * robot.frame_skip
-        self._limit = max_episode_steps or 2**62
         self._generator = np.random.default_rng(derive_seed(seed, "env"))
         self._elapsed = np.zeros(num_envs, dtype=np.int64)
         # sizes; and a derived field is filled only by the calls that follow its first use
@@ -168,10 +167,7 @@ class NativeMujocoEnv:
             NonFiniteError: an action is not finite.
         """
         simulation, robot = self.simulation, self.robot
-        control = action.detach().cpu().numpy()
-        if control.shape != simulation.ctrl.shape:
-            raise EnvError(f"{self.spec.id} takes actions of shape {simulation.ctrl.shape}, got {control.shape}")
-        require_finite(self.spec, control)
+        control = continuous_actions(self.spec, action, self.num_envs)
         self._notice_writes()
         simulation.ctrl[:] = control
         diverged = simulation.step(robot.frame_skip)
@@ -180,7 +176,7 @@ class NativeMujocoEnv:
         position = robot.position(simulation)
         velocity = (position - self._position) / self._dt
         terms, terminated = robot.judge(simulation, velocity)
-        truncated = (self._elapsed >= self._limit) & ~terminated
+        truncated = (self._elapsed >= self.spec.step_limit) & ~terminated
         told = self._numbers(terms, velocity, diverged)
         next_obs = self._observe(slice(None))
         if diverged.any():
