@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from habilis import __version__
 from habilis.build import ALGORITHMS, build_trainer
 from habilis.build import make_env as make_config_env
 from habilis.checkpoint import CheckpointStore, load_checkpoint
@@ -22,7 +23,6 @@ from habilis.core.config import override, require, to_dict
 from habilis.core.errors import CheckpointError, ConfigError
 from habilis.core.files import replace_text
 from habilis.core.protocols import VecEnv
-from habilis.core.random import derive_seed
 from habilis.core.specs import spec_from_dict, spec_to_dict
 from habilis.deploy.export import export_policy
 from habilis.envs.frame_stack import stack_frames
@@ -41,6 +41,9 @@ from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer, close, inexactness
 from habilis.training.run_dir import begin, clear, hold
 from habilis.training.session import Session
+
+Which = Literal["last", "best"]
+"""Which checkpoint of a run's directory: the last, or the one that evaluated best."""
 
 BELONGS_TO_THE_START = frozenset({"algorithm", "env", "num_envs", "frame_stack", "seed", "run_dir", "name"})
 """Keys of a configuration that decide how a run begins, what it is made of and where it lies."""
@@ -192,30 +195,23 @@ def config_from_dict(tree: Mapping[str, Any]) -> TrainConfig:
     return override(base, tree)
 
 
-def load(path: str | Path, *, which: Literal["last", "best"] = "last", risk_level: float | None = None) -> NeuralPolicy:
+def load(path: str | Path, *, which: Which = "last", risk_level: float | None = None) -> NeuralPolicy:
     """Load a policy from a run's directory or from a checkpoint.
 
     Args:
         path: a run's directory, or a checkpoint inside one.
-        which: the last checkpoint of a run, or the one that evaluated best.
+        which: the last checkpoint of a run, or the one that evaluated best; for a run's directory.
         risk_level: act by the mean of this share of the worst returns, where their distribution was learnt; None: as
             the policy learnt to.
     """
-    path = Path(path)
-    run_dir, checkpoint = locate(path, which)
-    states, meta = load_checkpoint(checkpoint, ["policy"])
-    config = load_config(run_dir)
-    # the weights are about to be replaced, so any seed will do
-    policy = ALGORITHMS[config.algorithm].make_policy(spec_from_dict(meta["spec"]), config.algo, torch.Generator())
-    policy.load_state_dict(states["policy"])
-    return _at_risk(policy.eval(), risk_level)
+    return _load(Path(path), which, risk_level)[0]
 
 
 def evaluate(
     policy: NeuralPolicy | str | Path,
     env: str | VecEnv | None = None,
     *,
-    which: Literal["last", "best"] = "last",
+    which: Which = "last",
     risk_level: float | None = None,
     episodes: int = 20,
     seed: int = 0,
@@ -252,7 +248,7 @@ def record_video(
     output: str | Path,
     env: str | None = None,
     *,
-    which: Literal["last", "best"] = "last",
+    which: Which = "last",
     risk_level: float | None = None,
     episodes: int = 1,
     seed: int = 0,
@@ -272,7 +268,7 @@ def play(
     policy: NeuralPolicy | str | Path,
     env: str | None = None,
     *,
-    which: Literal["last", "best"] = "last",
+    which: Which = "last",
     risk_level: float | None = None,
     episodes: int | None = None,
     seed: int = 0,
@@ -289,7 +285,7 @@ def lay_out(
     policy: NeuralPolicy | str | Path,
     env: str | None = None,
     *,
-    which: Literal["last", "best"] = "last",
+    which: Which = "last",
     risk_level: float | None = None,
     **env_kwargs: Any,
 ) -> GridPolicy | None:
@@ -305,7 +301,7 @@ def export(
     policy: NeuralPolicy | str | Path,
     output: str | Path,
     *,
-    which: Literal["last", "best"] = "last",
+    which: Which = "last",
     risk_level: float | None = None,
 ) -> Path:
     """Write a policy as ONNX, checked against the original, and return the directory; see `load` for the rest."""
@@ -321,7 +317,6 @@ def make_env(id: str, num_envs: int = 1, *, backend: str | None = None, seed: in
 def _run(config: TrainConfig, trainer: Any, run_dir: Path, *, checkpoint: Path | None, progress: bool) -> Run:
     """Drive a trainer in a session and gather what came of it."""
     spec = trainer.collector.env.spec
-    eval_seed = derive_seed(config.seed, "evaluation")
     with open_tracking(
         run_dir,
         total_steps=config.total_timesteps,
@@ -335,7 +330,7 @@ def _run(config: TrainConfig, trainer: Any, run_dir: Path, *, checkpoint: Path |
             trainer,
             run_dir,
             tracking,
-            lambda num_envs: make_config_env(config, num_envs, eval_seed),
+            lambda num_envs: make_config_env(config, num_envs, config.seed),
             {"spec": spec_to_dict(spec), "algorithm": config.algorithm},
         )
         if checkpoint is not None:
@@ -376,13 +371,24 @@ def _restore(session: Session, checkpoint: Path) -> None:
         ) from error
 
 
+def _load(path: Path, which: Which, risk_level: float | None) -> tuple[NeuralPolicy, TrainConfig]:
+    """Return the policy that a path means, and the configuration of its run."""
+    run_dir, checkpoint = locate(path, which)
+    states, meta = load_checkpoint(checkpoint, ["policy"])
+    config = load_config(run_dir)
+    # the weights are about to be replaced, so any seed will do
+    policy = ALGORITHMS[config.algorithm].make_policy(spec_from_dict(meta["spec"]), config.algo, torch.Generator())
+    policy.load_state_dict(states["policy"])
+    return _at_risk(policy.eval(), risk_level), config
+
+
 def _load_with_config(
-    policy: NeuralPolicy | str | Path, which: Literal["last", "best"], risk_level: float | None
+    policy: NeuralPolicy | str | Path, which: Which, risk_level: float | None
 ) -> tuple[NeuralPolicy, TrainConfig | None]:
     """Return a policy, and the configuration of the run that a path means."""
     if isinstance(policy, torch.nn.Module):
         return _at_risk(policy, risk_level), None
-    return load(policy, which=which, risk_level=risk_level), load_config(locate(Path(policy), which)[0])
+    return _load(Path(policy), which, risk_level)
 
 
 def _at_risk(policy: NeuralPolicy, level: float | None) -> NeuralPolicy:
@@ -446,15 +452,17 @@ def _say_nothing(text: str) -> None:
     """Take the place of `tell` where no progress is to be shown."""
 
 
-def locate(path: Path, which: str) -> tuple[Path, Path]:
+def locate(path: Path, which: Which) -> tuple[Path, Path]:
     """Return the run and the checkpoint that a path means: a run's directory, or a checkpoint in one or its pointer.
 
     Raises:
         CheckpointError: the run has no such checkpoint that is whole.
-        ConfigError: the path does not exist.
+        ConfigError: the path does not exist, or is one checkpoint and the best of a run is asked for.
     """
-    path = resolve_pointer(path) if path.name in ("last", "best") else path
+    given, path = path, resolve_pointer(path) if path.name in ("last", "best") else path
     if (path / "manifest.json").is_file():
+        chosen = which == "last" or given.name == "best"
+        require(chosen, f"{given} is one checkpoint, and the best of a run is asked for: give the run's directory")
         return (path if len(path.parts) > 2 else path.resolve()).parent.parent, path
     what = "is a file" if path.is_file() else "does not exist"
     require(path.is_dir(), f"{path} {what}: give a run's directory or a checkpoint in one")
@@ -467,9 +475,9 @@ def locate(path: Path, which: str) -> tuple[Path, Path]:
 
 def _versions() -> dict[str, str]:
     """Return the versions that decide what a run computes."""
-    packages = ("habilis", "torch", "numpy", "mujoco", "gymnasium", "envpool")
-    found = {name: _version(name) for name in packages}
-    return {"python": sys.version.split()[0], "platform": platform.platform()} | {k: v for k, v in found.items() if v}
+    ours = {"python": sys.version.split()[0], "platform": platform.platform(), "habilis": __version__}
+    found = {name: _version(name) for name in ("torch", "numpy", "mujoco", "gymnasium", "envpool")}
+    return ours | {name: version for name, version in found.items() if version}
 
 
 def _version(package: str) -> str | None:

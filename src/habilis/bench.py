@@ -30,12 +30,11 @@ from habilis.checkpoint import CheckpointStore
 from habilis.core.config import require
 from habilis.core.errors import ConfigError, HabilisError
 from habilis.core.files import replace_text
+from habilis.evaluation.evaluator import JUDGING_SEED
 from habilis.evaluation.runs import read_evaluations
 from habilis.evaluation.statistics import bootstrap_interval, iqm
 from habilis.suites import SUITES
 
-EVALUATION_SEED = 1000
-"""The run of seed s is evaluated on the episodes of seed 1000 + s."""
 COLUMNS = (
     "algorithm",
     "environment",
@@ -177,7 +176,7 @@ def _run_seed(case: Case, seed: int, folder: Path, workers: _Workers) -> dict[st
     folder.mkdir(parents=True, exist_ok=True)
     workers.run(train if store.latest() is None else ["train", "--resume", str(run_dir)], log)
     evaluate = ["evaluate", str(run_dir), "--episodes", str(case.episodes), "--json"]
-    evaluation = json.loads(workers.run([*evaluate, "--seed", str(EVALUATION_SEED + seed)], log))
+    evaluation = json.loads(workers.run([*evaluate, "--seed", str(JUDGING_SEED + seed)], log))
     lines = (json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines())
     record = {
         "seed": seed,
@@ -199,7 +198,7 @@ def _describe(record: Mapping[str, Any]) -> str:
 def _gather(case: Case, folder: Path, path: Path) -> dict[int, dict[str, Any]]:
     """Return by seed what the runs of a case have come to, in `folder` or told by `path`, which tells it all then."""
     config = case.config()
-    evaluation = f"last policy, deterministic, {case.episodes} episodes, seed {EVALUATION_SEED} + the run's"
+    evaluation = f"last policy, deterministic, {case.episodes} episodes, seed {JUDGING_SEED} + the run's"
     runs = {run["seed"]: run for run in _read_told(case, config, evaluation, path)}
     runs |= {run["seed"]: run for run in map(_brief, folder.glob("s*/bench.json"))}
     if runs:

@@ -179,11 +179,8 @@ class A2C:
 
     def _prepare(self, batch: RolloutBatch) -> dict[str, Tensor]:
         """Return a rollout as tensors of shapes that stay the same from one to the next."""
-        s, rewards = self.state, batch.rewards
-        done = batch.terminated | batch.truncated
-        if self.config.normalize_reward:
-            s.reward_norm.update(rewards, done, batch.valid)
-            rewards = s.reward_norm(rewards)
+        s, done = self.state, batch.done
+        rewards = s.reward_norm.learn(batch) if self.config.normalize_reward else batch.rewards
         final_values, is_final = torch.zeros_like(rewards), torch.zeros_like(done)
         memories: dict[str, Tensor] = {}
         if self.config.memory.used:

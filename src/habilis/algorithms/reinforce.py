@@ -178,7 +178,7 @@ class Reinforce:
             HabilisError: nothing was ever learnt from, because every episode is truncated and there is no baseline.
         """
         s = self.state
-        ended = (batch.terminated | batch.truncated) & batch.valid
+        ended = batch.done & batch.valid
         metrics: Metrics = {
             "episodes": ended.sum(),
             "truncated_episodes": (ended & batch.truncated).sum(),
@@ -205,12 +205,9 @@ class Reinforce:
         if s.critic is not None:
             rows, _ = evaluate_rollout(batch, s.policy, s.critic, norm, c.gamma, 1.0)
             return rows, batch.valid
-        done, rewards = batch.terminated | batch.truncated, batch.rewards
-        if norm is not None:
-            norm.update(rewards, done, batch.valid)
-            rewards = norm(rewards)
+        rewards, done, valid = batch.rewards if norm is None else norm.learn(batch), batch.done, batch.valid
         nothing = torch.zeros_like(rewards)
-        returns = generalized_advantage(rewards, nothing, nothing, batch.terminated, done, batch.valid, c.gamma, 1.0)
+        returns = generalized_advantage(rewards, nothing, nothing, batch.terminated, done, valid, c.gamma, 1.0)
         policy_obs = tree_index(s.policy.encoder.normalize(batch.obs), slice(-1))
         rows = tree_join(action=batch.actions, advantage=returns, policy_obs=policy_obs)
         complete = terminating_episodes(batch.terminated, done, batch.valid)

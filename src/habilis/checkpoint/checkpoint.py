@@ -14,13 +14,13 @@ import os
 import re
 import shutil
 from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
 
+from habilis import __version__
 from habilis.checkpoint.files import check_fingerprint, fingerprint, read_tensors, write_tensors
 from habilis.checkpoint.state_tree import flatten, unflatten
 from habilis.core.errors import CheckpointError, did_you_mean
@@ -71,7 +71,7 @@ def stage_checkpoint(directory: Path, components: Mapping[str, State], *, meta: 
         structures[name], tensors[name] = flatten(state, where=name)
     body = {
         "format_version": FORMAT_VERSION,
-        "habilis": _habilis_version(),
+        "habilis": __version__,
         "meta": _flatten_meta(meta),
         "components": list(components),
     }
@@ -168,7 +168,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} is truncated or altered: load another checkpoint of the run") from error
     if version != FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has checkpoint format {version} (written by habilis {writer}), but habilis {_habilis_version()} "
+            f"{path} has checkpoint format {version} (written by habilis {writer}), but habilis {__version__} "
             f"reads format {FORMAT_VERSION}: load it with the habilis that wrote it"
         )
     if text != _seal({key: value for key, value in manifest.items() if key != "sha256"}):
@@ -235,10 +235,3 @@ def _require_space(directory: Path, needed: int) -> None:
             f"the checkpoint {directory} needs {needed:,} bytes but only {free:,} are free: make room on the disk, or "
             "keep fewer checkpoints; earlier ones are whole"
         )
-
-
-def _habilis_version() -> str:
-    try:
-        return metadata.version("habilis")
-    except metadata.PackageNotFoundError:  # run from a source tree that is not installed
-        return "unknown"

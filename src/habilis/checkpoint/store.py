@@ -26,6 +26,11 @@ logger = logging.getLogger(__name__)
 STEP_NAME = re.compile(r"step_(\d{12,})")
 
 
+def step_name(step: int) -> str:
+    """Return what the files of a step are called, so that their names are in the order of the steps."""
+    return f"step_{step:012d}"
+
+
 class CheckpointStore:
     """The checkpoints in `directory`, of which rotation keeps the newest `keep` and the best.
 
@@ -43,7 +48,7 @@ class CheckpointStore:
 
     def path(self, step: int) -> Path:
         """Return the folder of the checkpoint at `step`, whether it exists or not."""
-        return self.directory / f"step_{step:012d}"
+        return self.directory / step_name(step)
 
     def steps(self) -> list[int]:
         """Return the steps of the published checkpoints, ascending."""

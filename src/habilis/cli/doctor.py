@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Literal
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
+from habilis import __version__
 from habilis.api import config_from_dict, make_env
 from habilis.build import build_trainer
 from habilis.build import make_env as make_config_env
@@ -25,6 +25,7 @@ from habilis.cli.parse import KeyValues, parse, read_env_kwargs
 from habilis.core.acceleration import available_memory, cpu_count
 from habilis.core.config import require
 from habilis.core.errors import CheckpointError, EnvError, HabilisError
+from habilis.core.specs import Backend
 from habilis.envs.checker import check_env
 from habilis.envs.make import describe_env
 from habilis.envs.render import Renderer
@@ -33,7 +34,7 @@ from habilis.training.faults import replay_dump
 from habilis.training.keeping import close
 from habilis.training.nonfinite import learn_again, restore_start
 
-PACKAGES = ("habilis", "torch", "mujoco", "gymnasium", "numpy")
+PACKAGES = ("torch", "mujoco", "gymnasium", "numpy")
 EXTRAS = {"envpool": "envpool", "onnx": "deploy", "onnxruntime": "deploy", "imageio-ffmpeg": "video", "wandb": "wandb"}
 """Optional packages, and the extra that brings each."""
 SPEED_ENVS = ("HalfCheetah-v5", "Ant-v5")
@@ -51,7 +52,7 @@ class Options:
 
     env: str | None = None
     """Environment to check with random actions."""
-    env_backend: Literal["native", "gymnasium", "envpool"] | None = None
+    env_backend: Backend | None = None
     """Its engine."""
     env_kwargs: KeyValues = field(default_factory=dict)
     """Its arguments, in pairs."""
@@ -162,6 +163,7 @@ def survey(console: Console) -> None:
 
 def _versions() -> Iterator[tuple[str, str]]:
     yield "python", sys.version.split()[0]
+    yield "habilis", __version__
     for package in PACKAGES:
         yield package, metadata.version(package)
     for package, extra in EXTRAS.items():

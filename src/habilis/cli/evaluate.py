@@ -6,11 +6,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import tyro
 
-from habilis.api import evaluate, locate, record_video
+from habilis.api import Which, evaluate, locate, record_video
 from habilis.cli.parse import KeyValues, Switch, parse, read_env_kwargs
 from habilis.evaluation.video import require_film
 
@@ -27,7 +26,7 @@ class Options:
     """Which episodes: the same seed gives the same ones."""
     stochastic: Switch = False
     """Let the policy draw its actions, as it did in training, instead of taking their mode."""
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     """The last checkpoint of a run, or the one that evaluated best."""
     risk_level: float | None = None
     """Act by the mean of this share of the worst returns, where their distribution was learnt."""

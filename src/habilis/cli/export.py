@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
-from typing import Literal
 
 import tyro
 
-from habilis.api import export, locate
+from habilis.api import Which, export, locate
 from habilis.cli.parse import parse
 
 
@@ -22,7 +21,7 @@ class Options:
     """Directory of a run, or of a checkpoint in one."""
     output: Path | None = None
     """The folder to make; None: `export/` in the run."""
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     """The last checkpoint of a run, or the one that evaluated best."""
     risk_level: float | None = None
     """Act by the mean of this share of the worst returns, where their distribution was learnt."""

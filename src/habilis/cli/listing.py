@@ -11,6 +11,7 @@ import tyro
 
 from habilis.build import ALGORITHMS
 from habilis.cli.parse import parse
+from habilis.core.specs import Backend
 from habilis.envs.make import BACKENDS, list_env_ids
 from habilis.plugins import PLUGINS
 from habilis.presets import preset, tuned_environments
@@ -25,7 +26,7 @@ class Options:
     """The kind of thing."""
     contains: tyro.conf.Positional[str] = ""
     """Only lines that contain this, in capitals or not."""
-    backend: Literal["native", "gymnasium", "envpool"] | None = None
+    backend: Backend | None = None
     """Of environments: those of one engine; None: those that need no `--env-backend`."""
 
 

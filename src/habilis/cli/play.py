@@ -9,17 +9,16 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import tyro
 from rich.console import Console
 from rich.text import Text
 
-from habilis.api import lay_out, locate, play, record_video
+from habilis.api import Which, lay_out, locate, play, record_video
 from habilis.cli.parse import KeyValues, Switch, parse, read_env_kwargs
 from habilis.core.files import numbered
 from habilis.envs.grid_drawing import ARROWS, GOAL, OBSTACLE, WHITE, heat, ink_on
-from habilis.envs.viewer import has_screen
+from habilis.envs.render import has_screen
 from habilis.evaluation.grid_policy import GridPolicy
 
 
@@ -29,7 +28,7 @@ class Options:
 
     run: tyro.conf.Positional[Path]
     """Directory of a run, or of a checkpoint in one."""
-    which: Literal["last", "best"] = "last"
+    which: Which = "last"
     """The last checkpoint of a run, or the one that evaluated best."""
     risk_level: float | None = None
     """Act by the mean of this share of the worst returns, where their distribution was learnt."""

@@ -42,9 +42,14 @@ class RolloutBatch:
     """What the policy remembered before the first step, `[N, ...]` by key; None: all episodes have just begun."""
 
     @property
+    def done(self) -> Tensor:
+        """`[T, N]` bool: the episode ended, for either reason."""
+        return self.terminated | self.truncated
+
+    @property
     def start(self) -> Tensor:
         """`[T + 1, N]` bool: an episode began after the rollout did, and what was remembered before is forgotten."""
-        ended = self.terminated | self.truncated | ~self.valid
+        ended = self.done | ~self.valid
         return torch.cat([torch.zeros_like(ended[:1]), ended])
 
 

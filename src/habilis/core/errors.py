@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import errno
+import importlib
 from collections.abc import Iterable
+from types import ModuleType
 
 
 class HabilisError(Exception):
@@ -36,6 +38,18 @@ class MissingExtraError(HabilisError, ImportError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(f"{package} is not installed: run `pip install 'habilis[{extra}]'`")
+
+
+def import_extra(package: str, extra: str) -> ModuleType:
+    """Import an optional package.
+
+    Raises:
+        MissingExtraError: it is not installed.
+    """
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise MissingExtraError(package, extra) from error
 
 
 def explain_os_error(error: OSError, *, named: bool = False) -> str:

@@ -11,6 +11,9 @@ import numpy as np
 
 from habilis.core.errors import ConfigError
 
+Backend = Literal["native", "gymnasium", "envpool"]
+"""Engines that run environments."""
+
 
 @dataclass(frozen=True)
 class ObsGroup:
@@ -200,7 +203,7 @@ class EnvSpec:
     saves_state: bool = False
     """Whether `state_dict` of the environment restores it exactly."""
     backend: str = "gymnasium"
-    """Which engine runs it: `native`, `gymnasium` or `envpool`."""
+    """Which engine runs it: one of `Backend`."""
     control_dt: float | None = None
     """Seconds between two actions, where known."""
     action_names: tuple[str, ...] = ()

@@ -44,17 +44,19 @@ def tree_split(tree: Tree, size: int) -> Iterator[dict[str, Tensor]]:
         yield dict(zip(tree, part, strict=True))
 
 
+def beside(rows: Tensor, values: Tensor) -> Tensor:
+    """Return `[N]` with as many axes as `values` `[N, ...]` has, to be broadcast against it."""
+    return rows.view(-1, *[1] * (values.dim() - 1))
+
+
 def tree_where(mask: Tensor, if_true: Tree, if_false: Tree) -> dict[str, Tensor]:
     """Choose rows: `mask` is [N], the tensors `[N, ...]`."""
-    return {
-        name: torch.where(mask.view(-1, *[1] * (tensor.dim() - 1)), tensor, if_false[name])
-        for name, tensor in if_true.items()
-    }
+    return {name: torch.where(beside(mask, tensor), tensor, if_false[name]) for name, tensor in if_true.items()}
 
 
 def zero_rows(memory: Tree, rows: Tensor) -> dict[str, Tensor]:
     """Return a policy's memory `[N, ...]` with zeros where `rows` `[N]` is true: that of a fresh episode."""
-    return {name: value.masked_fill(rows.view(-1, *[1] * (value.dim() - 1)), 0) for name, value in memory.items()}
+    return {name: value.masked_fill(beside(rows, value), 0) for name, value in memory.items()}
 
 
 def tree_join(**parts: Tree | Tensor) -> dict[str, Tensor]:

@@ -27,6 +27,8 @@ from torch import Tensor
 from habilis.core.errors import EnvError
 from habilis.core.types import NamedRows, State, Step
 
+LONGEST_EPISODE = 100_000
+"""Steps after which an episode is taken for one that never ends."""
 DIVERGED = ("diverged", "termination/diverged")
 """By which of these `Step.info` says that a step is not valid because the simulation diverged."""
 
@@ -43,11 +45,6 @@ class Episode:
     """Number of its valid steps."""
     terms: dict[str, float] = field(default_factory=dict)
     """What each number of `Step.info` came to, reduced by its name as the module says."""
-
-    @property
-    def success(self) -> float | None:
-        """1 or 0 where the environment says whether an episode succeeded, else None."""
-        return self.terms.get("success")
 
 
 def reduction(name: str) -> str:

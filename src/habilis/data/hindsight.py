@@ -18,6 +18,7 @@ from habilis.core.config import require
 from habilis.core.errors import EnvError
 from habilis.core.protocols import GoalEnv
 from habilis.core.specs import ACHIEVED, GoalSelection
+from habilis.core.tree import beside
 from habilis.core.types import State, Step
 
 UNDER_WAY = -1
@@ -162,7 +163,7 @@ class Hindsight:
     def replace(self, wanted: Tensor, achieved: Tensor) -> Goals:
         """Give most of the transitions the goal `achieved` instead of `wanted`, both `[B, *goal]`."""
         replaced = torch.from_numpy(self._generator.random(len(wanted)) < self._share).to(wanted.device)
-        given = torch.where(replaced.view(-1, *[1] * (wanted.dim() - 1)), achieved, wanted)
+        given = torch.where(beside(replaced, wanted), achieved, wanted)
         return Goals(replaced, wanted, given)
 
     def judge(self, goals: Goals, achieved: Tensor, reward: Tensor, terminated: Tensor) -> tuple[Tensor, Tensor]:

@@ -162,7 +162,7 @@ class ReplayBuffer:
         self._all_valid = self._all_valid and bool(step.valid.all())
         if self.priorities is not None:
             envs = np.arange(self.num_envs)
-            self.priorities.enter(row * self.num_envs + envs, step.valid.cpu().numpy())
+            self.priorities.enter(row * self.num_envs + envs, step.valid.numpy(force=True))
             self.priorities.leave(leaving * self.num_envs + envs)
         self._added += 1
 
@@ -200,9 +200,9 @@ class ReplayBuffer:
             td_error: `[B]`, of either sign; where it is not finite the priority stays as it was.
         """
         assert self.priorities is not None, "a buffer without priorities gives batches without an index"
-        number = index.cpu().numpy()
+        number = index.numpy(force=True)
         held = number >= (self._added - self.held) * self.num_envs
-        self.priorities.update(number[held] % self.valid.numel(), td_error.cpu().numpy()[held])
+        self.priorities.update(number[held] % self.valid.numel(), td_error.numpy(force=True)[held])
 
     def anneal(self, progress: float) -> None:
         """Set what changes over the run, for `progress` in [0, 1] of it: how far importance weights correct."""

@@ -14,10 +14,8 @@ from habilis.core.errors import HabilisError
 from habilis.core.specs import EnvSpec
 from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep, Step
+from habilis.data.episodes import LONGEST_EPISODE
 from habilis.data.rollout import StepList
-
-LONGEST = 100_000
-"""Steps after which an episode is taken for one that never ends."""
 
 
 class EpisodeBuffer(StepList):
@@ -69,8 +67,9 @@ class EpisodeBuffer(StepList):
             again = ended & (ended.cumsum(0) <= self.n_episodes - self._started)
             self._started += int(again.sum())
             self.wanted = self.wanted & (~ended | again)
-        if len(self._steps) % LONGEST == 0 and self._lengths.max() >= LONGEST:
+        if len(self._steps) % LONGEST_EPISODE == 0 and self._lengths.max() >= LONGEST_EPISODE:
             raise HabilisError(
-                f"an episode of {self.spec.id} has not ended after {LONGEST:,} steps, and nothing is learnt from its "
-                "return before it has: give the environment a limit (--env-kwargs max_episode_steps 1000) or use a2c"
+                f"an episode of {self.spec.id} has not ended after {LONGEST_EPISODE:,} steps, and nothing is learnt "
+                "from its return before it has: give the environment a limit (--env-kwargs max_episode_steps 1000), or "
+                "use a2c"
             )

@@ -13,6 +13,7 @@ from torch import Tensor
 from habilis.core.batches import MEMORY, VALID
 from habilis.core.config import require
 from habilis.core.specs import DESIRED
+from habilis.core.tree import beside
 from habilis.core.types import State, Step
 from habilis.data.hindsight import Goals
 from habilis.data.observations import ObservationRing
@@ -104,8 +105,7 @@ class Windows:
     def replace_goals(self, windows: dict[str, Tensor], goals: Goals) -> None:
         """Let all steps of a window want the goal given in hindsight; what was remembered of another is forgotten."""
         shown = windows[DESIRED]
-        replaced = goals.replaced.view(-1, *[1] * (shown.dim() - 1))
-        windows[DESIRED] = torch.where(replaced, goals.given.unsqueeze(1), shown)
+        windows[DESIRED] = torch.where(beside(goals.replaced, shown), goals.given.unsqueeze(1), shown)
         if self.memory_dim:
             windows[MEMORY] = windows[MEMORY] * ~goals.replaced.unsqueeze(1)
 

@@ -8,12 +8,10 @@ package but `export` does without PyTorch.
 
 from __future__ import annotations
 
-import importlib
 import json
 from collections.abc import Mapping
-from types import ModuleType
 
-from habilis.core.errors import ExportError, MissingExtraError
+from habilis.core.errors import ExportError
 from habilis.core.specs import EnvSpec, spec_from_dict, spec_to_dict
 
 POLICY_FILE = "policy.onnx"
@@ -26,18 +24,6 @@ ACTION = "action"
 """Name of the model's output; its inputs carry the names of the observation groups."""
 MEMORY, NEXT_MEMORY = "memory/", "next_memory/"
 """What the names of inputs and outputs begin with that carry a policy's memory from step to step."""
-
-
-def require(package: str) -> ModuleType:
-    """Import one of the packages of the extra `deploy`.
-
-    Raises:
-        MissingExtraError: it is not installed.
-    """
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise MissingExtraError(package, "deploy") from error
 
 
 def to_metadata(spec: EnvSpec, version: str, memory: Mapping[str, tuple[int, ...]]) -> dict[str, str]:

@@ -10,7 +10,6 @@ observations are shown as 25 episodes of 40 steps, each side remembering for its
 from __future__ import annotations
 
 import copy
-import importlib.metadata
 import logging
 import shutil
 import warnings
@@ -23,11 +22,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from habilis.core.errors import ExportError, explain_os_error
+from habilis import __version__
+from habilis.core.errors import ExportError, explain_os_error, import_extra
 from habilis.core.random import derive_seed
 from habilis.core.specs import EnvSpec, action_parts
 from habilis.core.types import Obs
-from habilis.deploy.contract import ACTION, GOLDEN_FILE, MEMORY, NEXT_MEMORY, POLICY_FILE, require, to_metadata
+from habilis.deploy.contract import ACTION, GOLDEN_FILE, MEMORY, NEXT_MEMORY, POLICY_FILE, to_metadata
 from habilis.deploy.runtime import OnnxPolicy
 from habilis.deploy.verify import check_answers, write_golden, write_manifest
 from habilis.policies import NeuralPolicy
@@ -73,7 +73,7 @@ def export_policy(
         MissingExtraError: onnx, onnxscript or ONNX Runtime is not installed.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        require(package)
+        import_extra(package, "deploy")
     output = Path(output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ExportError(f"{output} exists and nothing is overwritten: choose another folder or remove it")
@@ -143,7 +143,7 @@ def write_onnx(policy: NeuralPolicy, spec: EnvSpec, file: Path) -> None:
         ) from error
     assert program is not None
     shapes = {key: tuple(value.shape[1:]) for key, value in memory.items()}
-    program.model.metadata_props.update(to_metadata(spec, importlib.metadata.version("habilis"), shapes))
+    program.model.metadata_props.update(to_metadata(spec, __version__, shapes))
     program.save(file, external_data=False)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from habilis.core.errors import ExportError
+from habilis.core.errors import ExportError, import_extra
 from habilis.core.specs import by_group
-from habilis.deploy.contract import ACTION, MEMORY, NEXT_MEMORY, POLICY_FILE, from_metadata, require
+from habilis.deploy.contract import ACTION, MEMORY, NEXT_MEMORY, POLICY_FILE, from_metadata
 
 
 class OnnxPolicy:
@@ -33,7 +33,7 @@ class OnnxPolicy:
         file = Path(path) / POLICY_FILE if Path(path).is_dir() else Path(path)
         if not file.is_file():
             raise ExportError(f"there is no exported policy at {file}: give the folder that `habilis export` wrote")
-        runtime = require("onnxruntime")
+        runtime = import_extra("onnxruntime", "deploy")
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         try:

@@ -150,7 +150,7 @@ def _rollout(env: VecEnv, actions: list[Tensor], first: Obs) -> _Trace:
 
 def _digest(tensors: Obs) -> bytes:
     """Return the bytes of named tensors, NaN equal to NaN."""
-    return b"".join(name.encode() + tensors[name].cpu().numpy().tobytes() for name in sorted(tensors))
+    return b"".join(name.encode() + tensors[name].numpy(force=True).tobytes() for name in sorted(tensors))
 
 
 def _step_digest(step: Step) -> bytes:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from habilis.core.errors import ConfigError, EnvError, MissingExtraError, did_you_mean
+from habilis.core.errors import ConfigError, EnvError, did_you_mean, import_extra
 from habilis.core.random import derive_env_seed
 from habilis.core.specs import EnvSpec
 from habilis.core.types import Obs, State, Step
@@ -30,7 +30,7 @@ def envpool_ids() -> list[str]:
     Raises:
         MissingExtraError: EnvPool is not installed.
     """
-    return sorted(_envpool().list_all_envs())
+    return sorted(import_extra("envpool", "envpool").list_all_envs())
 
 
 class EnvPoolVecEnv:
@@ -150,16 +150,8 @@ class EnvPoolVecEnv:
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of float64 bounds narrowed to float32
-                pool = _envpool().make_gymnasium(self._id, seed=seeds, **self._kwargs)
+                pool = import_extra("envpool", "envpool").make_gymnasium(self._id, seed=seeds, **self._kwargs)
                 _ = pool.observation_space, pool.action_space  # made at first use, with those warnings
                 return pool
         except Exception as error:
             raise EnvError(f"EnvPool cannot make {self._id} ({type(error).__name__}: {error})") from error
-
-
-def _envpool() -> Any:
-    try:
-        import envpool
-    except ImportError as error:
-        raise MissingExtraError("envpool", "envpool") from error
-    return envpool

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from habilis.core.config import require
+from habilis.core.config import episode_limit, require
 from habilis.envs.finite import Dynamics, FiniteEnv
 from habilis.envs.grid_drawing import GridDrawing
 
@@ -156,7 +156,7 @@ def make_gridworld(
     obstacles: Sequence[Sequence[int]] = ((1, 1),),
     map: Sequence[str] | None = None,
     slip: float = 0.0,
-    max_episode_steps: int = 100,
+    max_episode_steps: int | None = None,
 ) -> FiniteEnv:
     """Make N grid worlds.
 
@@ -171,7 +171,7 @@ def make_gridworld(
         obstacles: rows and columns.
         map: lines of `S` start, `G` goal, `#` obstacle and `.`; takes the place of all of the above.
         slip: probability of going to a side instead, in [0, 1].
-        max_episode_steps: steps after which an episode is truncated.
+        max_episode_steps: steps after which an episode is truncated; None for 100, -1 sets no limit.
 
     Raises:
         ConfigError: the cells do not make a grid on which the goal can be reached.
@@ -179,7 +179,6 @@ def make_gridworld(
     require(isinstance(slip, int | float) and 0 <= slip <= 1, f"slip is a probability, got {slip!r}")
     require(isinstance(size, int) and size > 1, f"size is the number of rows and columns, at least 2, got {size!r}")
     require(isinstance(obstacles, Sequence), f"obstacles are a list of cells, [[1, 1]] say, got {obstacles!r}")
-    require(max_episode_steps > 0, f"max_episode_steps must be positive, got {max_episode_steps}")
     if map is not None:
         grid = Grid.read(map)
     else:
@@ -190,7 +189,7 @@ def make_gridworld(
         grid.dynamics(slip),
         num_envs,
         seed=seed,
-        max_episode_steps=max_episode_steps,
+        max_episode_steps=episode_limit(max_episode_steps, 100),
         control_dt=SECONDS_A_STEP,
         drawing=GridDrawing(grid),
     )

@@ -12,17 +12,18 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 from habilis.core.errors import ConfigError, EnvError, HabilisError, did_you_mean
 from habilis.core.protocols import VecEnv
 from habilis.core.registry import Registry
+from habilis.core.specs import Backend
 from habilis.envs.bit_flip import BitFlip
 from habilis.envs.classic import CLASSIC, make_classic
 from habilis.envs.finite import make_maximization_bias
 from habilis.envs.probes import PROBES, ProbeEnv
 
-BACKENDS = ("native", "gymnasium", "envpool")
+BACKENDS = get_args(Backend)
 """The engines that `make_vec_env` knows."""
 
 VERSION = re.compile(r"-v(\d+)$")

@@ -121,6 +121,11 @@ class Renderer:
             self._renderer.close()
 
 
+def has_screen() -> bool:
+    """Whether a window can be opened here."""
+    return sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
 def no_picture(env: Any) -> EnvError:
     """Return the error that says why there is no picture of an environment that has no `render`."""
     id = env.spec.id
@@ -134,7 +139,7 @@ def no_picture(env: Any) -> EnvError:
 
 def _render_without_a_screen() -> None:
     """Let MuJoCo (and what renders through it) use EGL where there is no screen and the user has chosen nothing."""
-    if sys.platform != "linux" or any(os.environ.get(k) for k in ("MUJOCO_GL", "DISPLAY", "WAYLAND_DISPLAY")):
+    if has_screen() or os.environ.get("MUJOCO_GL"):
         return
     os.environ["MUJOCO_GL"] = "egl"
     if "mujoco.rendering.classic.gl_context" in sys.modules:  # it has read the variable already

@@ -28,6 +28,9 @@ _BAD = slice(mujoco.mjtWarning.mjWARN_BADQPOS, mujoco.mjtWarning.mjWARN_BADQACC 
 logger = logging.getLogger(__name__)
 _measured_threads: dict[tuple[int, ...], int] = {}
 
+Rows = slice | np.ndarray
+"""Which simulations: all of them (`slice(None)`) or sorted indices."""
+
 
 class Simulation:
     """N copies of one physics model.

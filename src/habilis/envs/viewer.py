@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
 import warnings
 from typing import Any
 
 from habilis.core.errors import EnvError
-from habilis.envs.render import no_picture
-
-
-def has_screen() -> bool:
-    """Whether a window can be opened here."""
-    return sys.platform != "linux" or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+from habilis.envs.render import has_screen, no_picture
 
 
 class Viewer:

@@ -24,11 +24,14 @@ from habilis.core.random import derive_seed
 from habilis.core.specs import require_made_for
 from habilis.core.tree import tree_to, zero_rows
 from habilis.core.types import Step
-from habilis.data.episodes import Episode, EpisodeTracker
+from habilis.data.episodes import LONGEST_EPISODE, Episode, EpisodeTracker
 from habilis.evaluation.statistics import bootstrap_interval, iqm, wilson_interval
 
-LONGEST_EPISODE = 100_000
-"""Steps after which an environment is taken to have no end of episodes."""
+CHOOSING_SEED = 1_000_000
+"""Added to a run's seed for the evaluations during training, which choose its best policy: it is judged by other
+episodes, those of `habilis evaluate` with any small seed."""
+JUDGING_SEED = 1000
+"""Added to a run's seed for the evaluations of benchmarks."""
 
 
 def evaluation_seed(seed: int) -> int:

@@ -85,25 +85,6 @@ def wilson_interval(successes: float, trials: int, *, confidence: float = 0.95) 
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def probability_of_improvement(scores: ArrayLike, over: ArrayLike) -> float:
-    """Return the probability that a run of `scores` beats a run of `over` on the same task, ties counted as half.
-
-    Args:
-        scores: `[n]` or `[runs, tasks]`.
-        over: `[m]` or `[runs, tasks]` with as many tasks; the number of runs may differ.
-
-    Raises:
-        ConfigError: if there are no scores, or the numbers of tasks differ.
-    """
-    x, y = _strata(scores), _strata(over)
-    if x.shape[1] != y.shape[1]:
-        raise ConfigError(
-            f"scores of {x.shape[1]} and {y.shape[1]} tasks cannot be compared: give both [runs, tasks] of equal tasks"
-        )
-    difference = x[:, None, :] - y[None, :, :]
-    return float(((difference > 0) + 0.5 * (difference == 0)).mean())
-
-
 def _strata(scores: ArrayLike) -> np.ndarray:
     """Return the scores as `[runs, tasks]`."""
     array = np.asarray(scores, dtype=np.float64)

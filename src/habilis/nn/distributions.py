@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -25,26 +24,6 @@ GAMMA_TRIES = 4
 """Proposals for each gamma variate: of a concentration above 1 one in twenty at most is rejected, all in 170,000."""
 EDGE = 1e-6
 """How near a Beta's action comes to a bound, as a share of the range: what is behind it is below float32's rounding."""
-
-
-class Distribution(Protocol):
-    """A distribution over actions."""
-
-    def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Turn noise into one action for each row, and its log-probability (density)."""
-        ...
-
-    def mode(self) -> Tensor:
-        """Return the action to take when nothing is left to chance."""
-        ...
-
-    def log_prob(self, action: Tensor) -> Tensor:
-        """Return the log-probability (density) of actions."""
-        ...
-
-    def entropy(self) -> Tensor:
-        """Return the entropy in nats."""
-        ...
 
 
 class Gaussian:

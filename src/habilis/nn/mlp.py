@@ -123,7 +123,6 @@ class MLP(nn.Module):
         activation: name of the activation.
         generator: source of the initial weights.
         orthogonal: orthogonal initialisation with gain sqrt(2) (Andrychowicz et al. 2021), else PyTorch's default.
-        out_gain: gain of the output layer under orthogonal initialisation.
         layer_norm: normalise what comes out of each hidden product, before its activation.
         dropout: probability with which a value of a hidden layer is left out, where noise is given.
         batch_renorm: normalise over the batch what goes into each layer.
@@ -139,7 +138,6 @@ class MLP(nn.Module):
         generator: torch.Generator,
         *,
         orthogonal: bool = False,
-        out_gain: float = 1.0,
         layer_norm: bool = False,
         dropout: float = 0.0,
         batch_renorm: bool = False,
@@ -158,7 +156,7 @@ class MLP(nn.Module):
         self.hidden = HiddenLayers(layers)
         self.out: nn.Module = nn.Identity()
         if out_dim is not None:
-            self.out = linear(in_dim, out_dim, generator, gain=out_gain if orthogonal else None)
+            self.out = linear(in_dim, out_dim, generator, gain=1.0 if orthogonal else None)
         self.out_dim = out_dim if out_dim is not None else in_dim
 
     def forward(self, x: Tensor, noise: Tensor | None = None) -> Tensor:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from habilis.core.batches import RolloutBatch
+
 
 class RunningNorm(nn.Module):
     """Normalise rows of `shape` to mean 0 and variance 1, clipped to `[-clip, clip]`.
@@ -92,6 +94,11 @@ class RewardNorm(nn.Module):
     def forward(self, rewards: Tensor) -> Tensor:
         """Scale rewards of any shape."""
         return self.returns.scale_only(rewards)
+
+    def learn(self, batch: RolloutBatch) -> Tensor:
+        """Take the rewards of a rollout in, and return them scaled, `[T, N]`."""
+        self.update(batch.rewards, batch.done, batch.valid)
+        return self.forward(batch.rewards)
 
     @torch.no_grad()
     def update(self, rewards: Tensor, done: Tensor, valid: Tensor) -> None:

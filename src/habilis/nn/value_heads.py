@@ -190,7 +190,7 @@ class MeanHead(nn.Module):
         return loss.squeeze(1), (target - values.detach()).abs().squeeze(1)
 
 
-class CategoricalHead(nn.Module):
+class AtomsHead(nn.Module):
     """Logits of evenly spaced atoms (C51).
 
     Args:
@@ -355,7 +355,7 @@ def make_value_head(in_dim: int, actions: int, c: Any, generator: torch.Generato
     if c.head == "mean":
         return MeanHead(streams, c.huber_threshold)
     if c.head == "categorical":
-        return CategoricalHead(streams, c.v_min, c.v_max, c.risk_level)
+        return AtomsHead(streams, c.v_min, c.v_max, c.risk_level)
     threshold = 1.0 if c.huber_threshold is None else c.huber_threshold  # without any they would not be quantiles
     if c.head == "quantile":
         return QuantileHead(streams, threshold, c.risk_level)

@@ -24,7 +24,7 @@ from habilis.policies.batch import NETWORK
 from habilis.policies.stochastic import StochasticPolicy
 
 
-class NetworkConfig(HeadConfig, Protocol):
+class ActorCriticConfig(HeadConfig, Protocol):
     """What the networks need of a configuration, by the names that every on-policy algorithm gives it."""
 
     @property
@@ -64,7 +64,7 @@ def require_actor_critic(config: Any) -> None:
     require(owns_trunk, "critic_hidden has no meaning with share_trunk, where the value is a head on the policy's")
 
 
-def make_policy(spec: EnvSpec, config: NetworkConfig, generator: torch.Generator) -> StochasticPolicy:
+def make_policy(spec: EnvSpec, config: ActorCriticConfig, generator: torch.Generator) -> StochasticPolicy:
     """Build the policy for an environment: its head by the actions and the distribution that is asked for."""
     encoder = _make_encoder(spec, spec.policy_groups, config, generator)
     trunk = MLP(encoder.out_dim, config.hidden, None, config.activation, generator, orthogonal=True)
@@ -74,7 +74,7 @@ def make_policy(spec: EnvSpec, config: NetworkConfig, generator: torch.Generator
 
 def make_critic(
     policy: StochasticPolicy,
-    config: NetworkConfig,
+    config: ActorCriticConfig,
     generator: torch.Generator,
     *,
     share_trunk: bool = False,
@@ -95,7 +95,9 @@ def make_critic(
     return ValueNetwork(encoder, trunk, generator, num_envs)
 
 
-def _make_encoder(spec: EnvSpec, names: tuple[str, ...], config: NetworkConfig, generator: torch.Generator) -> Encoder:
+def _make_encoder(
+    spec: EnvSpec, names: tuple[str, ...], config: ActorCriticConfig, generator: torch.Generator
+) -> Encoder:
     memory = getattr(config, "memory", MemoryConfig())
     return make_encoder(spec.obs, names, config.normalize_obs, memory, generator, config.image_encoder)
 
@@ -126,7 +128,6 @@ def evaluate_rollout(
         observations under `policy_obs` and `critic_obs`), and the explained variance of the returns, 0-d. With memory
         a row is a chunk, `[T / window * N, window, ...]`, with the columns of `recall`, and `valid`, besides.
     """
-    done = batch.terminated | batch.truncated
     policy_obs, critic_obs = policy.encoder.normalize(batch.obs), critic.encoder.normalize(batch.obs)
     memories: dict[str, Tensor] = {}
     if window is None:
@@ -135,12 +136,9 @@ def evaluate_rollout(
         values, final_values, memories = recall(batch, policy, critic, policy_obs, critic_obs, window)
     next_values = values[1:].clone()
     next_values[batch.final_index] = final_values
-    rewards = batch.rewards
-    if reward_norm is not None:
-        reward_norm.update(rewards, done, batch.valid)
-        rewards = reward_norm(rewards)
+    rewards = batch.rewards if reward_norm is None else reward_norm.learn(batch)
     advantages = generalized_advantage(
-        rewards, values[:-1], next_values, batch.terminated, done, batch.valid, gamma, gae_lambda
+        rewards, values[:-1], next_values, batch.terminated, batch.done, batch.valid, gamma, gae_lambda
     )
     returns = advantages + values[:-1]
     columns = tree_join(

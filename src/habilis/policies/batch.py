@@ -106,7 +106,7 @@ def predict(
     """
     tensors, single = as_batch(obs, policy.spec, policy.encoder.names, device)
     step = policy.act(tensors, memory, deterministic=deterministic)
-    action = step.env_action.cpu().numpy()
+    action = step.env_action.numpy(force=True)
     return (action[0] if single else action), step.memory
 
 

@@ -67,7 +67,7 @@ class Catch:
     def step(self, action: Tensor) -> Step:
         """Move each paddle by one of `ACTIONS` `[N]`, then each ball."""
         require_choices(self.spec, action, self.num_envs)
-        choice = action.detach().cpu().numpy()
+        choice = action.numpy(force=True)
         self._paddle = np.clip(self._paddle + choice - 1, 1, SIZE - 2)
         self._row += 1
         column = self._column + self._drift

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from habilis.tasks.task import Rows, Task
+    from habilis.envs.simulation import Rows
+    from habilis.tasks.task import Task
 
 TWO_PI = 2.0 * torch.pi
 TROT_OFFSETS = (0.0, 0.5, 0.5, 0.0)

@@ -22,10 +22,7 @@ from habilis.core.random import derive_seed, generator_state, set_generator_stat
 from habilis.core.specs import DiscreteAction, EnvSpec, ObsGroup
 from habilis.core.types import Obs, State, Step
 from habilis.envs.render import Renderer
-from habilis.envs.simulation import Simulation
-
-Rows = slice | np.ndarray
-"""Which environments: all of them (`slice(None)`) or sorted indices."""
+from habilis.envs.simulation import Rows, Simulation
 
 ACTIONS = ("forward", "back", "left", "right", "up", "down", "grip", "release")
 OBJECTS = ("cube", "puck", "ball")
@@ -189,7 +186,7 @@ class ObjectSorting:
     def step(self, action: Tensor) -> Step:
         """Apply one of `ACTIONS` `[N]` to each environment; those whose episode ended begin the next."""
         require_choices(self.spec, action, self.num_envs)
-        choice = action.detach().cpu().numpy()
+        choice = action.numpy(force=True)
         self._command(choice)
         diverged = self.simulation.step(SUBSTEPS)
         self._elapsed += 1

@@ -24,11 +24,10 @@ from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.specs import BoxAction, EnvSpec, ObsGroup
 from habilis.core.types import Obs, State, Step
-from habilis.envs.simulation import Simulation
+from habilis.envs.simulation import Rows, Simulation
 
-Rows = slice | np.ndarray
-"""Which simulations: a slice of all, or sorted indices."""
 ALL: Rows = slice(None)
+"""Every simulation."""
 
 
 @dataclass(frozen=True, kw_only=True)

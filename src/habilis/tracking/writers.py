@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from habilis.core.errors import HabilisError, MissingExtraError
+from habilis.core.errors import HabilisError, import_extra
 from habilis.core.types import State
 
 
@@ -145,12 +145,8 @@ class WandbWriter:
     """
 
     def __init__(self, directory: Path, *, project: str, name: str, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise MissingExtraError("wandb", "wandb") from error
+        self._wandb = import_extra("wandb", "wandb")
         self._settings = {"dir": str(directory), "project": project, "name": name, "config": dict(config)}
-        self._wandb = wandb
         self._id = uuid.uuid4().hex[:8]
         self._run: Any = None
 

@@ -17,6 +17,7 @@ from habilis.algorithms.td3 import TD3Config
 from habilis.algorithms.trpo import TRPOConfig
 from habilis.core.acceleration import Precision
 from habilis.core.config import require, require_finite, require_not_negative, require_positive, to_dict
+from habilis.core.specs import Backend
 from habilis.plugins import resolve_plugins
 
 _SAID_ELSEWHERE = {
@@ -52,7 +53,7 @@ class TrainConfig:
     """Hyper-parameters of the algorithm."""
     plugins: Mapping[str, Any] = field(default_factory=dict)
     """Modifiers of learning by name, each with its hyper-parameters, in the order in which they transform batches."""
-    env_backend: Literal["native", "gymnasium", "envpool"] | None = None
+    env_backend: Backend | None = None
     """Engine of the environment; None: the native one where there is one, else Gymnasium."""
     env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of the environment."""

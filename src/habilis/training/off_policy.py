@@ -18,7 +18,7 @@ from habilis.training.collector import Collector
 from habilis.training.report import Counters, Report
 
 
-class OffPolicyConfig(Protocol):
+class ReplayConfig(Protocol):
     """What the loop asks of a configuration, by the names that every off-policy algorithm gives it."""
 
     batch_size: int
@@ -31,7 +31,7 @@ class OffPolicyConfig(Protocol):
 class OffPolicyAlgorithm(Algorithm, Protocol):
     """What the loop asks of an algorithm; `td_error` `[B]` among its metrics goes to the buffer as priorities."""
 
-    config: OffPolicyConfig
+    config: ReplayConfig
 
     def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
         """Take observations into the running statistics."""

@@ -20,13 +20,13 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from habilis.checkpoint import CheckpointStore, load_checkpoint
-from habilis.checkpoint.store import STEP_NAME
+from habilis.checkpoint.store import STEP_NAME, step_name
 from habilis.core.config import to_dict
 from habilis.core.errors import EnvError, NonFiniteError
 from habilis.core.files import replace_text
 from habilis.core.protocols import VecEnv
 from habilis.core.types import State
-from habilis.evaluation.evaluator import EvaluationResult, evaluate
+from habilis.evaluation.evaluator import CHOOSING_SEED, EvaluationResult, evaluate
 from habilis.evaluation.grid_policy import policy_on_grid
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer, components, inexactness, restore
@@ -35,11 +35,6 @@ from habilis.training.report import Report
 
 REMEDY = "look at the rewards' scale, or lower --algo.learning-rate, or go on regardless by --on-nonfinite skip"
 """What to do about numbers of learning that are not finite."""
-
-
-EVALUATION_SEED = 1_000_000
-"""Added to the run's seed for the evaluations on the way: they choose the best policy, and `habilis evaluate` judges it
-by other episodes."""
 
 
 class Tracking(Protocol):
@@ -209,7 +204,7 @@ class Session:
             self.save(best=better)
         if tree:
             self._evaluations.mkdir(exist_ok=True)
-            replace_text(self._evaluations / f"step_{steps:012d}.json", json.dumps(tree, allow_nan=False) + "\n")
+            replace_text(self._evaluations / f"{step_name(steps)}.json", json.dumps(tree, allow_nan=False) + "\n")
 
     def _evaluate(self, steps: int) -> tuple[dict[str, Any], bool]:
         """Evaluate the policy; return what there is to write of it, and whether no policy before was better."""
@@ -279,7 +274,7 @@ class Session:
     @property
     def _evaluation_seed(self) -> int:
         """By which the best policy is chosen: not the episodes of `habilis evaluate` with any small seed."""
-        return EVALUATION_SEED + self.config.seed
+        return CHOOSING_SEED + self.config.seed
 
     def _command_of_evaluation(self) -> str:
         """Say how an evaluation is repeated, whose episodes are not those of training."""
@@ -288,7 +283,7 @@ class Session:
 
     def _dump(self, error: NonFiniteError) -> str:
         """Write what a fault is played again by, and say so."""
-        path = self.run_dir / "nonfinite" / f"step_{self.trainer.counters.env_steps:012d}"
+        path = self.run_dir / "nonfinite" / step_name(self.trainer.counters.env_steps)
         meta = {**self._meta, "config": to_dict(self.config)}
         return write_dump(path, self.trainer, error, self._checkpoint, meta)
 

@@ -112,7 +112,7 @@ def test_a_step_that_is_not_valid_ends_an_episode_under_way_and_begins_none():
 
 
 def test_an_episode_that_never_ends_is_refused(monkeypatch):
-    monkeypatch.setattr(module, "LONGEST", 20)
+    monkeypatch.setattr(module, "LONGEST_EPISODE", 20)
     with pytest.raises(HabilisError, match="not ended after 20 steps"):
         collect(Clock([[10**9]]), 1)
     assert kept(collect(Clock([[19]]), 3))[0] == [3]  # many that do end are none

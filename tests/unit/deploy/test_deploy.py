@@ -18,9 +18,9 @@ import torch
 from habilis.algorithms import discrete_sac, sac, td3
 from habilis.algorithms.dqn import DQNConfig
 from habilis.algorithms.dqn import make_policy as make_value_policy
-from habilis.core.errors import ExportError, MissingExtraError
+from habilis.core.errors import ExportError, MissingExtraError, import_extra
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, HybridAction, MultiDiscreteAction, ObsGroup
-from habilis.deploy.contract import from_metadata, require, to_metadata
+from habilis.deploy.contract import from_metadata, to_metadata
 from habilis.deploy.export import answers_of, draw_observations, export_policy
 from habilis.deploy.runtime import OnnxPolicy
 from habilis.deploy.verify import check_answers, checksum, verify_policy
@@ -389,7 +389,7 @@ def test_wrong_observations_are_named(folder):
 
 def test_a_missing_package_names_its_extra():
     with pytest.raises(MissingExtraError, match=r"habilis\[deploy\]"):
-        require("onnx_that_is_not_installed")
+        import_extra("onnx_that_is_not_installed", "deploy")
 
 
 def test_running_and_verifying_need_no_pytorch(folder):

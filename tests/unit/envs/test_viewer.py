@@ -9,8 +9,8 @@ import pytest
 import habilis.tasks  # noqa: F401  (registers)
 from habilis.core.errors import EnvError
 from habilis.envs.make import make_vec_env
-from habilis.envs.render import Renderer
-from habilis.envs.viewer import Viewer, has_screen
+from habilis.envs.render import Renderer, has_screen
+from habilis.envs.viewer import Viewer
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems always have a screen")

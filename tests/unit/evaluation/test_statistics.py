@@ -11,7 +11,6 @@ from habilis.evaluation.statistics import (
     iqm,
     mean,
     median,
-    probability_of_improvement,
     wilson_interval,
 )
 
@@ -84,17 +83,8 @@ def test_wilson_interval_by_hand():
     assert wilson_interval(10, 10) == (pytest.approx(0.72247, abs=1e-5), 1.0)
 
 
-def test_probability_of_improvement():
-    assert probability_of_improvement([2, 3], [1, 1]) == 1.0
-    assert probability_of_improvement([1, 1], [1, 1]) == 0.5
-    assert probability_of_improvement([1, 3], [2, 2, 3]) == pytest.approx(2.5 / 6)
-    assert probability_of_improvement([[5, 0]], [[1, 1]]) == 0.5  # better at one task, worse at the other
-
-
 def test_nothing_to_say_of_nothing():
     with pytest.raises(ConfigError, match="at least one score"):
         bootstrap_interval([], rng())
     with pytest.raises(ConfigError, match="at least one trial"):
         wilson_interval(0, 0)
-    with pytest.raises(ConfigError, match="tasks"):
-        probability_of_improvement([[1, 2]], [[1, 2, 3]])

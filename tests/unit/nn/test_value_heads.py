@@ -10,7 +10,7 @@ import torch
 from habilis.nn.noisy import NoisyLinear
 from habilis.nn.value_heads import (
     COSINES,
-    CategoricalHead,
+    AtomsHead,
     ImplicitQuantileHead,
     MeanHead,
     QuantileHead,
@@ -123,7 +123,7 @@ def test_scores_are_means():
     x = features()
     mean = MeanHead(make_streams(), 1.0)
     torch.testing.assert_close(mean.scores(mean(x)), make_streams()(x, None)[..., 0])
-    categorical = CategoricalHead(make_streams(11), -2.0, 3.0, 1.0)
+    categorical = AtomsHead(make_streams(11), -2.0, 3.0, 1.0)
     logits = categorical(x)
     expected = (logits.softmax(-1) * torch.linspace(-2, 3, 11)).sum(-1)
     torch.testing.assert_close(categorical.scores(logits), expected)
@@ -136,7 +136,7 @@ def test_risk_levels_choose_the_safe_action():
     logits = torch.full((1, 2, 16), -1e9)
     logits[0, 0, 5], logits[0, 1, 0], logits[0, 1, 15] = 0.0, 0.0, 0.0
     for level, best in ((1.0, 1), (0.9, 1), (0.5, 0), (0.2, 0)):
-        head = CategoricalHead(make_streams(16, actions=2), -5.0, 10.0, level)
+        head = AtomsHead(make_streams(16, actions=2), -5.0, 10.0, level)
         assert int(head.scores(logits).argmax()) == best
         quantiles = torch.tensor([[[0.0] * 4, [10.0, -5.0, 10.0, -5.0]]])
         assert int(QuantileHead(make_streams(4, actions=2), 1.0, level).scores(quantiles).argmax()) == best
@@ -183,7 +183,7 @@ def test_errors_by_which_transitions_are_prioritised():
     values, following = torch.tensor([[1.0, 3.0]]), torch.tensor([[0.0, 0.0]])
     _, error = QuantileHead(make_streams(2), 1.0, 1.0).loss(values, following, lambda x: x + 5)
     assert error.tolist() == [3.0]
-    head = CategoricalHead(make_streams(3), 0.0, 2.0, 1.0)
+    head = AtomsHead(make_streams(3), 0.0, 2.0, 1.0)
     loss, error = head.loss(torch.zeros(1, 3), torch.zeros(1, 3), lambda atoms: atoms.expand(1, 3))
     assert error.tolist() == pytest.approx([0.0], abs=1e-6)  # it is what it should be: the loss is the entropy
     assert loss.tolist() == pytest.approx([math.log(3)])

@@ -91,7 +91,7 @@ def test_what_is_told_at_an_episodes_end_is_no_reason_to_stop_after_fresh_ones_b
     second.load_state_dict(first.state_dict(), seed=1)
     for _ in range(LENGTH):
         second.step(NOTHING)
-    assert [e.success for e in second.episodes.recent] == [1.0] * 2 * ENVS
+    assert [e.terms["success"] for e in second.episodes.recent] == [1.0] * 2 * ENVS
 
 
 def test_replay_learners_normalise_by_what_was_acted_on() -> None:

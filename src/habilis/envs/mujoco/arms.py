@@ -12,9 +12,8 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
-from habilis.envs.mujoco.native import Rows
 from habilis.envs.mujoco.runners import ctrl_cost
-from habilis.envs.simulation import Simulation
+from habilis.envs.simulation import Rows, Simulation
 
 
 def _body(sim: Simulation, name: str) -> np.ndarray:

@@ -24,12 +24,9 @@ from habilis.core.specs import BoxAction, EnvSpec, ObsGroup
 from habilis.core.types import NamedRows, Obs, State, Step
 from habilis.envs.external_forces import compute_external_forces
 from habilis.envs.render import Renderer, View
-from habilis.envs.simulation import Simulation
+from habilis.envs.simulation import Rows, Simulation
 
 T = TypeVar("T")
-
-Rows = slice | np.ndarray
-"""Which environments: all of them (`slice(None)`) or sorted indices."""
 
 
 class Robot(Protocol):

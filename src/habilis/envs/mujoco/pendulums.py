@@ -11,9 +11,8 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
-from habilis.envs.mujoco.native import Rows
 from habilis.envs.mujoco.runners import normal_start, uniform_start
-from habilis.envs.simulation import Simulation
+from habilis.envs.simulation import Rows, Simulation
 
 
 @dataclass(frozen=True, kw_only=True)

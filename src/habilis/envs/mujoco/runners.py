@@ -11,8 +11,7 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
-from habilis.envs.mujoco.native import Rows
-from habilis.envs.simulation import Simulation
+from habilis.envs.simulation import Rows, Simulation
 
 
 def between(values: np.ndarray, bounds: tuple[float, float]) -> np.ndarray:

@@ -12,9 +12,8 @@ from typing import ClassVar
 import mujoco
 import numpy as np
 
-from habilis.envs.mujoco.native import Rows
 from habilis.envs.mujoco.runners import between, ctrl_cost, normal_start, uniform_start
-from habilis.envs.simulation import Simulation
+from habilis.envs.simulation import Rows, Simulation
 
 
 def _flat(values: np.ndarray) -> np.ndarray:
