@@ -231,7 +231,7 @@ def evaluate(
         seed: of the environments and of a stochastic policy's draws; apart from the seeds of training.
         deterministic: whether the policy acts by its mode.
         num_envs: copies stepped together, at most one an episode.
-        **env_kwargs: arguments of the environment, beside those of the run.
+        **env_kwargs: arguments of the environment, besides those of the run.
     """
     policy, config = _load_with_config(policy, which, risk_level)
     if env is not None and not isinstance(env, str):

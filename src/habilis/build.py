@@ -15,7 +15,7 @@ import torch
 
 import habilis.tasks  # noqa: F401  (registers the ids of our own tasks)
 from habilis.algorithms import a2c, discrete_sac, dqn, ppo, reinforce, sac, tabular, td3, trpo
-from habilis.core.acceleration import available_memory, configure, resolve_device
+from habilis.core.acceleration import configure, memory_errors, require_room, resolve_device
 from habilis.core.config import require
 from habilis.core.errors import ConfigError
 from habilis.core.protocols import Algorithm, Plugin, VecEnv
@@ -68,6 +68,11 @@ OnPolicyConfig = ppo.PPOConfig | a2c.A2CConfig | trpo.TRPOConfig
 """Hyper-parameters of the algorithms that learn from rollouts of a fixed length."""
 OffPolicyConfig = sac.SACConfig | discrete_sac.DiscreteSACConfig | td3.TD3Config | dqn.DQNConfig
 """Hyper-parameters of the algorithms that learn from a replay buffer."""
+BYTES_AN_ENV = 2000
+"""What an environment takes at the least: its random stream, its row of everything, its episode's statistics."""
+BYTES_A_WORKER = 100_000_000
+"""What a process takes at the least that has PyTorch in it."""
+
 ReplayLearner = sac.SAC | discrete_sac.DiscreteSAC | td3.TD3 | dqn.DQN
 """Those algorithms."""
 
@@ -88,6 +93,7 @@ def make_env(config: TrainConfig, num_envs: int, seed: int) -> VecEnv:
     return stack_frames(env, config.frame_stack)
 
 
+@memory_errors("lower num_envs, algo.hidden, frame_stack, the memory's window or the size of images")
 def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text: None) -> Trainer:
     """Build everything a run consists of, its environment reset and ready.
 
@@ -105,14 +111,16 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
     device = resolve_device(config.device)
     streams = RandomStreams(config.seed)
     env_seed = derive_seed(config.seed, "env")
+    each, what = (BYTES_A_WORKER, "worker processes") if entry.asynchronous else (BYTES_AN_ENV, "environments")
+    require_room(f"{config.num_envs:,} {what} take at least", config.num_envs * each, "--num-envs")
     env = make_env(config, 1 if entry.asynchronous else config.num_envs, env_seed)
     say(describe_env(env))
     if entry.asynchronous:
-        say(f"workers: {config.num_envs}, each with such an environment; a run that is resumed goes on otherwise")
+        say(f"workers: {config.num_envs}, each with such an environment; a resumed run does not repeat exactly")
     collector = Collector(env, skip_nonfinite=config.on_nonfinite == "skip", device=device)
     collector.reset(env_seed)
     if isinstance(config.algo, OffPolicyConfig):
-        _reserve_replay(config.algo, env.spec, device, say)
+        _reserve_replay(config.algo, env.spec, env.num_envs, device, say)
         if config.algo.learning_starts >= config.total_timesteps:
             say(f"nothing will be learnt: learning_starts is {config.algo.learning_starts:,}, and the run ends before")
     try:
@@ -130,20 +138,19 @@ def _action_of(id: str) -> ActionSpec:
         return env.spec.action
 
 
-def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, device: str, say: Callable[[str], None]) -> None:
+def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, num_envs: int, device: str, say: Callable[[str], None]) -> None:
     """Say how much memory a replay buffer will take, and refuse one that this machine cannot hold."""
-    capacity = c.buffer_size
-    needed = ReplayBuffer.bytes_needed(spec, capacity)
+    capacity, windows = c.buffer_size, _make_windows(c)
+    # the oldest transitions are shown frames and steps before them
+    rows = capacity + num_envs * (spec.frame_stack - 1 + (windows.length - 1 if windows else 0))
+    needed = ReplayBuffer.bytes_needed(spec, rows)
     needed += SumTree.bytes_needed(capacity) if isinstance(c, dqn.DQNConfig) and c.prioritized else 0
     needed += Hindsight.bytes_needed(capacity) if c.goal_selection_strategy != "none" else 0
-    needed += windows.bytes_needed(capacity) if (windows := _make_windows(c)) else 0
-    available = available_memory(device)
+    needed += windows.bytes_needed(rows) if windows else 0
     say(f"replay memory: {capacity:,} transitions, {needed / 1e6:,.0f} MB")
-    require(
-        available is None or needed <= available,
-        f"a replay buffer of {capacity:,} transitions of {spec.id} takes {needed / 1e9:,.1f} GB and there are "
-        f"{(available or 0) / 1e9:,.1f} GB left on {device}: lower it by --algo.buffer-size",
-    )
+    windowed = "" if windows is None else f" with windows of {windows.length:,} steps"
+    what = f"a replay buffer of {capacity:,} transitions of {spec.id}{windowed} takes"
+    require_room(what, needed, "--algo.buffer-size" + (" or --algo.memory.window" if windowed else ""), device)
 
 
 def _make_windows(c: OffPolicyConfig) -> Windows | None:
@@ -202,6 +209,10 @@ def _on_policy_trainer(
 
     def build(config: TrainConfig, collector: Collector, streams: RandomStreams, device: str) -> OnPolicyTrainer:
         c, spec, num_envs = config.algo, collector.env.spec, collector.env.num_envs
+        if isinstance(c, OnPolicyConfig):
+            steps = c.n_steps * num_envs
+            what = f"a rollout of {c.n_steps:,} steps of {num_envs:,} environments takes"
+            require_room(what, ReplayBuffer.bytes_needed(spec, steps), "--algo.n-steps or --num-envs", device)
         algorithm = make_algorithm(spec, c, num_envs=num_envs, streams=streams, device=device)
         buffer: StepList
         if isinstance(c, reinforce.ReinforceConfig):

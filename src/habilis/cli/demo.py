@@ -50,14 +50,13 @@ def show(finished: Run, options: Options) -> None:
     """Evaluate, film, export and report."""
     path = finished.path
     print(f"\nEvaluating {options.episodes} episodes that training never saw ...")
-    seed = options.seed + 1  # other episodes than the evaluations during training looked at
-    result = evaluate(path, episodes=options.episodes, seed=seed)
+    result = evaluate(path, episodes=options.episodes, seed=options.seed)
     print(result)
     name = locate(path, "last")[1].name
     tree = {"step": int(name.removeprefix("step_")), "deterministic": result.to_dict(), "stochastic": None}
     (path / "eval" / f"{name}_demo.json").write_text(json.dumps(tree) + "\n")
     print("\nRecording a video ...")
-    video = record_video(path, path / "videos" / "demo.mp4", seed=seed, seconds=options.seconds)
+    video = record_video(path, path / "videos" / "demo.mp4", seed=options.seed, seconds=options.seconds)
     folder = export(path, path / "export")
     report = write_report([path], path / "report.html")
     print(
@@ -67,6 +66,6 @@ video   {video}
 policy  {folder / "policy.onnx"}
 run     {path}
 
-Go on:  habilis play {path}
+Go on:  habilis play {shlex.quote(str(path))}
         habilis train ppo --env {options.env} --help"""
     )

@@ -140,7 +140,7 @@ def _learn_again(console: Console, dump: Path, config: TrainConfig, until: int) 
     finally:
         close(trainer)
     if fault is None:
-        console.print("All that was learnt is finite here: it was another machine, or other versions, that it was not.")
+        console.print("Everything learnt is finite here: the fault came from another machine or other versions.")
         return 0
     console.print(f"Again: {fault}.", markup=False, soft_wrap=True)
     return 1

@@ -35,7 +35,7 @@ class Options(TrainConfig):
 
     algorithm: tyro.conf.Suppress[tyro.conf.Fixed[str]]
     env_kwargs: KeyValues = field(default_factory=dict)
-    """Arguments of the environment, in pairs, beside those of the preset or the run."""
+    """Arguments of the environment, in pairs, besides those of the preset or the run."""
     plugins: dict[str, Any] = field(default_factory=dict)
 
 

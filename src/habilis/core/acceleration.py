@@ -24,6 +24,9 @@ from habilis.core.errors import ConfigError
 Precision = Literal["highest", "high", "medium"]
 HiddenPrecision = Literal["float32", "bfloat16"]
 
+OUT_OF_MEMORY = ("allocate memory", "out of memory")
+"""What PyTorch's errors say where memory has run out."""
+
 _HIDDEN: ContextVar[HiddenPrecision] = ContextVar("hidden_precision", default="float32")
 
 
@@ -80,6 +83,33 @@ def available_memory(device: str) -> int | None:
     except OSError:
         pass
     return min(free, default=None)
+
+
+def require_room(what: str, needed: float, option: str, device: str = "cpu") -> None:
+    """Raise `ConfigError` where `device` has no room for `what` (with its verb: "ten environments take").
+
+    Args:
+        what: what needs room.
+        needed: bytes.
+        option: what to lower so that it needs less.
+        device: where it is to lie.
+    """
+    left = available_memory(device)
+    if left is not None and needed > left:
+        sizes = f"{needed / 1e9:,.1f} GB, and there are {left / 1e9:,.1f} GB left on {device}"
+        raise ConfigError(f"{what} {sizes}: lower {option}")
+
+
+@contextmanager
+def memory_errors(advice: str) -> Iterator[None]:
+    """Raise `ConfigError` where what is done in the block (or function) does not fit into memory, with `advice`."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        # PyTorch has a class of its own for a GPU's memory alone
+        if isinstance(error, RuntimeError) and not any(sign in str(error) for sign in OUT_OF_MEMORY):
+            raise
+        raise ConfigError(f"it does not fit into memory: {advice} ({str(error).strip()})") from error
 
 
 def resolve_device(name: str) -> str:

@@ -155,6 +155,8 @@ def field_types(cls: type) -> dict[str, Any]:
 def _coerce(value: Any, kind: Any, name: str) -> Any:
     """Return `value` as `kind`, taking what JSON and users write for it (lists for tuples, ints for floats, paths)."""
     origin, args = get_origin(kind), get_args(kind)
+    if hasattr(value, "tolist"):  # a number or an array of NumPy or PyTorch
+        value = value.tolist()
     if origin in (Union, types.UnionType):
         for option in args:
             try:
@@ -170,7 +172,7 @@ def _coerce(value: Any, kind: Any, name: str) -> Any:
             if len(inner) == len(value):
                 return tuple(_coerce(v, k, name) for v, k in zip(value, inner, strict=True))
     elif origin is not None and isinstance(value, Mapping):
-        return dict(value)
+        return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
     elif kind is int and isinstance(value, (int, float)) and not isinstance(value, bool) and value % 1 == 0:
@@ -180,6 +182,25 @@ def _coerce(value: Any, kind: Any, name: str) -> Any:
     elif kind is Any or (kind is type(None) and value is None) or (kind not in (int, float) and type(value) is kind):
         return value
     raise ConfigError(f"{name!r} must be {_describe(kind)}, got {value!r}{_nearest_choice(value, kind)}")
+
+
+def _plain(value: Any, name: str) -> Any:
+    """Return a value of a dictionary as one that JSON can hold.
+
+    Raises:
+        ConfigError: it cannot hold it.
+    """
+    if hasattr(value, "tolist"):  # a number or an array of NumPy or PyTorch
+        return value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _plain(item, f"{name}.{key}") for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_plain(item, name) for item in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    plain = value is None or isinstance(value, (bool, int, float, str)) or dataclasses.is_dataclass(value)
+    require(plain, f"{name} must be a number, a string, a list or a dictionary, got {value!r}")
+    return value
 
 
 def _describe(kind: Any) -> str:

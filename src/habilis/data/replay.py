@@ -30,7 +30,7 @@ COLUMNS = ("actions", "rewards", "terminated", "done", "valid")
 PARTS = {
     "priorities": "has no priorities: resume with uniform sampling, as in the run",
     "hindsight": "knows no episodes: resume without hindsight, as in the run",
-    "windows": "has no memory: resume without, as in the run",
+    "windows": "has no memory: resume without memory, as in the run",
 }
 """What a buffer may be given, and what is to be done about a saved one that was not."""
 
@@ -291,7 +291,8 @@ class ReplayBuffer:
         if (state["rows"], state["num_envs"]) != (self.rows, self.num_envs):
             raise ConfigError(
                 f"the saved replay buffer has {state['rows']} rows of {state['num_envs']} environments and this one "
-                f"{self.rows} of {self.num_envs}: resume with the buffer_size and num_envs of the run"
+                f"{self.rows} of {self.num_envs}: resume with the buffer_size, num_envs, frame_stack and memory.window "
+                "of the run"
             )
         parts = {name: part for name in PARTS if (part := getattr(self, name)) is not None}
         for name in parts:

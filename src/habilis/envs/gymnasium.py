@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
 
@@ -283,12 +283,14 @@ class GymnasiumVecEnv:
         next_obs = tree_map(Tensor.clone, obs)
         for source, key in sources:
             rows = np.flatnonzero(missing & np.asarray(source.get(f"_{key}", key in source), bool))
+            value = source.get(key)
+            objects = isinstance(value, np.ndarray) and value.dtype == object
+            if objects:
+                rows = rows[[value[i] is not None for i in rows]]
             if not len(rows):
                 continue
-            value = source[key]
-            if isinstance(value, np.ndarray) and value.dtype == object:
-                stacked = concatenate(self._space, [value[i] for i in rows], create_empty_array(self._space, len(rows)))
-                final = self._to_obs(stacked, len(rows))
+            if objects:
+                final = self._last_observations([value[i] for i in rows], key)
             else:
                 final = {name: tensor[rows] for name, tensor in self._to_obs(value, self.num_envs).items()}
             for name, tensor in next_obs.items():
@@ -300,6 +302,17 @@ class GymnasiumVecEnv:
                 f"{int(missing.argmax())}, so the true successor is lost: give final_obs, or use another autoreset mode"
             )
         return next_obs
+
+    def _last_observations(self, values: Sequence[Any], key: str) -> Obs:
+        """Return the observations with which some episodes ended, as `info[key]` carries them."""
+        try:
+            stacked = concatenate(self._space, values, create_empty_array(self._space, len(values)))
+        except (TypeError, ValueError, KeyError) as error:
+            raise EnvError(
+                f"{self.spec.id} gave an info[{key!r}] that is none of its observations ({error}): "
+                "give the last observation of the episode there, or leave the key out"
+            ) from error
+        return self._to_obs(stacked, len(values))
 
     def _describe(self, id: str | None) -> EnvSpec:
         one = self._base.envs[0] if isinstance(self._base, SyncVectorEnv) else None
@@ -352,7 +365,16 @@ class _Guard(gym.Wrapper):
             self.look(self._index, obs)
         if terminated or truncated:  # reset may write into the same arrays
             obs = copy.deepcopy(obs)
+        if not isinstance(reward, float):
+            reward = self._number(reward)
         return obs, reward, terminated, truncated, plain_info(info)
+
+    def _number(self, reward: Any) -> float:
+        """Return a reward that may be an integer or an array of one number."""
+        try:
+            return float(np.asarray(reward).item())
+        except (TypeError, ValueError) as error:
+            raise EnvError(f"environment {self._index} gave the reward {reward!r}, expected one number") from error
 
     def _named(self, method: str, error: Exception) -> EnvError:
         return _told(f"environment {self._index}", method, error)
@@ -360,7 +382,7 @@ class _Guard(gym.Wrapper):
 
 def _told(who: str, method: str, error: Exception) -> EnvError:
     """Return what to tell of an error in a method of an environment; an error may say nothing itself."""
-    said = f": {error}" if str(error) else ""
+    said = f": {str(error).removesuffix('.')}" if str(error) else ""
     return EnvError(f"{who} raised {type(error).__name__} in {method}{said}; mend the environment")
 
 

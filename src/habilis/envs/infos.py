@@ -46,7 +46,7 @@ def plain_info(info: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, bool | int | float | np.generic | np.ndarray):
             numbers = np.asarray(value)
             if numbers.ndim <= 1 and numbers.size and numbers.dtype.kind in "biuf":
-                plain[name] = float(numbers.item()) if numbers.size == 1 else Vector(numbers)
+                plain[name] = Vector(numbers) if numbers.ndim else float(numbers)
     return plain
 
 

@@ -205,7 +205,7 @@ def _make_gymnasium(id: str, num_envs: int, **kwargs: Any) -> VecEnv:
     try:
         return make_gymnasium(id, num_envs, **kwargs)
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
-        hint = "what your own file registers is known where that is imported: `module:id`"
+        hint = "an environment that your own file registers is found as `module:id`"
         if find_spec("envpool") and id in list_env_ids("envpool"):
             hint = "EnvPool has it: --env-backend envpool, or `backend` in Python"
         raise ConfigError(

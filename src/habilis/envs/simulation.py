@@ -18,7 +18,7 @@ import mujoco
 import numpy as np
 from mujoco.batch import MODEL_FIELDS, Batch, SimulationError
 
-from habilis.core.acceleration import cpu_count
+from habilis.core.acceleration import cpu_count, require_room
 from habilis.core.errors import CheckpointError, ConfigError
 from habilis.core.types import State
 from habilis.envs.external_forces import has_external_forces
@@ -50,6 +50,7 @@ class Simulation:
         if num_envs < 1 or (threads is not None and threads < 1):
             raise ConfigError(f"num_envs and threads must be at least 1, got {num_envs} and {threads}")
         model = self.model = _without_islands(model)
+        require_room(f"{num_envs:,} simulations take at least", num_envs * mujoco.MjData(model).nbuffer, "--num-envs")
         self.num_envs = num_envs
         self.threads = min(num_envs, threads) if threads else _fastest_threads(model, num_envs)
         self.diverged_total = 0

@@ -9,13 +9,13 @@ from torch import Tensor
 
 
 def standardize(values: Tensor, eps: float = 1e-8) -> Tensor:
-    """Return values with mean 0 and standard deviation 1."""
+    """Return values `[B]` with mean 0 and standard deviation 1."""
     std, mean = torch.std_mean(values)
     return (values - mean) / (std + eps)
 
 
 def masked_standardize(values: Tensor, mask: Tensor, eps: float = 1e-8) -> Tensor:
-    """Return values with mean 0 and standard deviation 1 over those where `mask` is true; the rest mean nothing."""
+    """Return values `[B]` of mean 0 and deviation 1 over those where `mask` `[B]` is true; the rest mean nothing."""
     count = mask.sum()
     centred = values - torch.where(mask, values, 0.0).sum() / count.clamp_min(1)
     variance = torch.where(mask, centred.square(), 0.0).sum() / (count - 1).clamp_min(1)
@@ -67,8 +67,8 @@ def value_loss(
 ) -> Tensor:
     """Return half the mean squared error of the values, the mean weighted by `weight`, which sums to 1, where given.
 
-    With `clip_range`, the prediction may move at most that far from `old_values` and the larger of the two errors
-    counts, as in the PPO code of OpenAI Baselines; the paper has no such clipping.
+    Arguments are `[B]`. With `clip_range`, the prediction may move at most that far from `old_values` and the larger of
+    the two errors counts, as in the PPO code of OpenAI Baselines; the paper has no such clipping.
     """
     error = (values - returns).square()
     if clip_range is not None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 
 def reconstruction_loss(decoded: Tensor, image: Tensor, features: Tensor, penalty: float) -> Tensor:
-    """Return the loss of a regularised autoencoder (Ghosh et al. 2020, equations 9 to 11; Yarats et al. 2020, 3).
+    """Return the loss of a regularised autoencoder (Ghosh et al. 2020, equations 9 to 11; Yarats et al. 2021, 3).
 
     Args:
         decoded: `[B, ...]`.

@@ -59,5 +59,5 @@ def terminating_episodes(terminated: Tensor, done: Tensor, valid: Tensor) -> Ten
 
 
 def explained_variance(values: Tensor, returns: Tensor) -> Tensor:
-    """Return `1 - Var(returns - values) / Var(returns)`: 1 is perfect, 0 is as good as a constant."""
+    """Return `1 - Var(returns - values) / Var(returns)` of `[M]`, 0-d: 1 is perfect, 0 is as good as a constant."""
     return 1 - (returns - values).var() / returns.var().clamp_min(1e-8)

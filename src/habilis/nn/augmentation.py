@@ -1,4 +1,4 @@
-"""Random shifts of images (DrQ-v2, Yarats et al. 2021): what control from pixels needs most to learn from a replay."""
+"""Random shifts of images (DrQ-v2, Yarats et al. 2022): what control from pixels needs most to learn from a replay."""
 
 from __future__ import annotations
 

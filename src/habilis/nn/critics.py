@@ -74,10 +74,10 @@ class Critics(nn.Module):
         """Evaluate raw observations and actions in the policy's units.
 
         Args:
-            obs: observations.
-            action: actions.
-            noise: dropout's, from `q.noise`; None to drop nothing.
-            which: indices of the critics to ask, and the others are not computed; None for all.
+            obs: groups `[B, *shape]`.
+            action: `[B, dim]`.
+            noise: dropout's, `[critics, B, values]` from `q.noise`; None to drop nothing.
+            which: `[k]` int64, the critics to ask, and the others are not computed; None for all.
         """
         x = torch.cat([self.encoder(obs), action], -1)
         if which is None:
@@ -95,7 +95,8 @@ class Critics(nn.Module):
         """Evaluate a batch and what follows it as one, so that both are normalised by the same statistics.
 
         Returns:
-            What the critics say of the one, and of the other, which has no gradient; and what is for `q.after_step`.
+            What the critics say of the one, `[critics, B, outputs]`, and of the other, which has no gradient; and what
+            is for `q.after_step`.
         """
         both = tree_map(lambda now, then: torch.cat([now, then]), obs, next_obs)
         values, statistics = self.learn(both, torch.cat([action, next_action]), noise)

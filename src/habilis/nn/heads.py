@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from habilis.core.config import require
+from habilis.core.config import require, require_positive
 from habilis.core.specs import BoxAction, DiscreteAction, HybridAction, MultiDiscreteAction
 from habilis.core.tree import Tree
 from habilis.nn.constants import follow_configuration
@@ -55,7 +55,7 @@ class HeadConfig(Protocol):
 def require_head(config: HeadConfig) -> None:
     """Raise `ConfigError` unless the fields for a head are possible and go together."""
     c = config
-    require(c.init_std > 0 and c.final_std > 0, "init_std and final_std must be positive")
+    require_positive(c, "init_std", "final_std")
     require_sde(c)
     fits = c.std_type == "independent"
     require(fits or c.distribution != "beta", f"a Beta has no deviation of its own, got std_type {c.std_type!r}")

@@ -94,7 +94,7 @@ class Optimizer:
         """Return the gradient of `loss` with respect to these parameters and no others.
 
         Returns:
-            `gradient`: one vector, clipped. `grad_norm`: its norm before, 0-d.
+            `gradient`: one vector `[P]`, clipped. `grad_norm`: its norm before, 0-d.
         """
         parts = torch.autograd.grad(loss, self.parameters, retain_graph=True)
         gradient = torch.cat([part.reshape(-1) for part in parts])

@@ -255,8 +255,9 @@ class AsynchronousTrainer:
         died = f"worker {index} died with exit code {process.exitcode}"
         if self.counters.iteration == 0 and process.exitcode == 1:
             return HabilisError(
-                f"{died} before it did anything: it reads the script anew, so that one which trains on many processes "
-                "must be a file and do so under `if __name__ == '__main__':`; what else it may be stands above"
+                f"{died} before it did anything: each worker imports the script again, so a script that trains on "
+                "several processes must be a file and train under `if __name__ == '__main__':`; any other cause is "
+                "printed above"
             )
         memory = ", which often means that the system ran out of memory" if process.exitcode == -signal.SIGKILL else ""
         return HabilisError(

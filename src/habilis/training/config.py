@@ -102,7 +102,7 @@ class TrainConfig:
         object.__setattr__(self, "plugins", resolve_plugins(self.plugins))
         require_positive(self, "num_envs", "frame_stack", "total_timesteps", "threads", "keep_checkpoints")
         for name, ours in _SAID_ELSEWHERE.items():
-            require(name not in self.env_kwargs, f"env_kwargs cannot hold {name!r}: that is said by {ours}")
+            require(name not in self.env_kwargs, f"env_kwargs cannot hold {name!r}: set {ours} instead")
         require_positive(self, "env_threads", "eval_freq", "checkpoint_freq", "log_freq")
         require_not_negative(self, "eval_episodes")
         require_finite(to_dict(self.algo), "algo")

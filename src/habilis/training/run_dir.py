@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +26,10 @@ except ImportError:  # Windows has none, and is trained on without a lock
 LOCK = ".lock"
 """An empty file, locked while a process trains. The lock is the system's, which takes it from a process that is killed;
 the file itself means nothing."""
+_held: set[Path] = set()
+"""Directories in which this process trains: the system's lock keeps only other processes out."""
+_holding = threading.Lock()
+"""Guards `_held`."""
 REMAINS = ("config.json", "command.txt", "metrics.jsonl", "tensorboard", "eval")
 """What a run that ended before its first checkpoint has written, of steps that will be made again."""
 
@@ -60,11 +65,27 @@ def begin(config: TrainConfig) -> Iterator[Path]:
 
 @contextmanager
 def hold(path: Path) -> Iterator[None]:
-    """Keep every other process from training in a directory while the block runs.
+    """Keep every other run, of this process or another, from training in a directory while the block runs.
 
     Raises:
-        ConfigError: another process does, or the directory cannot be written to.
+        ConfigError: another does, or the directory cannot be written to.
     """
+    place = path.resolve()
+    # before the file is opened: whoever closes it loses the lock that this process has on it
+    with _holding:
+        require(place not in _held, f"this process trains in {path} already: choose another run_dir")
+        _held.add(place)
+    try:
+        with _locked(path):
+            yield
+    finally:
+        with _holding:
+            _held.remove(place)
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep every other process from training in a directory while the block runs."""
     try:
         file = (path / LOCK).open("a")
     except OSError as error:

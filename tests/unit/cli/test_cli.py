@@ -455,7 +455,7 @@ def test_replay_memory_is_said_and_refused_before_it_is_taken(monkeypatch, capsy
     assert main([*call, "--run-dir", "b"]) == 2
     told = capsys.readouterr()
     assert "replay memory: 1,000,000 transitions" in told.out
-    assert "lower it by --algo.buffer-size" in told.err
+    assert "lower --algo.buffer-size" in told.err
     assert not Path("b").exists()
 
 

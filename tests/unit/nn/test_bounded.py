@@ -244,7 +244,7 @@ def test_heads_by_configuration(generator):
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"init_std": 0.0}, "init_std and final_std must be positive"),
+        ({"init_std": 0.0}, "init_std must be positive, got 0.0"),
         ({"sde_sample_freq": 0}, "sde_sample_freq must be positive"),
         ({"distribution": "beta", "std_type": "dependent"}, "a Beta has no deviation of its own"),
         ({"use_sde": True, "std_type": "fixed"}, "the noise's own"),

@@ -227,7 +227,7 @@ def test_an_environment_that_is_made_takes_no_arguments():
 
 def test_arguments_that_are_said_elsewhere_are_no_arguments_of_the_environment():
     for name, ours in (("seed", "seed"), ("backend", "env_backend"), ("threads", "env_threads")):
-        with pytest.raises(ConfigError, match=f"env_kwargs cannot hold '{name}': that is said by {ours}"):
+        with pytest.raises(ConfigError, match=f"env_kwargs cannot hold '{name}': set {ours} instead"):
             config(env_kwargs={name: 1})
 
 
