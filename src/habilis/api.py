@@ -252,11 +252,15 @@ def record_video(
     risk_level: float | None = None,
     episodes: int = 1,
     seed: int = 0,
-    seconds: float = 20.0,
+    seconds: float | None = 20.0,
     deterministic: bool = True,
     **env_kwargs: Any,
 ) -> Path:
-    """Film a policy, or that of a run, for at most `seconds`, and return the mp4 file; see `evaluate` for the rest."""
+    """Film a policy, or that of a run, and return the mp4 file.
+
+    It ends after `episodes` or after `seconds`, whichever is first; None sets no limit of time. See `evaluate` for the
+    rest.
+    """
     policy, config = _load_with_config(policy, which, risk_level)
     with closing(_make_visible_env(policy, config, env, seed, env_kwargs, "rgb_array")) as vec:
         return film(

@@ -37,7 +37,7 @@ class Options:
     num_envs: int = 10
     """Environments stepped together."""
     video: Path | None = None
-    """Also film the first episodes into this mp4 file."""
+    """Also film an episode, the first of an evaluation with `--num-envs 1`, into this mp4 file."""
     json: Switch = False
     """Print what `habilis.evaluate` returns in Python, and which checkpoint it is of, as JSON."""
 

@@ -11,6 +11,7 @@ import tyro
 
 from habilis.build import ALGORITHMS
 from habilis.cli.parse import parse
+from habilis.core.config import require
 from habilis.core.specs import Backend
 from habilis.envs.make import BACKENDS, list_env_ids
 from habilis.plugins import PLUGINS
@@ -33,6 +34,7 @@ class Options:
 def run(argv: Sequence[str]) -> int:
     """Print the lines."""
     options = parse(Options, argv, "list")
+    require(options.backend is None or options.what == "envs", "--backend is for `habilis list envs`: leave it out")
     rows = list(
         {
             "algorithms": _algorithms,

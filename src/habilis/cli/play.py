@@ -16,6 +16,7 @@ from rich.text import Text
 
 from habilis.api import Which, lay_out, locate, play, record_video
 from habilis.cli.parse import KeyValues, Switch, parse, read_env_kwargs
+from habilis.core.config import require_positive
 from habilis.core.files import numbered
 from habilis.envs.grid_drawing import ARROWS, GOAL, OBSTACLE, WHITE, heat, ink_on
 from habilis.envs.render import has_screen
@@ -35,7 +36,7 @@ class Options:
     seed: int = 0
     """Which episodes: the same as `habilis evaluate` with this seed and one environment."""
     episodes: int | None = None
-    """How many; None: in a window until it is closed, in a video one."""
+    """How many; None: in a window until it is closed, in a video one of at most 20 seconds."""
     stochastic: Switch = False
     """Let the policy draw its actions, as it did in training, instead of taking their mode."""
     env: str | None = None
@@ -49,6 +50,7 @@ class Options:
 def run(argv: Sequence[str]) -> int:
     """Open the viewer, or record and say where the video is; before that, draw a grid world."""
     o = parse(Options, argv, "play")
+    require_positive(o, "episodes")
     run_dir, checkpoint = locate(o.run, o.which)
     env_kwargs = read_env_kwargs(o.env_kwargs, record_video)
     chosen = {"which": o.which, "risk_level": o.risk_level}
@@ -65,7 +67,8 @@ def run(argv: Sequence[str]) -> int:
         print("There is no screen here: recording a video.")
     names = numbered(run_dir / "videos" / f"{checkpoint.name}_seed{o.seed}.mp4", ".mp4")
     video = o.video or next(name for name in names if not name.exists())
-    print(record_video(o.run, video, o.env, episodes=o.episodes or 1, **settings))
+    length = {} if o.episodes is None else {"episodes": o.episodes, "seconds": None}
+    print(record_video(o.run, video, o.env, **length, **settings))
     return 0
 
 

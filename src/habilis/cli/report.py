@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import tyro
 
@@ -16,7 +17,10 @@ from habilis.evaluation.report import write_report
 class Options:
     """Write one HTML page on runs, finished or not; seeds of one configuration become one curve with its spread."""
 
-    runs: tyro.conf.Positional[tuple[Path, ...]]
+    runs: Annotated[
+        tyro.conf.Positional[tuple[Path, ...]],
+        tyro.conf.arg(metavar="PATH [PATH ...]", help_behavior_hint="(required)"),
+    ]
     """Directories of runs."""
     output: Path | None = None
     """The file to write; None: `report.html` in the run, or here where there are several."""

@@ -29,7 +29,7 @@ POINTS = 240
 SECTIONS = (
     ("Learning", ("evaluation/", "eval/", "rollout/")),
     ("Reward terms", ("reward/",)),
-    ("How episodes end", ("termination/",)),
+    ("How episodes end", ("termination/", "success/")),
     ("Measures", ("info/", "cost/")),
     ("Optimisation", ("train/",)),
     ("Speed", ("time/",)),
@@ -104,7 +104,8 @@ def write_report(runs: Sequence[Path], output: Path) -> Path:
     output = Path(output)
     if output.is_dir() or not output.suffix:
         output = output / "report.html"
-    groups = group_runs([read_run(path) for path in runs])
+    once = {Path(path).resolve(): path for path in runs}
+    groups = group_runs([read_run(path) for path in once.values()])
     charts = {env: environment_charts(mine) for env, mine in by_environment(groups).items()}
     output.parent.mkdir(parents=True, exist_ok=True)
     replace_text(output, report_page.page(groups, charts, output.parent))

@@ -36,6 +36,9 @@ TITLES = {
     "time/fps": "Env steps a second",
 }
 
+COLOURS = 8
+"""Of the template; they come again, dashed."""
+
 _SPELLED = "Actor Critic CrossQ Discrete Double DroQ Dueling Expected Fast Learning Noisy Rainbow SimBa Step"
 WORDS = {word.lower(): word for word in _SPELLED.split()}
 """Parts of algorithms' names that are not written in capitals."""
@@ -104,6 +107,8 @@ def _status(groups: Sequence[Group]) -> str:
         if run.asked and run.steps < run.asked:
             who = f"{label}, seed {run.seed}: " if len(runs) > 1 else ""
             notes.append(f"{who}not finished, {count(run.steps)} of {count(run.asked)} env steps")
+        lost = [name for name, curve in run.curves.items() if curve.not_finite and not len(curve.steps)]
+        notes += [f"{name} was never finite" for name in lost]
     badges = "".join(f'<li class="warn">{escape(note)}</li>' for note in notes)
     number_of_runs = f"{len(runs)} runs" if len(runs) > 1 else "One run"
     seconds = sum(run.seconds or 0 for _, run in runs)
@@ -143,7 +148,7 @@ def _group_figures(group: Group) -> dict[str, tuple[str, str]]:
         length = float(np.mean([final.mean_length for final in finals]))
         figures["Episode length"] = number(length), "steps, in evaluation"
     each = "a run" if len(group.runs) > 1 else ""
-    figures["Env steps"] = count(max(run.steps for run in group.runs)), each
+    figures["Env steps"] = _range([run.steps for run in group.runs]), each
     seconds = [run.seconds for run in group.runs if run.seconds]
     if seconds:
         figures["Wall time"] = duration(float(np.mean(seconds))), each
@@ -162,6 +167,8 @@ def _return_figure(group: Group) -> tuple[str, str]:
             basis = f"{finals[0].episodes} episodes"
         else:
             basis = f"{seeds} seeds" if seeds == len(finals) else f"{len(finals)} runs; different seeds: {seeds}"
+            steps = [run.evaluations[-1].step for run in group.runs if run.evaluations]
+            basis += f", at {_range(steps)} env steps" if len(set(steps)) > 1 else ""
         return number(float(group.scores.mean())), f"95%: {number(low)} to {number(high)}; {basis}"
     trained = [run.curves[TRAINED].values[-1] for run in group.runs if _has(run, TRAINED)]
     if trained:
@@ -302,7 +309,13 @@ def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def _swatch(group: Group) -> str:
-    return f'<i class="swatch c{group.colour % 8}"></i>'
+    again = "" if group.colour < COLOURS else " again"
+    return f'<i class="swatch c{group.colour % COLOURS}{again}"></i>'
+
+
+def _range(steps: Sequence[int]) -> str:
+    """Return the least and the largest of some numbers of steps, or the one that all are."""
+    return " to ".join(dict.fromkeys((count(min(steps)), count(max(steps)))))
 
 
 def _has(run: RunRecord, name: str) -> bool:

@@ -23,7 +23,6 @@ NOT_METHOD = {
     "seed",
     "name",
     "run_dir",
-    "total_timesteps",
     "device",
     "threads",
     "env_threads",
@@ -34,11 +33,10 @@ NOT_METHOD = {
     "checkpoint_freq",
     "keep_checkpoints",
     "log_freq",
-    "on_nonfinite",
     "tensorboard",
     "wandb_project",
 }
-"""Configuration keys that do not make two runs two methods: where, how long and under whose eyes they ran."""
+"""Configuration keys that do not make two runs two methods: where and under whose eyes they ran."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -38,10 +38,9 @@ def record_video(
     *,
     seed: int,
     episodes: int = 1,
-    seconds: float = 20.0,
+    seconds: float | None = 20.0,
     width: int = 640,
     height: int = 480,
-    camera: str | None = None,
     deterministic: bool = True,
     device: str | torch.device | None = None,
 ) -> Path:
@@ -53,20 +52,21 @@ def record_video(
         path: an mp4 file, which appears when it is complete.
         seed: as in `evaluate`: the film of a seed shows the episodes that the evaluation with one environment counts.
         episodes: how many to show.
-        seconds: the film's greatest length.
+        seconds: the film's greatest length; None: as long as the episodes take.
         width: in pixels, for native environments.
         height: in pixels, for native environments.
-        camera: name of a camera of the model; None for one that follows the robot.
         deterministic: whether the policy acts by its mode or mean instead of drawing.
         device: where the policy computes; None for where its parameters are.
 
     Raises:
-        ConfigError: if `path` is no mp4 file's, or the policy was made for another kind of environment.
+        ConfigError: if `path` is no mp4 file's, `episodes` is not positive, or the policy was made for another kind of
+            environment.
         MissingExtraError: if imageio or its ffmpeg is not installed.
         EnvError: if the environment cannot be rendered.
         HabilisError: if the film cannot be written.
     """
     require_film(path)
+    require(episodes > 0, f"episodes must be positive, got {episodes}")
     require_made_for(policy, env.spec)
     rate = steps_a_second(env)
     stride = max(1, round(rate / FRAMES_PER_SECOND))
@@ -76,7 +76,7 @@ def record_video(
     with (
         _published(path) as partial,
         _film(partial, rate / stride) as film,
-        closing(Renderer(env, width=width, height=height, camera=camera)) as renderer,
+        closing(Renderer(env, width=width, height=height)) as renderer,
         closing(rollout(policy, env, seed=seed, deterministic=deterministic, device=device)) as steps,
     ):
         env.reset(evaluation_seed(seed))  # where the rollout begins too
@@ -87,7 +87,7 @@ def record_video(
             if count % stride == 0 and (not done or shows_ends):
                 film.append_data(_even(renderer.frame()))
             ended += done
-            if ended == episodes or count + 1 >= seconds * rate:
+            if ended == episodes or (seconds is not None and count + 1 >= seconds * rate):
                 break
     return path
 
