@@ -113,10 +113,15 @@ def draw(cases, path):
             axis.set_title(env, color="#0f172a", fontsize=10)
             axis.set_xlabel("env steps")
             axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-            if len(algorithms) > 1:
-                axis.legend(frameon=False, fontsize=7, loc="lower right")
         for row in axes:
             row[0].set_ylabel("return")
+        if len(algorithms) > 1:
+            lines = {
+                line.get_label(): line for axis in figure.axes for line in axis.lines if line.get_label()[0] != "_"
+            }
+            figure.legend(
+                lines.values(), lines, loc="outside lower center", ncols=2 * columns, frameon=False, fontsize=7
+            )
         figure.savefig(path, metadata={"Date": None})
         plt.close(figure)
 

@@ -22,7 +22,7 @@ class Options:
     seeds: int = 5
     """Runs of each case, of seeds 0, 1, ..."""
     jobs: int = 1
-    """Runs side by side, one thread each."""
+    """Runs side by side, each learning on one thread."""
     only: str | None = None
     """A case's name, or a part of several, say `ppo-` or `Hopper`: leave the other cases as they are."""
     output: Path = Path("benchmarks/results")

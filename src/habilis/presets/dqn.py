@@ -14,7 +14,7 @@ DQN_GENERAL: Mapping[str, Any] = {"num_envs": 1, "total_timesteps": 100_000}
 """For an environment that was never tried."""
 
 _CARTPOLE: Mapping[str, Any] = {
-    "total_timesteps": 50_000,
+    "total_timesteps": 100_000,
     "num_envs": 8,
     "algo.train_freq": 32,
     "algo.gradient_steps": 128,
@@ -114,6 +114,7 @@ _CARTPOLE_QUANTILES: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": 1
 # and a discount that lets it see the end of the track while the cart still drifts there slowly
 _CARTPOLE_PLAIN: Mapping[str, Any] = {
     **_CARTPOLE_MEAN,
+    "total_timesteps": 50_000,
     "algo.tau": 0.01,
     "algo.target_update_interval": 1,
     "algo.gamma": 0.995,
