@@ -5,10 +5,12 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from habilis.core.version import __version__
+
 if TYPE_CHECKING:
     from habilis.api import Run, evaluate, export, load, make_env, play, record_video, resume, train
 
-__version__ = "0.1.0"
+
 __all__ = ["Run", "__version__", "evaluate", "export", "load", "make_env", "play", "record_video", "resume", "train"]
 
 

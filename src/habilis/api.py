@@ -14,7 +14,6 @@ from typing import Any, Literal
 
 import torch
 
-from habilis import __version__
 from habilis.build import ALGORITHMS, build_trainer
 from habilis.build import make_env as make_config_env
 from habilis.checkpoint import CheckpointStore, load_checkpoint
@@ -24,6 +23,7 @@ from habilis.core.errors import CheckpointError, ConfigError
 from habilis.core.files import replace_text
 from habilis.core.protocols import VecEnv
 from habilis.core.specs import spec_from_dict, spec_to_dict
+from habilis.core.version import __version__
 from habilis.deploy.export import export_policy
 from habilis.envs.frame_stack import stack_frames
 from habilis.envs.make import list_env_ids, make_vec_env, newest_version

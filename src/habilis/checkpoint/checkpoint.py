@@ -20,12 +20,12 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
-from habilis import __version__
 from habilis.checkpoint.files import check_fingerprint, fingerprint, read_tensors, write_tensors
 from habilis.checkpoint.state_tree import flatten, unflatten
 from habilis.core.errors import CheckpointError, did_you_mean
 from habilis.core.files import sync_folder, write_bytes
 from habilis.core.types import State
+from habilis.core.version import __version__
 
 FORMAT_VERSION = 1
 MANIFEST = "manifest.json"

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from habilis import __version__
 from habilis.core.errors import ConfigError, HabilisError, did_you_mean, explain_os_error
+from habilis.core.version import __version__
 
 
 class Command(NamedTuple):

@@ -16,7 +16,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from habilis import __version__
 from habilis.api import config_from_dict, make_env
 from habilis.build import build_trainer
 from habilis.build import make_env as make_config_env
@@ -26,6 +25,7 @@ from habilis.core.acceleration import available_memory, cpu_count
 from habilis.core.config import require
 from habilis.core.errors import CheckpointError, EnvError, HabilisError
 from habilis.core.specs import Backend
+from habilis.core.version import __version__
 from habilis.envs.checker import check_env
 from habilis.envs.make import describe_env
 from habilis.envs.render import Renderer

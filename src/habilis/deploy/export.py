@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from habilis import __version__
 from habilis.core.errors import ExportError, explain_os_error, import_extra
 from habilis.core.random import derive_seed
 from habilis.core.specs import EnvSpec, action_parts
 from habilis.core.types import Obs
+from habilis.core.version import __version__
 from habilis.deploy.contract import ACTION, GOLDEN_FILE, MEMORY, NEXT_MEMORY, POLICY_FILE, to_metadata
 from habilis.deploy.runtime import OnnxPolicy
 from habilis.deploy.verify import check_answers, write_golden, write_manifest

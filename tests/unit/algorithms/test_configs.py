@@ -33,6 +33,11 @@ def cases(name, *values):
         *cases("learning_rate", 0.0),
         *cases("vf_coef", -1.0),
         *cases("rms_prop_eps", -1.0),
+        *cases("n_sampled_goal", 0),
+        *cases("desired_kl", 0.0, -1.0),
+        *cases("target_kl", -1.0),
+        *cases("clip_range_vf", -0.2),
+        ("ppo", "batch_size", 1),
     ],
 )
 def test_impossible_numbers_are_refused(algorithm, name, value):

@@ -342,6 +342,13 @@ def test_evaluate_takes_the_best_checkpoint(capsys):
     assert returns[first] != returns[last]
 
 
+def test_one_checkpoint_is_not_the_best_of_a_run(trained, capsys):
+    (checkpoint,) = {str(path) for path in (trained / "checkpoints").glob("step_*256")}
+    for call in (["evaluate"], ["play"], ["export", "--output", "policy"]):
+        assert main([*call, checkpoint, "--which", "best"]) == 2
+        assert f"{checkpoint} is one checkpoint, and the best of a run is asked for" in capsys.readouterr().err
+
+
 def test_a_level_of_risk_is_for_who_learnt_distributions(trained, capsys):
     for call in (["evaluate"], ["play"], ["export"]):
         assert main([*call, str(trained), "--risk-level", "0.25"]) == 2
@@ -448,7 +455,7 @@ def test_numbers_of_a_configuration_are_finite(capsys):
 
 
 def test_replay_memory_is_said_and_refused_before_it_is_taken(monkeypatch, capsys):
-    monkeypatch.setattr("habilis.build.available_memory", lambda device: 30_000_000)
+    monkeypatch.setattr("habilis.core.acceleration.available_memory", lambda device: 30_000_000)
     call = ["train", "sac", "--env", "InvertedPendulum-v5", "--total-timesteps", "8", "--eval-episodes", "0"]
     assert main([*call, "--run-dir", "a", "--algo.buffer-size", "1_000"]) == 0
     assert "replay memory: 1,000 transitions, 0 MB" in capsys.readouterr().out
@@ -457,6 +464,33 @@ def test_replay_memory_is_said_and_refused_before_it_is_taken(monkeypatch, capsy
     assert "replay memory: 1,000,000 transitions" in told.out
     assert "lower --algo.buffer-size" in told.err
     assert not Path("b").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["ppo", "--env", "CartPole-v1", "--num-envs", "10_000"], "10,000 environments take at least 0.0 GB"),
+        (["ppo", "--env", "Ant-v5", "--num-envs", "1_000"], "1,000 simulations take at least 0.0 GB"),
+        (["a3c", "--env", "CartPole-v1", "--num-envs", "8"], "8 worker processes take at least 0.8 GB"),
+        (["ppo", "--env", "CartPole-v1", "--algo.n-steps", "100_000"], "a rollout of 100,000 steps of 8 environments"),
+        (
+            ["sac", "--env", "Pendulum-v1", "--algo.memory.kind", "gru", "--algo.memory.window", "1_000_000"],
+            "with windows of 1,000,000 steps takes",
+        ),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_refused_before_it_is_made(options, told, monkeypatch, capsys):
+    monkeypatch.setattr("habilis.core.acceleration.available_memory", lambda device: 10_000_000)
+    small = ["--algo.buffer-size", "1_000"] if options[0] == "sac" else []
+    assert main(["train", *options, *small, "--run-dir", "run"]) == 2
+    assert told in capsys.readouterr().err
+    assert not Path("run").exists()
+
+
+def test_a_network_that_does_not_fit_into_memory_is_told_in_one_line(capsys):
+    huge = ["--algo.hidden", "10_000_000", "10_000_000"]  # 400 TB
+    assert main(["train", "ppo", "--env", "CartPole-v1", *huge, "--run-dir", "run"]) == 2
+    assert "it does not fit into memory: lower num_envs, algo.hidden" in capsys.readouterr().err
 
 
 def test_available_memory_is_known_here():
@@ -607,7 +641,7 @@ def test_demo_leaves_everything_in_one_place(capsys):
     for path in ("report.html", "videos/demo.mp4", "export/policy.onnx"):
         assert Path("demo", path).is_file()
         assert str(Path("demo", path)) in told
-    assert "3 episodes, deterministic, seed 1" in told
+    assert "3 episodes, deterministic, seed 0" in told
 
 
 def test_an_interrupted_run_saves_and_says_how_to_go_on():

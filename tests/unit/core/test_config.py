@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 import pytest
 
 from habilis.algorithms.ppo import PPOConfig
@@ -52,6 +53,9 @@ class Outer:
         ({"extra.width": 3}, lambda c: dict(c.extra), {"width": 3}),
         ({"extra": {"a": [1]}}, lambda c: dict(c.extra), {"a": [1]}),
         ({"flag": True}, lambda c: c.flag, True),
+        ({"steps": np.int64(5), "flag": np.bool_(True)}, lambda c: c.steps, 5),
+        ({"algo.layers": np.array([4, 2])}, lambda c: c.algo.layers, (4, 2)),
+        ({"extra": {"a": np.float32(0.5), "b": (np.arange(2),)}}, lambda c: dict(c.extra), {"a": 0.5, "b": ([0, 1],)}),
     ],
 )
 def test_override(changes, read, expected):
@@ -86,6 +90,7 @@ def test_hyphens_count_as_underscores_and_the_original_stays():
         ({"algo.pair": [1]}, r"'algo\.pair'"),
         ({"extra": ["x"]}, r"'extra' must be a dictionary such as \{'name': \{\}\}, got \['x'\]"),
         ({"steps": 0}, "steps must be positive, got 0"),
+        ({"extra": {"made": print}}, "extra.made must be a number, a string, a list or a dictionary, got <built-in"),
     ],
 )
 def test_refusals_say_what_is_wrong(changes, message):

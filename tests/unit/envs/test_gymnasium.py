@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 
 import gymnasium as gym
@@ -673,3 +674,49 @@ def test_no_action_leaves_its_bounds(dtype):
     assert not wide.bounded.any()
     with pytest.raises(EnvError, match="more than 1,000,000"):
         ActionLayout(spaces.Box(np.iinfo(np.int64).min, np.iinfo(np.int64).max, (2,), np.int64))
+
+
+class Teller(Counter):
+    """The counter, of which every copy tells something of its own; `tell` gives a step's reward and info."""
+
+    def __init__(self, index, tell):
+        super().__init__(2)
+        self.index, self.tell = index, tell
+
+    def step(self, action):
+        observation, _, terminated, truncated, _ = super().step(action)
+        return observation, *self.tell(self.index)[:1], terminated, truncated, self.tell(self.index)[1]
+
+
+def tellers(tell):
+    indices = itertools.count()
+    env = make_gymnasium(lambda: Teller(next(indices), tell), 2)
+    env.reset(0)
+    return env
+
+
+def test_vectors_of_one_number_and_of_more_may_be_told_by_copies():
+    env = tellers(lambda index: (1.0, {"contacts": np.ones(1 + index), "one": np.full(1, 3.0)}))
+    info = env.step(zeros(env)).info
+    assert info["one"].tolist() == [3, 3]
+    assert info["contacts"][1].tolist() == [1, 1]
+    assert info["contacts"][0].isnan().all()
+
+
+def test_a_reward_is_one_number_however_it_is_given():
+    for reward in (2, np.array([2.0]), np.float64(2), torch.tensor(2.0)):
+        env = tellers(lambda index, reward=reward: (reward, {}))
+        assert env.step(zeros(env)).reward.tolist() == [2, 2]
+    env = tellers(lambda index: (np.ones(1 + index), {}))
+    with pytest.raises(EnvError, match=r"environment 1 gave the reward array\(\[1., 1.\]\), expected one number"):
+        env.step(zeros(env))
+
+
+def test_last_observations_in_the_infos_are_those_of_the_space_or_none():
+    env = tellers(lambda index: (1.0, {"terminal_observation": None}))
+    env.step(zeros(env))
+    assert env.step(zeros(env)).done.all()
+    env = tellers(lambda index: (1.0, {"terminal_observation": [0.0] * 7}))
+    env.step(zeros(env))
+    with pytest.raises(EnvError, match=r"info\['terminal_observation'\] that is none of its observations"):
+        env.step(zeros(env))

@@ -72,6 +72,25 @@ def test_one_seed_twice_is_not_two(tmp_path, write_run):
     assert "2 runs; different seeds: 1" in page.text
 
 
+def test_one_run_given_twice_is_one(tmp_path, write_run):
+    run = write_run(tmp_path, seed=1)
+    assert "One run" in Page(write_report([run, run / ".." / run.name], tmp_path / "report.html")).text
+
+
+def test_runs_of_different_lengths_are_told_apart(tmp_path, write_run):
+    runs = [write_run(tmp_path / str(total), total=total) for total in (500_000, 1_000_000)]
+    assert [len(group.runs) for group in group_runs(read_run(run) for run in runs)] == [1, 1]
+
+
+def test_what_was_never_finite_is_said(tmp_path, write_run):
+    run = write_run(tmp_path)
+    with (run / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 1000000, "train/lost": null}\n')
+    page = Page(write_report([run], tmp_path))
+    assert "train/lost was never finite" in page.text
+    assert "train/lost" not in page.charts
+
+
 def test_page_needs_nothing_from_elsewhere(tmp_path, write_run):
     run = write_run(tmp_path)
     (run / "videos").mkdir()
@@ -114,6 +133,8 @@ def test_a_line_goes_as_far_as_all_of_its_runs(tmp_path, write_run):
     (line,) = next(chart for chart in sections["Learning"] if chart["name"] == "evaluation/return")["lines"]
     assert line["x"] == [100_000 * k for k in range(1, 6)]
     assert [run["x"][-1] for run in line["runs"]] == [1_000_000, 500_000]
+    page = Page(write_report([run.path for run in runs], tmp_path))
+    assert "2 seeds, at 500k to 1M env steps" in page.text
 
 
 def test_a_long_curve_is_averaged_in_pieces(write_run, tmp_path):

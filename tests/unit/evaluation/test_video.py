@@ -85,6 +85,18 @@ def test_film_of_a_native_environment_is_in_real_time(tmp_path):
     env.close()
 
 
+def test_film_of_episodes_that_are_asked_for_has_no_limit_of_time(tmp_path):
+    env = make_native("InvertedPendulum-v5", num_envs=1, seed=0, max_episode_steps=10)
+    settings = {"seed": 0, "episodes": 3, "width": 64, "height": 48}
+    lengths = evaluate(Still(1), env, episodes=3, seed=0).lengths
+    whole = iio.imread(record_video(Still(1), env, tmp_path / "whole.mp4", seconds=None, **settings))
+    assert len(whole) >= sum(lengths) - 2
+    assert len(iio.imread(record_video(Still(1), env, tmp_path / "cut.mp4", seconds=0.2, **settings))) < len(whole) / 2
+    with pytest.raises(ConfigError, match="episodes must be positive, got 0"):
+        record_video(Still(1), env, tmp_path / "none.mp4", seed=0, episodes=0)
+    env.close()
+
+
 def test_film_of_a_gymnasium_environment_ends_with_its_episode(tmp_path):
     env = make_gymnasium("InvertedPendulum-v5", 1, render_mode="rgb_array", width=96, height=64)
     path = record_video(Still(1), env, tmp_path / "film.mp4", seed=0, episodes=1)

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import habilis.tasks  # noqa: F401  (registers)
-from habilis.core.errors import ConfigError, NonFiniteError
+from habilis.core.errors import ConfigError, EnvError, NonFiniteError
 from habilis.envs.make import make_vec_env
 from habilis.tasks import locomotion as walk
 from habilis.tasks.quadruped import COMMANDS, QUADRUPED_WALK, make_quadruped_walk
@@ -54,6 +54,15 @@ def test_it_is_registered_with_the_house_and_with_gymnasium():
     assert env.spec.control_dt == pytest.approx(0.02)
     assert env.spec.action_names[0] == "FR_hip"
     assert ID in gymnasium.registry
+
+
+@pytest.mark.parametrize("shape", [(12,), (1, 12), (3, 1), (4, 12)])
+def test_actions_of_another_shape_are_refused(shape):
+    task = Task(CALM, 3, threads=1)
+    task.reset(0)
+    with pytest.raises(EnvError, match=r"takes actions of shape \(3, 12\), got"):
+        task.step(torch.zeros(shape))
+    task.step(torch.zeros(3, 12))
 
 
 def test_it_stands_for_five_seconds_without_an_action():

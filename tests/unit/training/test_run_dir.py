@@ -149,6 +149,19 @@ def test_who_is_refused_takes_nothing_from_who_holds_a_directory():
         assert os.listdir("held") == [LOCK]
 
 
+def test_a_directory_is_one_runs_within_a_process_too():
+    path = Path("run")
+    path.mkdir()
+    with hold(path):
+        with pytest.raises(ConfigError, match="this process trains in .*run already"), hold(Path("./run").resolve()):
+            pass
+        code = f"import fcntl; fcntl.lockf(open({str(path / LOCK)!r}, 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
+        refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert "BlockingIOError" in refused.stderr  # who was refused has not taken the lock away
+    with hold(path):
+        pass
+
+
 def test_another_programs_configuration_is_left_alone():
     path = Path("other")
     (path / "eval").mkdir(parents=True)

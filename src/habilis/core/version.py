@@ -1,0 +1,3 @@
+"""The version of Habilis, which checkpoints, runs and exports name."""
+
+__version__ = "0.1.0"
