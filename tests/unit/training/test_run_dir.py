@@ -153,7 +153,7 @@ def test_a_directory_is_one_runs_within_a_process_too():
     path = Path("run")
     path.mkdir()
     with hold(path):
-        with pytest.raises(ConfigError, match="this process trains in .*run already"), hold(Path("./run").resolve()):
+        with pytest.raises(ConfigError, match=r"this process trains in .*run already"), hold(Path("./run").resolve()):
             pass
         code = f"import fcntl; fcntl.lockf(open({str(path / LOCK)!r}, 'a'), fcntl.LOCK_EX | fcntl.LOCK_NB)"
         refused = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
