@@ -136,7 +136,7 @@ def test_an_id_with_its_module_is_found_among_native_ones(tmp_path, monkeypatch)
         "    return ProbeEnv('probe/Memory-v0', num_envs, seed=seed)\n"
         "register_native('mine/Probe-v0', build)\n"
     )
-    with pytest.raises(ConfigError, match=r"known where that is imported: `module:id`"):
+    with pytest.raises(ConfigError, match=r"your own file registers is found as `module:id`"):
         make_vec_env("mine/Probe-v0")
     assert make_vec_env("my_tasks_of_test:mine/Probe-v0", 2).num_envs == 2
     with pytest.raises(EnvError, match="No module named"):

@@ -71,7 +71,7 @@ def test_threads_do_not_change_the_numbers(threads):
 
 
 def test_threads_are_measured_once(monkeypatch):
-    monkeypatch.setattr(simulation_module, "_available_cpus", lambda: 2)
+    monkeypatch.setattr(simulation_module, "cpu_count", lambda: 2)
     monkeypatch.setattr(simulation_module, "_measured_threads", {})
     asked = []
     monkeypatch.setattr(simulation_module, "_best_time", lambda step: asked.append(step) or 1.0 / len(asked))
