@@ -23,6 +23,7 @@ _CARTPOLE: Mapping[str, Any] = {
     "algo.learning_rate": 5e-4,
     "algo.learning_rate_schedule": "linear",
     "algo.gamma": 0.995,
+    "algo.max_grad_norm": None,
     "algo.learning_starts": 1000,
     "algo.exploration_fraction": 0.16,
     "algo.exploration_final_eps": 0.04,
@@ -110,9 +111,12 @@ _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
     "habilis/ObjectSorting-v0": _OBJECT_SORTING,
 }
 
-# a fall ends few transitions and puts their values wrong by up to 100: clipped at 1, their errors count too little
+# a fall ends few transitions and puts their values wrong by up to 200: where errors or gradients are clipped, these
+# count too little, values grow beyond all returns, and what was learnt is lost
 _CARTPOLE_MEAN: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": None}
 _CARTPOLE_QUANTILES: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": 10.0}
+# gradients of a cross-entropy are small: without this, steps along what is left of them are as long as ever
+_CARTPOLE_ATOMS: Mapping[str, Any] = {**_CARTPOLE, "algo.adam_eps": 1e-4}
 # with half the steps of its relatives
 _CARTPOLE_PLAIN: Mapping[str, Any] = {**_CARTPOLE_MEAN, "total_timesteps": 50_000, "algo.learning_rate": 1e-3}
 
@@ -120,6 +124,7 @@ _CARTPOLE_PLAIN: Mapping[str, Any] = {**_CARTPOLE_MEAN, "total_timesteps": 50_00
 _CARTPOLE_NO_VELOCITY: Mapping[str, Any] = {
     **_CARTPOLE_PLAIN,
     "total_timesteps": 100_000,
+    "algo.max_grad_norm": 10.0,
     "algo.hidden": (128, 128),
     "algo.memory.kind": "gru",
     "algo.memory.size": 64,
@@ -157,13 +162,14 @@ _ONE_NAME: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
             "algo.head": "categorical",
         },
     },
+    "c51": {"CartPole-v1": _CARTPOLE_ATOMS},
     "qr_dqn": {"CartPole-v1": _CARTPOLE_QUANTILES},
     "iqn": {
         "CartPole-v1": {**_CARTPOLE_QUANTILES, **_IMPLICIT_QUANTILES},
         # its actions differ by less than a reduced precision tells apart
         "LunarLander-v3": {**_LUNAR_LANDER_OFTEN, "algo.n_acting_fractions": 8},
     },
-    "rainbow": {"LunarLander-v3": _LUNAR_LANDER_OFTEN},
+    "rainbow": {"CartPole-v1": _CARTPOLE_ATOMS, "LunarLander-v3": _LUNAR_LANDER_OFTEN},
 }
 
 DQN_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
