@@ -123,9 +123,10 @@ _SAC: Mapping[str, Mapping[str, Any]] = {
         "total_timesteps": 1_000_000,
         "num_envs": 16,
         "algo.train_freq": 2,
-        "algo.gradient_steps": 16,
-        "algo.batch_size": 512,
+        "algo.gradient_steps": 12,
+        "algo.batch_size": 256,
         "algo.learning_starts": 2000,
+        "algo.hidden_precision": "bfloat16",
         "algo.hidden": (256, 256, 256),
     },
     "habilis/PointReachGoal-v0": {
