@@ -117,6 +117,8 @@ _CARTPOLE_MEAN: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": None}
 _CARTPOLE_QUANTILES: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": 10.0}
 # gradients of a cross-entropy are small: without this, steps along what is left of them are as long as ever
 _CARTPOLE_ATOMS: Mapping[str, Any] = {**_CARTPOLE, "algo.adam_eps": 1e-4}
+# with steps of 5e-4 noisy weights still let the cart drift off the track when the run ends
+_CARTPOLE_NOISY: Mapping[str, Any] = {**_CARTPOLE_MEAN, "algo.learning_rate": 1e-3}
 # with half the steps of its relatives
 _CARTPOLE_PLAIN: Mapping[str, Any] = {**_CARTPOLE_MEAN, "total_timesteps": 50_000, "algo.learning_rate": 1e-3}
 
@@ -149,7 +151,8 @@ _IMPLICIT_QUANTILES: Mapping[str, Any] = {"algo.n_acting_fractions": 8, "matmul_
 
 _ONE_NAME: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "dqn": {"CartPole-v1": _CARTPOLE_PLAIN, "habilis/CartPoleNoVelocity-v0": _CARTPOLE_NO_VELOCITY},
-    **{name: {"CartPole-v1": _CARTPOLE_MEAN} for name in ("dueling_dqn", "n_step_dqn", "noisy_dqn")},
+    **{name: {"CartPole-v1": _CARTPOLE_MEAN} for name in ("dueling_dqn", "n_step_dqn")},
+    "noisy_dqn": {"CartPole-v1": _CARTPOLE_NOISY},
     "per_dqn": {"CartPole-v1": _CARTPOLE_MEAN, "LunarLander-v3": _LUNAR_LANDER_PRIORITIES},
     "double_dqn": {
         "CartPole-v1": _CARTPOLE_MEAN,
