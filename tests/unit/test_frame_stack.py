@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from habilis import api
-from habilis.build import build_trainer
+from habilis.build import ALGORITHMS, build_trainer
 from habilis.checkpoint import load_checkpoint, save_checkpoint
-from habilis.core.errors import ConfigError
+from habilis.core.errors import ConfigError, HabilisError
 from habilis.core.random import generator_state, set_generator_state
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, ObsGroup, spec_from_dict, spec_to_dict
 from habilis.core.types import PolicyStep, Step
@@ -303,6 +303,15 @@ def test_what_the_stack_says_of_itself():
     assert env._env.closed
     errors = [f.what for f in check_env(FrameStack(Frames(2), 3), 60) if f.level == "error"]
     assert errors == []
+
+
+def test_a_policy_asked_about_one_frame_says_that_it_wants_them_side_by_side():
+    spec = EnvSpec("x", {"policy": ObsGroup((36, 36, 3), "uint8")}, DiscreteAction(2), frame_stack=3)
+    policy = ALGORITHMS["dqn"].make_policy(spec, ALGORITHMS["dqn"].config(), torch.Generator())
+    frame = np.zeros((36, 36, 1), np.uint8)
+    with pytest.raises(HabilisError, match=r"expected \(36, 36, 3\) .* \(3 frames side by side in the channels"):
+        policy.predict(frame)
+    assert policy.predict(np.concatenate([frame] * 3, -1))[0].shape == ()
 
 
 def test_the_axis_of_the_channels_outlives_the_stacking():

@@ -21,6 +21,10 @@ class EnvError(HabilisError):
     """An environment that raised, or that breaks the contract of `VecEnv`."""
 
 
+class EndlessEpisodeError(EnvError):
+    """Episodes that take more steps than they are given."""
+
+
 class NonFiniteError(HabilisError):
     """A quantity that is not finite (NaN or infinity), with where it first appeared."""
 

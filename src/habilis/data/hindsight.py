@@ -51,7 +51,8 @@ class Hindsight:
         generator: source of the draws.
 
     Raises:
-        EnvError: the environment has no goals, or does not say what reaching one pays.
+        ConfigError: the environment has no goals, or the rest does not fit.
+        EnvError: it does not say what reaching one pays.
     """
 
     def __init__(
@@ -59,11 +60,11 @@ class Hindsight:
     ) -> None:
         require(strategy != "none", "hindsight needs a goal_selection_strategy: final, future or episode")
         require(n_sampled_goal > 0, f"n_sampled_goal must be positive, got {n_sampled_goal}")
-        if not env.spec.has_goals:
-            raise EnvError(
-                f"{env.spec.id} has no goals to learn about in hindsight: it must observe a Dict of observation, "
-                "achieved_goal and desired_goal"
-            )
+        require(
+            env.spec.has_goals,
+            f"{env.spec.id} has no goals to learn about in hindsight: it must observe a Dict of observation, "
+            "achieved_goal and desired_goal",
+        )
         if getattr(env, "compute_reward", None) is None:
             raise EnvError(
                 f"{env.spec.id} does not say what reaching a goal pays: give it compute_reward(achieved_goal, "

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from habilis.core.errors import ConfigError, EnvError, NonFiniteError
+from habilis.core.errors import ConfigError, EndlessEpisodeError, NonFiniteError
 from habilis.core.protocols import Policy, VecEnv
 from habilis.core.random import derive_seed
 from habilis.core.specs import require_made_for
@@ -162,6 +162,7 @@ def evaluate(
     seed: int,
     deterministic: bool = True,
     device: str | torch.device | None = None,
+    longest_episode: int = LONGEST_EPISODE,
 ) -> EvaluationResult:
     """Run `policy` for a number of whole episodes.
 
@@ -172,16 +173,17 @@ def evaluate(
         seed: the same seed gives the same episodes; `evaluation_seed` keeps them apart from any training's.
         deterministic: whether the policy acts by its mode or mean instead of drawing.
         device: where the policy computes; None for where its parameters are.
+        longest_episode: steps that an episode may take, on the average over those of one environment.
 
     Raises:
         ConfigError: if no episodes are asked for.
-        EnvError: if episodes do not end.
+        EndlessEpisodeError: if episodes take more steps than that.
         NonFiniteError: if an episode's return is not finite.
     """
     if episodes < 1:
         raise ConfigError(f"an evaluation needs at least one episode, got {episodes}: give a larger number")
     with closing(rollout(policy, env, seed=seed, deterministic=deterministic, device=device)) as steps:
-        kept = _fair_share(steps, env, episodes)
+        kept = _fair_share(steps, env, episodes, longest_episode)
     for episode in kept:
         if not math.isfinite(episode.total_reward):
             raise NonFiniteError(
@@ -201,7 +203,7 @@ def evaluate(
     )
 
 
-def _fair_share(steps: Iterator[Step], env: VecEnv, episodes: int) -> list[Episode]:
+def _fair_share(steps: Iterator[Step], env: VecEnv, episodes: int, longest: int) -> list[Episode]:
     """Return `episodes` episodes, the first few of each environment, in rounds over the environments."""
     n = env.num_envs
     shares = [episodes // n + (index < episodes % n) for index in range(n)]
@@ -213,8 +215,8 @@ def _fair_share(steps: Iterator[Step], env: VecEnv, episodes: int) -> list[Episo
         behind = [index for index in range(n) if len(finished[index]) < shares[index]]
         if not behind:
             break
-        if count >= LONGEST_EPISODE * max(shares):
-            raise EnvError(
+        if count >= longest * max(shares):
+            raise EndlessEpisodeError(
                 f"environment {behind[0]} of {env.spec.id} ended {len(finished[behind[0]])} episodes in {count} steps "
                 f"where {shares[behind[0]]} were asked for: give it a time limit, --env-kwargs max_episode_steps 1000"
             )

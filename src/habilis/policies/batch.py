@@ -133,6 +133,8 @@ def as_batch(
         try:
             rows, single = spec.obs[name].rows(groups[name])
         except ValueError as error:
-            raise HabilisError(f"the observation group {name!r} {error}") from error
+            stacked = spec.frame_stack > 1 and spec.obs[name].is_image
+            frames = f" ({spec.frame_stack} frames side by side in the channels, the newest last)" if stacked else ""
+            raise HabilisError(f"the observation group {name!r} {error}{frames}") from error
         tensors[name] = torch.as_tensor(rows, device=device)
     return tensors, single

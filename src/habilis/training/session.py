@@ -22,10 +22,11 @@ from torch import Tensor
 from habilis.checkpoint import CheckpointStore, load_checkpoint
 from habilis.checkpoint.store import STEP_NAME, step_name
 from habilis.core.config import to_dict
-from habilis.core.errors import EnvError, NonFiniteError
+from habilis.core.errors import EndlessEpisodeError, EnvError, NonFiniteError
 from habilis.core.files import replace_text
 from habilis.core.protocols import VecEnv
 from habilis.core.types import State
+from habilis.data.episodes import LONGEST_EPISODE
 from habilis.evaluation.evaluator import CHOOSING_SEED, EvaluationResult, evaluate
 from habilis.evaluation.grid_policy import policy_on_grid
 from habilis.training.config import TrainConfig
@@ -35,6 +36,10 @@ from habilis.training.report import Report
 
 REMEDY = "look at the rewards' scale, or lower --algo.learning-rate, or go on regardless by --on-nonfinite skip"
 """What to do about numbers of learning that are not finite."""
+
+ENDLESS = 10_000
+"""Steps an episode may take in an evaluation on the way, where the environment sets no limit: a policy that has learnt
+little may go round in circles, and what it has yet to learn is not to wait for it."""
 
 
 class Tracking(Protocol):
@@ -194,11 +199,12 @@ class Session:
         try:
             tree, better = self._evaluate(steps) if evaluation_due else ({}, False)
         except (EnvError, NonFiniteError, KeyboardInterrupt) as error:
-            if not isinstance(error, NonFiniteError) or self.config.on_nonfinite == "stop":
+            skipped = isinstance(error, NonFiniteError) and self.config.on_nonfinite == "skip"
+            if not skipped and not isinstance(error, EndlessEpisodeError):
                 self.save()  # the policy that met it
                 raise
             self.tracking.message(f"The evaluation after {steps:,} env steps is left out: {error}")
-            tree, better, self._last_evaluated = {}, False, steps
+            tree, better, self._last_evaluated, self.evaluation = {}, False, steps, None
         self._evaluating = False
         if checkpoint_due or better:
             self.save(best=better)
@@ -209,9 +215,13 @@ class Session:
     def _evaluate(self, steps: int) -> tuple[dict[str, Any], bool]:
         """Evaluate the policy; return what there is to write of it, and whether no policy before was better."""
         env = self._eval_env = self._eval_env or self._make_eval_env(min(self.config.eval_episodes, 10))
-        policy, episodes = self.trainer.algorithm.policy, self.config.eval_episodes
-        seed = self._evaluation_seed
-        self.evaluation = result = evaluate(policy, env, episodes=episodes, seed=seed)
+        told = {
+            "episodes": self.config.eval_episodes,
+            "seed": self._evaluation_seed,
+            "longest_episode": ENDLESS if env.spec.max_episode_steps is None else LONGEST_EPISODE,
+        }
+        policy = self.trainer.algorithm.policy
+        self.evaluation = result = evaluate(policy, env, **told)
         stochastic = None
         metrics = {
             "eval/mean_reward": result.mean,
@@ -219,7 +229,7 @@ class Session:
             "eval/mean_ep_length": result.mean_length,
         }
         if self.config.eval_stochastic:
-            stochastic = evaluate(policy, env, episodes=episodes, seed=seed, deterministic=False)
+            stochastic = evaluate(policy, env, **told, deterministic=False)
             metrics["eval/mean_reward_stochastic"] = stochastic.mean
         if result.success_rate is not None:
             metrics["eval/success_rate"] = result.success_rate

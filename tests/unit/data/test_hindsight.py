@@ -315,7 +315,7 @@ class TestWhatIsRefused:
 
     def test_no_goals(self):
         spec = EnvSpec("plain", {"policy": ONE}, DiscreteAction(3))
-        with pytest.raises(EnvError, match="plain has no goals"):
+        with pytest.raises(ConfigError, match="plain has no goals"):
             make(env=env_of(spec=spec))
 
     def test_no_reward_function(self):

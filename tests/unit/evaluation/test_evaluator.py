@@ -23,7 +23,6 @@ from habilis.core.specs import (
 )
 from habilis.core.types import PolicyStep, Step
 from habilis.envs.make import make_vec_env
-from habilis.evaluation import evaluator
 from habilis.evaluation.evaluator import EvaluationResult, evaluate, evaluation_seed, rollout
 
 
@@ -167,10 +166,9 @@ def test_result_reads_as_a_table():
     assert "tracking_error" in text
 
 
-def test_episodes_that_never_end_are_reported(monkeypatch):
-    monkeypatch.setattr(evaluator, "LONGEST_EPISODE", 10)
+def test_episodes_that_never_end_are_reported():
     with pytest.raises(EnvError, match="environment 1 of Countdown-v0 ended 0 episodes in 10 steps where 1"):
-        evaluate(Counter(), Countdown([3, 1000]), episodes=2, seed=0)
+        evaluate(Counter(), Countdown([3, 1000]), episodes=2, seed=0, longest_episode=10)
 
 
 def test_a_return_that_is_not_finite_is_reported():

@@ -218,11 +218,38 @@ def test_an_environment_that_raises_is_named_and_the_checkpoint_before_it_goes_o
     assert steps == [16, 32, 48, 64, 80, 96]
 
 
-def test_what_was_learnt_outlives_an_evaluation_that_does_not_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("habilis.evaluation.evaluator.LONGEST_EPISODE", 1)
-    with pytest.raises(EnvError, match="--env-kwargs max_episode_steps 1000; what was learnt up to step 16 is kept"):
-        train(tmp_path, "none", eval_episodes=2, checkpoint_freq=96)
-    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [16]
+def test_an_evaluation_that_does_not_end_is_left_out(tmp_path, monkeypatch, capsys):
+    """A policy that has learnt little may go round in circles where nothing limits its time."""
+    monkeypatch.setattr("habilis.training.session.ENDLESS", 2)  # the goal is three steps away
+    run = api.train_config(
+        api.default_config(
+            "q_learning",
+            "habilis/GridWorld-v0",
+            env_kwargs={"max_episode_steps": -1},
+            run_dir=str(tmp_path / "run"),
+            total_timesteps=96,
+            num_envs=2,
+            eval_freq=48,
+            eval_episodes=2,
+            checkpoint_freq=96,
+        ),
+        progress=True,
+    )
+    assert run.evaluation is None
+    assert not (run.path / "eval").exists()
+    assert CheckpointStore(run.path / "checkpoints").steps() == [96]
+    told = capsys.readouterr().out
+    for steps in (48, 96):
+        assert f"The evaluation after {steps} env steps is left out: environment 0 of habilis/GridWorld-v0" in told
+    assert "--env-kwargs max_episode_steps 1000" in told
+
+
+def test_an_evaluation_with_a_time_limit_waits_for_its_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("habilis.training.session.ENDLESS", 2)
+    config = {"run_dir": str(tmp_path / "run"), "total_timesteps": 96, "eval_episodes": 2}
+    run = api.train_config(api.default_config("q_learning", "habilis/GridWorld-v0", **config), progress=False)
+    assert run.evaluation is not None
+    assert run.evaluation.lengths.max() > 2
 
 
 def test_a_run_that_saved_nothing_starts_again(tmp_path):

@@ -9,7 +9,7 @@ import torch
 
 from habilis.api import default_config
 from habilis.build import build_trainer
-from habilis.core.errors import EnvError
+from habilis.core.errors import ConfigError, EnvError
 from habilis.core.specs import ACHIEVED, DESIRED
 from habilis.deploy.export import export_policy
 from habilis.deploy.runtime import OnnxPolicy
@@ -78,7 +78,7 @@ def test_a_policy_takes_what_gymnasium_shows_and_so_does_its_export(backend, tmp
 
 
 def test_what_has_no_goals_is_refused():
-    with pytest.raises(EnvError, match="Pendulum-v1 has no goals"):
+    with pytest.raises(ConfigError, match="Pendulum-v1 has no goals"):
         trained("sac", "Pendulum-v1", **{"algo.goal_selection_strategy": "future"})
 
 
