@@ -113,6 +113,7 @@ def test_one_gradient_step_against_steps_in_turn(lab, monkeypatch, make, kind, s
     of_ppo = {"batch_size": 1000, "n_epochs": 1} if make == "ppo" else {}
     options = {"ent_coef": 0.02, "vf_coef": 0.7, "gae_lambda": 0.8, "gamma": 0.9, "normalize_advantage": True}
     options |= of_ppo | {"share_trunk": share_trunk, "max_grad_norm": 1e9, "learning_rate": 1e-2}
+    options["std_type"] = "dependent"  # entropies that differ from row to row
     algorithm, twin, batch = prepared(lab, make, kind, "policy" if share_trunk else "critic", **options)
     policy, critic, parts = twin.policy, twin.state.critic, range(0, 17, W)
     features, of_final, final = follow(policy, batch, batch.memory["network"], parts)

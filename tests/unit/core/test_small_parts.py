@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from habilis.core.actions import uniform_actions
 from habilis.core.errors import ConfigError
 from habilis.core.registry import Registry
 from habilis.core.schedules import scheduled
+from habilis.core.specs import BoxAction, DiscreteAction, MultiDiscreteAction
 from habilis.core.tree import tree_index, tree_map, tree_stack, tree_where
 from habilis.core.types import NamedRows
 
@@ -21,6 +24,19 @@ def test_registry_names_the_nearest():
         registry["pop"]
     with pytest.raises(ConfigError, match="already registered"):
         registry.add("ppo", 3)
+
+
+def test_actions_drawn_uniformly_are_all_there_are():
+    generator = torch.Generator().manual_seed(0)
+    values = uniform_actions(BoxAction(np.zeros(2, np.float32), np.full(2, 9, np.float32)), 10_000, generator)
+    assert values.amin() < -0.99
+    assert values.amax() > 0.99
+    assert values.mean(0).tolist() == pytest.approx([0, 0], abs=0.05)
+    choices = uniform_actions(DiscreteAction(3), 9000, generator)
+    assert torch.bincount(choices).tolist() == pytest.approx([3000] * 3, rel=0.1)
+    several = uniform_actions(MultiDiscreteAction((2, 5)), 10_000, generator)
+    for column, n in enumerate((2, 5)):
+        assert torch.bincount(several[:, column]).tolist() == pytest.approx([10_000 / n] * n, rel=0.1)
 
 
 def test_trees():

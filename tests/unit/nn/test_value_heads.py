@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from habilis.algorithms.dqn import DQNConfig
 from habilis.nn.noisy import NoisyLinear
 from habilis.nn.value_heads import (
     COSINES,
@@ -15,6 +16,7 @@ from habilis.nn.value_heads import (
     MeanHead,
     QuantileHead,
     Streams,
+    make_value_head,
     midpoints,
     of_action,
 )
@@ -187,6 +189,13 @@ def test_errors_by_which_transitions_are_prioritised():
     loss, error = head.loss(torch.zeros(1, 3), torch.zeros(1, 3), lambda atoms: atoms.expand(1, 3))
     assert error.tolist() == pytest.approx([0.0], abs=1e-6)  # it is what it should be: the loss is the entropy
     assert loss.tolist() == pytest.approx([math.log(3)])
+
+
+@pytest.mark.parametrize("head", ["quantile", "implicit_quantile"])
+def test_the_threshold_that_is_asked_for_reaches_the_loss_of_quantiles(head):
+    for asked, given in ((None, 1.0), (0.0, 0.0), (0.5, 0.5)):
+        config = DQNConfig(head=head, huber_threshold=asked)
+        assert make_value_head(5, 3, config, generator()).threshold == given
 
 
 def test_values_of_an_action():
