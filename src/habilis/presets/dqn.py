@@ -139,11 +139,9 @@ _CARTPOLE_NO_VELOCITY: Mapping[str, Any] = {
 
 # as many updates as steps: with half of them Rainbow and IQN end at 220 to 245
 _LUNAR_LANDER_OFTEN: Mapping[str, Any] = {**_LUNAR_LANDER, "algo.gradient_steps": 4}
-# what is drawn by its error has larger gradients and is drawn often enough: small batches, targets that follow slowly,
-# and weights that correct for it from the start
+# what is drawn by its error has larger gradients and is drawn often enough: small batches, targets that follow slowly
 _LUNAR_LANDER_PRIORITIES: Mapping[str, Any] = {
     **_LUNAR_LANDER,
-    "algo.priority_beta": 1.0,
     "algo.learning_rate": 5e-4,
     "algo.batch_size": 64,
     "algo.tau": 0.005,

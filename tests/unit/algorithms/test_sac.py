@@ -441,3 +441,11 @@ def test_weights_of_simba_v2_stay_on_their_spheres(lab):
         assert network.on_spheres[-1].weight.shape[-1] == width
         for layer in network.on_spheres:
             torch.testing.assert_close(layer.weight.norm(dim=-2), torch.ones_like(layer.weight[..., 0, :]))
+
+
+def test_targets_move_by_tau(lab):
+    sac, batch = make(lab, tau=0.25)
+    before = sac._target.clone()
+    sac.update(batch)
+    assert not torch.equal(sac.state.critic_optimizer.flat, before)
+    torch.testing.assert_close(sac._target, before + 0.25 * (sac.state.critic_optimizer.flat - before))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from habilis.algorithms.tabular import LARGEST_ARRAY, Tabular, TabularConfig, make_policy
+from habilis.algorithms.tabular import LARGEST_ARRAY, Tabular, TabularConfig, make_policy, make_states
 from habilis.core.batches import TransitionBatch
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
@@ -335,3 +335,11 @@ def test_environments_that_no_table_holds(spec, changes, message):
     assert LARGEST_ARRAY < 2**40
     with pytest.raises(ConfigError, match=message):
         make_policy(spec, TabularConfig(**changes), torch.Generator())
+
+
+def test_observations_are_cut_and_rounded_as_it_is_set():
+    obs = {"policy": torch.tensor([[-1.0, 0.0], [-0.51, 4.9], [-0.5, 5.0], [0.99, 9.9], [-7.0, 99.0]])}
+    cut = make_states(PLANE, TabularConfig(bins=(4, 2), bins_low=(-1.0, 0.0), bins_high=(1.0, 10.0)))
+    assert cut.cells(obs).tolist() == [[0, 0], [0, 0], [1, 1], [3, 1], [0, 1]]
+    rounded = make_states(PLANE, TabularConfig(rounding=(0.5,)))
+    assert rounded.cells(obs).tolist() == [[-2, 0], [-1, 10], [-1, 10], [2, 20], [-14, 198]]

@@ -261,3 +261,23 @@ def test_side_by_side_gives_the_bits_of_one_after_the_other(lab):
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert torch.equal(flat(one.state.policy), flat(two.state.policy))
     assert torch.equal(flat(one.state.critics), flat(two.state.critics))
+
+
+def test_both_targets_move_by_tau(lab):
+    td3, batch = make(lab, tau=0.25, policy_delay=1)
+    s = td3.state
+    targets, networks = (td3._policy_target, td3._critic_target), (s.policy_optimizer.flat, s.critic_optimizer.flat)
+    before = [target.clone() for target in targets]
+    td3.update(batch)
+    for target, old, network in zip(targets, before, networks, strict=True):
+        assert not torch.equal(network, old)
+        torch.testing.assert_close(target, old + 0.25 * (network - old))
+
+
+def test_weights_of_simba_v2_stay_on_their_spheres(lab):
+    td3, batch = make(lab, network="simba_v2", normalize_obs=True, hidden=(16,), learning_rate=1e-2, policy_delay=1)
+    for _ in range(3):
+        td3.update(batch)
+    for network in (td3.policy.trunk, td3.state.critics.q):
+        for layer in network.on_spheres:
+            torch.testing.assert_close(layer.weight.norm(dim=-2), torch.ones_like(layer.weight[..., 0, :]))

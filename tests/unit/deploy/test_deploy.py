@@ -399,3 +399,10 @@ from habilis.deploy.verify import verify_policy
 verify_policy({str(folder)!r})
 """
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_tolerance_that_is_given_is_recorded(tmp_path):
+    policy = make_policy()
+    folder = export_policy(policy, policy.spec, tmp_path / "out", tolerance=0.01)
+    tolerance = json.loads((folder / "golden.json").read_text())["tolerance"]
+    assert tolerance == pytest.approx([0.01, 0.04, 0.01])  # of half of each range

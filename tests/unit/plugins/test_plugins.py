@@ -261,3 +261,41 @@ def test_a_rollout_smaller_than_a_part_is_one_and_one_of_nothing_is_none():
     assert [len(part["image"]) for part in rollout_parts(rollout(), "policy", 100, g)] == [16]
     nothing = replace(rollout(), valid=torch.zeros(6, 3, dtype=torch.bool))
     assert list(rollout_parts(nothing, "policy", 4, g)) == []
+
+
+@pytest.mark.parametrize("name", AUXILIARY)
+def test_the_encoder_and_what_learns_beside_it_step_by_the_rate_that_is_set(name):
+    eye = Eye()
+    plugin = make(name, eye, learning_rate=0.02)
+    networks = eye.encoder, plugin.state.objective
+    before = [[p.detach().clone() for p in network.parameters()] for network in networks]
+    plugin.update(transitions())
+    for network, kept in zip(networks, before, strict=True):
+        learnt = [
+            (p - k).detach().abs().max() for p, k in zip(network.parameters(), kept, strict=True) if p.requires_grad
+        ]
+        assert float(torch.stack(learnt).max()) == pytest.approx(0.02, rel=0.01)  # Adam's first step
+
+
+def test_parts_of_a_rollout_are_as_large_as_is_set():
+    plugin = make("reconstruction", Eye(), batch_size=4)
+    assert [len(part["image"]) for part in plugin._parts(rollout())] == [4, 4, 4, 4]
+
+
+def test_of_a_window_the_newest_picture_is_learnt():
+    images = torch.randint(256, (8, 5, 20, 20, 3), generator=torch.Generator().manual_seed(0)).byte()
+    obs = {"policy": images, VALID: torch.ones(8, 5, dtype=torch.bool)}
+    following = {**obs, "policy": images.flip(0)}
+    (part,) = make("reconstruction", Eye())._parts(replace(transitions(8), obs=obs, next_obs=following))
+    assert torch.equal(part["image"], images[:, -1])
+    assert torch.equal(part["next_image"], images.flip(0)[:, -1])
+
+
+def test_options_of_what_is_learnt_hold():
+    assert {8} < {len(p) for p in make("next_state_prediction", Eye(), hidden=8).state.objective.model.parameters()}
+    eye, data = Eye(), {"image": transitions().obs["policy"]}
+    without, with_it = (make("reconstruction", eye, feature_penalty=w) for w in (0.0, 2.0))
+    with torch.no_grad():
+        losses = [p.state.objective.loss(p.encoder, data, p.generator) for p in (without, with_it)]
+        squares = with_it.encoder(data["image"]).square().sum(-1).mean()
+    torch.testing.assert_close(losses[1] - losses[0], squares, rtol=1e-4, atol=1e-5)

@@ -15,7 +15,7 @@ from habilis.core.errors import ConfigError, EnvError, NonFiniteError
 from habilis.envs.make import make_vec_env
 from habilis.tasks import locomotion as walk
 from habilis.tasks.quadruped import COMMANDS, QUADRUPED_WALK, make_quadruped_walk
-from habilis.tasks.task import Event, ObsTerm, Task
+from habilis.tasks.task import Event, ObsTerm, RewardTerm, Task
 
 ID = "habilis/QuadrupedWalk-v0"
 CALM = replace(QUADRUPED_WALK, on_reset=(Event(function=walk.fixed_command, params={"command": (0, 0, 0)}),),
@@ -374,3 +374,12 @@ def test_gymnasium_gets_an_ordinary_environment():
         assert np.array_equal(observation, step.next_obs["policy"][0].numpy())
         assert (reward, terminated, truncated) == (step.reward.item(), False, False)
         assert info["tracking_error"] == step.info["tracking_error"].item()
+
+
+def test_a_reward_counts_by_its_weight_and_the_length_of_a_step():
+    three = RewardTerm(function=lambda state: torch.ones(2), weight=3.0)
+    task = Task(replace(CALM, rewards={"three": three}), 2, threads=1)
+    task.reset(0)
+    step = task.step(torch.zeros(2, 12))
+    assert task.control_dt == 0.02
+    assert step.reward.tolist() == step.info["reward/three"].tolist() == pytest.approx([0.06, 0.06])

@@ -10,6 +10,7 @@ import sys
 import time
 from dataclasses import replace
 from functools import partial
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,8 @@ from habilis.build import build_trainer, make_env
 from habilis.core.errors import EnvError, HabilisError
 from habilis.core.random import RandomStreams, derive_seed
 from habilis.data.rollout import RolloutBuffer
-from habilis.training.asynchronous import ROLLOUTS, normalizers
+from habilis.training import asynchronous
+from habilis.training.asynchronous import ROLLOUTS, moments_of, normalizers
 from habilis.training.collector import Collector
 from habilis.training.on_policy import OnPolicyTrainer
 
@@ -250,3 +252,27 @@ def test_an_interrupted_run_is_kept_and_goes_on(tmp_path):
     assert "asynchronous workers never do the same twice" in done.stdout + done.stderr
     (last, *_) = sorted((run / "checkpoints").glob("step_*"), reverse=True)
     assert int(last.name.removeprefix("step_")) == steps + 4  # a rollout, not a round, is what goes beyond at most
+
+
+def test_a_worker_anneals_by_the_steps_of_all():
+    config = config_of(2, **{"algo.learning_rate_schedule": "linear"})
+    trainer, made = build_trainer(config), []
+    work, state = trainer._work, trainer.algorithm.state
+    claimed = torch.multiprocessing.get_context("spawn").Value("q", 5000)
+    shared = asynchronous.Shared(state.optimizer.share(), [moments_of(x) for x in normalizers(state)], claimed)
+    here, there = Pipe()
+    here.send(5004)
+    here.send(None)
+    told = replace(work, make_algorithm=lambda *args: made.append(work.make_algorithm(*args)) or made[-1])
+    asynchronous._serve(told, 0, shared, there)
+    assert here.recv().updates == 1
+    assert float(made[0].state.optimizer.learning_rate) == pytest.approx(config.algo.learning_rate / 2)
+
+
+def test_no_two_workers_have_the_same_seed(monkeypatch):
+    seeds = []
+    monkeypatch.setattr(asynchronous, "derive_seed", lambda *args: seeds.append(derive_seed(*args)) or seeds[-1])
+    trainer = build_trainer(config_of(3))
+    trainer._start()
+    trainer.close()
+    assert len(set(seeds)) == 3

@@ -1,0 +1,211 @@
+"""What is set reaches the part of a run that it is for: replay, loop, threads, evaluations, checkpoints."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AsyncVectorEnv
+
+from habilis import api
+from habilis.build import build_trainer
+from habilis.checkpoint import CheckpointStore
+from habilis.evaluation.evaluator import EvaluationResult
+from habilis.training import session
+from habilis.training.keeping import components, restore
+
+SMALL = {"num_envs": 3, "total_timesteps": 60, "algo.hidden": [8]}
+REPLAY = {"algo.learning_starts": 40, "algo.train_freq": 4, "algo.batch_size": 8, "algo.buffer_size": 120}
+PRIORITIES = {"algo.priority_alpha": 0.3, "algo.priority_beta": 0.7}
+GOALS = {"algo.goal_selection_strategy": "final", "algo.n_sampled_goal": 1}
+TINY = {"num_envs": 1, "algo.n_steps": 16, "algo.batch_size": 16, "algo.hidden": [8], "tensorboard": False}
+
+
+def build(algorithm, env, **overrides):
+    return build_trainer(api.default_config(algorithm, env, **SMALL | overrides))
+
+
+def test_the_replay_is_made_as_it_is_set():
+    many = {"algo.n_steps": 2, "algo.gamma": 0.8}
+    buffer = build("per_dqn", "probe/BitFlip-v0", **REPLAY | PRIORITIES | GOALS | many).buffer
+    assert (buffer.n_steps, buffer.gamma, buffer.held * buffer.num_envs) == (2, 0.8, 120)
+    assert (buffer.priorities.alpha, buffer.priorities.beta) == (0.3, 0.7)
+    assert (buffer.hindsight._strategy, buffer.hindsight._share) == ("final", 0.5)
+
+
+def test_priorities_follow_the_errors_and_their_weights_the_progress():
+    trainer = build("per_dqn", "CartPole-v1", **REPLAY | PRIORITIES)
+    betas = []
+    for _ in range(5):
+        trainer.iterate()
+        betas.append(trainer.buffer.priorities.beta)
+    assert betas == pytest.approx([0.7, 0.76, 0.82, 0.88, 0.94])
+    values = trainer.buffer.priorities.tree.values
+    assert len(np.unique(values[values > 0])) > 8  # each is 1 until an error is known
+
+
+@pytest.mark.parametrize(("gradient_steps", "made"), [(2, 2), (-1, 12)])
+def test_actions_are_drawn_evenly_until_learning_starts(gradient_steps, made):
+    trainer = build("sac", "probe/IdentityContinuous-v0", **REPLAY | {"algo.gradient_steps": gradient_steps})
+    policy, acted, seen = trainer.algorithm.policy, [], []
+    act = policy.act
+    policy.act = lambda *args, **kwargs: acted.append(True) or act(*args, **kwargs)
+    for _ in range(5):
+        report = trainer.iterate()
+        seen.append((report.env_steps, len(acted), report.gradient_steps))
+    # rounds of four steps of three environments: the fourth round passes the fortieth step, the fifth acts after it
+    assert seen == [(12, 0, 0), (24, 0, 0), (36, 0, 0), (48, 0, made), (60, 4, 2 * made)]
+    uniform = trainer.buffer.actions[:16]
+    assert 0.3 < uniform.std() < 0.9
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "env", "settings"),
+    [
+        ("sac", "probe/TruncationValueContinuous-v0", REPLAY),
+        ("ppo", "probe/TruncationValueContinuous-v0", {"algo.n_steps": 4, "algo.batch_size": 12}),
+        ("q_learning", "probe/TruncationValue-v0", {"algo.train_freq": 4, "algo.hidden": None, "algo.rounding": [1.0]}),
+    ],
+)
+def test_algorithms_are_told_how_far_the_run_has_come(algorithm, env, settings):
+    known = {key: value for key, value in (SMALL | settings).items() if value is not None}
+    trainer = build_trainer(api.default_config(algorithm, env, **known))
+    told, inner = [], trainer.algorithm.set_progress
+    trainer.algorithm.set_progress = lambda *progress: told.append(progress) or inner(*progress)
+    assert [report.env_steps for report in trainer] == [12, 24, 36, 48, 60]
+    # episodes of five steps of three environments
+    rounds = {"q_learning": 4}.get(algorithm, 1)
+    assert told[::rounds] == [(pytest.approx(k / 5), 3 * (4 * k // 5)) for k in range(5)]
+
+
+def test_threads_are_those_that_are_asked_for():
+    before = torch.get_num_threads()
+    try:
+        trainer = build("sac", "HalfCheetah-v5", **REPLAY, threads=4, env_threads=2)
+        assert torch.get_num_threads() == 2  # of each of two parts side by side
+        assert trainer.collector.env.simulation.threads == 2
+        build("dqn", "CartPole-v1", **REPLAY, threads=4)
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_the_best_policy_is_kept_across_resumptions(tmp_path, monkeypatch):
+    scores = iter([1.0, 3.0, 2.0, 2.5, 4.0, 3.5])
+    monkeypatch.setattr(
+        session, "evaluate", lambda *_, **told: EvaluationResult(np.array([next(scores)]), np.array([1]), None)
+    )
+    path = tmp_path / "run"
+    settings = TINY | {"eval_freq": 16, "checkpoint_freq": 48, "keep_checkpoints": 1, "run_dir": str(path)}
+    api.train_config(
+        api.default_config("ppo", "probe/ObservationReward-v0", **settings, total_timesteps=48), progress=False
+    )
+    store = CheckpointStore(path / "checkpoints")
+    for best, last, more in ((32, 48, 64), (32, 64, 96), (80, 96, None)):
+        assert store.best() == store.path(best)
+        assert store.steps() == [best, last]
+        if more:
+            api.resume(path, progress=False, total_timesteps=more)
+
+
+def test_as_many_checkpoints_are_kept_as_are_asked_for(tmp_path):
+    settings = TINY | {"eval_episodes": 0, "checkpoint_freq": 16, "keep_checkpoints": 3, "total_timesteps": 80}
+    config = api.default_config("ppo", "probe/ObservationReward-v0", **settings, run_dir=str(tmp_path / "run"))
+    api.train_config(config, progress=False)
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [48, 64, 80]
+
+
+def test_an_evaluation_may_be_of_the_stochastic_policy_too(tmp_path):
+    settings = TINY | {"eval_episodes": 2, "eval_stochastic": True, "total_timesteps": 16}
+    config = api.default_config("ppo", "probe/IdentityContinuous-v0", **settings, run_dir=str(tmp_path / "run"))
+    run = api.train_config(config, progress=False)
+    (file,) = (run.path / "eval").iterdir()
+    tree = json.loads(file.read_text())
+    assert (tree["deterministic"]["deterministic"], tree["stochastic"]["deterministic"]) == (True, False)
+    assert tree["deterministic"]["returns"] != tree["stochastic"]["returns"]
+    asked = [{}, {"deterministic": False}, {"seed": 1}]
+    assert len({tuple(api.evaluate(run.path, episodes=2, **how).returns) for how in asked}) == 3
+
+
+def test_episodes_that_begin_after_a_resumption_are_others_and_end_those_in_the_replay():
+    def make():
+        return build("sac", "Pendulum-v1", **REPLAY, env_backend="gymnasium")
+
+    trainer, shown = make(), []
+    for _ in range(2):
+        trainer.iterate()
+        again = make()
+        restore(again, components(trainer))
+        shown.append(again.collector.obs["policy"])
+        buffer = again.buffer
+        assert buffer.done[(buffer._head - 1) % buffer.rows].all()
+        assert torch.equal(buffer.observations.stores["policy"][buffer._head], shown[-1])
+    assert not torch.equal(*shown)
+
+
+def test_every_seed_begins_with_episodes_of_its_own():
+    first, again, other = (
+        build("dqn", "CartPole-v1", **REPLAY, seed=seed).collector.obs["policy"] for seed in (1, 1, 2)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings"),
+    [("dqn", REPLAY | {"algo.normalize_obs": True}), ("q_learning", {"algo.train_freq": 4, "algo.rounding": [0.1]})],
+)
+def test_steps_that_are_not_valid_are_left_out_of_statistics_and_tables(algorithm, settings):
+    hidden = SMALL if algorithm == "dqn" else {k: v for k, v in SMALL.items() if k != "algo.hidden"}
+    cleared = {} if algorithm == "dqn" else {"algo.bins": [], "algo.bins_low": [], "algo.bins_high": []}
+    trainer = build_trainer(api.default_config(algorithm, "CartPole-v1", **hidden | settings | cleared))
+    inner = trainer.collector.step
+    wrong = torch.tensor([False, True, False])
+    trainer.collector.step = lambda *args: replace(step := inner(*args), valid=step.valid & ~wrong)
+    trainer.iterate()
+    policy = trainer.algorithm.policy
+    seen = policy.encoder.normalizers["policy"].count if algorithm == "dqn" else policy.visits.sum()
+    assert float(seen) == 8  # of two environments in four steps
+
+
+def test_whole_episodes_begin_with_an_update():
+    trainer = build("reinforce", "CartPole-v1", **{"algo.n_episodes": 4})
+    inner, resets = trainer.collector.reset, []
+    trainer.collector.reset = lambda *args: resets.append(args) or inner(*args)
+    trainer.iterate()
+    trainer.iterate()
+    assert resets == [(), ()]
+
+
+def test_an_interrupted_run_is_not_evaluated_first(tmp_path, monkeypatch):
+    after = session.Session._after
+
+    def interrupted(self, report):
+        after(self, report)
+        self.interrupted = True
+
+    monkeypatch.setattr(session.Session, "_after", interrupted)
+    settings = TINY | {"eval_episodes": 1, "eval_freq": 64, "total_timesteps": 64, "run_dir": str(tmp_path / "run")}
+    run = api.train_config(api.default_config("ppo", "probe/ObservationReward-v0", **settings), progress=False)
+    assert run.interrupted
+    assert run.evaluation is None
+    assert CheckpointStore(run.path / "checkpoints").steps() == [16]
+
+
+def test_films_and_windows_show_the_policy_that_is_asked_for(monkeypatch):
+    told = []
+    monkeypatch.setattr(api, "film", lambda *args, **how: told.append(how))
+    monkeypatch.setattr(api, "watch", lambda *args, **how: told.append(how))
+    policy = build("dqn", "CartPole-v1", **REPLAY).algorithm.policy
+    api.record_video(policy, "film.mp4", seed=3, deterministic=False)
+    api.play(policy, seed=3, deterministic=False)
+    assert [(how["seed"], how["deterministic"]) for how in told] == [(3, False)] * 2
+
+
+def test_environments_have_processes_of_their_own_where_they_are_asked_for():
+    env = build("dqn", "CartPole-v1", **REPLAY, env_async=True).collector.env
+    assert isinstance(env.env, AsyncVectorEnv)
+    env.close()
