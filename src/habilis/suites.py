@@ -381,7 +381,7 @@ SUITES.add(
     tuple(
         case
         for row in (
-            ("dqn", "gru", "CartPole", 100_000, 400, ""),
+            ("dqn", "gru", "CartPole", 100_000, 400, "500"),
             ("sac", "gru", "Pendulum", 20_000, -180, "-144"),
             ("sac", "gru", "InvertedPendulum", 30_000, 800, ""),
             ("td3", "lstm", "Pendulum", 20_000, -184, "-147"),

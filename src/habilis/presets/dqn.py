@@ -119,7 +119,8 @@ _CARTPOLE_QUANTILES: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": 1
 _CARTPOLE_ATOMS: Mapping[str, Any] = {**_CARTPOLE, "algo.adam_eps": 1e-4}
 # with steps of 5e-4 noisy weights still let the cart drift off the track when the run ends
 _CARTPOLE_NOISY: Mapping[str, Any] = {**_CARTPOLE_MEAN, "algo.learning_rate": 1e-3}
-# with half the steps of its relatives: clipped gradients balance sooner, and the run ends before values have grown
+# with half the steps of its relatives: clipped gradients balance sooner, and the run ends before values have grown; in
+# longer ones they grow, and it forgets
 _CARTPOLE_PLAIN: Mapping[str, Any] = {
     **_CARTPOLE_MEAN,
     "total_timesteps": 50_000,
