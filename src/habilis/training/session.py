@@ -199,8 +199,8 @@ class Session:
         try:
             tree, better = self._evaluate(steps) if evaluation_due else ({}, False)
         except (EnvError, NonFiniteError, KeyboardInterrupt) as error:
-            skipped = isinstance(error, NonFiniteError) and self.config.on_nonfinite == "skip"
-            if not skipped and not isinstance(error, EndlessEpisodeError):
+            skips = self.config.on_nonfinite == "skip" and isinstance(error, NonFiniteError)
+            if not (skips or isinstance(error, EndlessEpisodeError)):
                 self.save()  # the policy that met it
                 raise
             self.tracking.message(f"The evaluation after {steps:,} env steps is left out: {error}")

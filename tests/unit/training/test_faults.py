@@ -16,7 +16,8 @@ from habilis import api
 from habilis.build import build_trainer
 from habilis.checkpoint import CheckpointStore, load_checkpoint
 from habilis.cli import main
-from habilis.core.errors import CheckpointError, EnvError, NonFiniteError
+from habilis.core.errors import CheckpointError, EndlessEpisodeError, EnvError, NonFiniteError
+from habilis.evaluation.evaluator import evaluate
 from habilis.training.faults import replay_dump
 from habilis.training.nonfinite import Watch
 
@@ -218,6 +219,20 @@ def test_an_environment_that_raises_is_named_and_the_checkpoint_before_it_goes_o
     assert steps == [16, 32, 48, 64, 80, 96]
 
 
+def test_what_was_learnt_outlives_an_evaluation_that_raises(tmp_path):
+    """The first evaluation comes after eight steps of each environment, and takes 24 of each of its own."""
+    with pytest.raises(EnvError, match=r"the gripper fell off.*what was learnt up to step 16 is kept"):
+        train(
+            tmp_path,
+            "raise",
+            env_kwargs={"fault": "raise", "at": 20},
+            eval_episodes=40,
+            eval_freq=16,
+            checkpoint_freq=96,
+        )
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [16]
+
+
 def test_an_evaluation_that_does_not_end_is_left_out(tmp_path, monkeypatch, capsys):
     """A policy that has learnt little may go round in circles where nothing limits its time."""
     monkeypatch.setattr("habilis.training.session.ENDLESS", 2)  # the goal is three steps away
@@ -242,6 +257,22 @@ def test_an_evaluation_that_does_not_end_is_left_out(tmp_path, monkeypatch, caps
     for steps in (48, 96):
         assert f"The evaluation after {steps} env steps is left out: environment 0 of habilis/GridWorld-v0" in told
     assert "--env-kwargs max_episode_steps 1000" in told
+
+
+def test_a_run_whose_last_evaluation_is_left_out_ends_without_one(tmp_path, monkeypatch):
+    """Not with the one before, of a policy that is no longer the last."""
+    done = []
+
+    def once(*args, **told):
+        if done:
+            raise EndlessEpisodeError("round in circles")
+        done.append(evaluate(*args, **told))
+        return done[0]
+
+    monkeypatch.setattr("habilis.training.session.evaluate", once)
+    run = train(tmp_path, "none", eval_episodes=2, eval_freq=48)
+    assert len(done) == len(list((run.path / "eval").iterdir())) == 1
+    assert run.evaluation is None
 
 
 def test_an_evaluation_with_a_time_limit_waits_for_its_end(tmp_path, monkeypatch):
