@@ -21,6 +21,7 @@ from habilis.checkpoint.checkpoint import resolve as resolve_pointer
 from habilis.core.config import override, require, to_dict
 from habilis.core.errors import CheckpointError, ConfigError
 from habilis.core.files import replace_text
+from habilis.core.options import require_used
 from habilis.core.protocols import VecEnv
 from habilis.core.specs import spec_from_dict, spec_to_dict
 from habilis.core.version import __version__
@@ -121,6 +122,7 @@ def train_config(config: TrainConfig, *, command: str | None = None, progress: b
         command: what the user typed, kept in the run; None for a call from Python.
         progress: whether to show progress.
     """
+    require_used(config, usual=default_config(config.algorithm, config.env))
     with begin(config) as run_dir:
         trainer = build_trainer(config, tell if progress else _say_nothing)
         if progress:
@@ -153,8 +155,10 @@ def resume(path: str | Path, *, command: str | None = None, progress: bool = Tru
         ConfigError: `path` is no run, another process trains it, or a key does not exist or cannot change.
     """
     run_dir = Path(path)
-    config = override(load_config(run_dir), overrides)
+    before = load_config(run_dir)
+    config = override(before, overrides)
     require_changeable(overrides)
+    require_used(config, usual=before)
     with hold(run_dir):
         checkpoint = CheckpointStore(run_dir / "checkpoints").latest()
         trainer = build_trainer(config, tell if progress else _say_nothing)

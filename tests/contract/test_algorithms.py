@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from cases import EXACT, FRESH, INEXACT, MEMORY, SEEING, SMALL, fingerprint, ite
 from habilis.build import ALGORITHMS
 from habilis.checkpoint import load_checkpoint
 from habilis.core.config import override, to_dict
+from habilis.core.errors import ConfigError
+from habilis.core.options import require_used
 from habilis.core.specs import BoxAction, spec_from_dict, spec_to_dict
 from habilis.plugins import PLUGINS
 from habilis.training.config import TrainConfig
@@ -77,6 +80,64 @@ def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(algorithm: 
     first, second, other = map(fingerprint, runs)
     assert first == second
     assert first != other
+
+
+OFF: dict[str, Any] = {
+    "head": "mean",
+    "prioritized": False,
+    "use_sde": False,
+    "std_type": "independent",
+    "ent_coef": 0.2,
+    "network": "simba",
+    "target_networks": False,
+    "action_noise": "gaussian",
+    "line_search": False,
+    "baseline": False,
+    "learning_rate_schedule": "constant",
+    "exploration_schedule": "linear",
+    "kind": "none",
+}
+"""A value of each field `only_if` names with which what depends on it is off."""
+SWITCHED = ("ppo", "a2c", "reinforce", "trpo", "sac", "discrete_sac", "td3", "per_dqn", "q_learning")
+"""One algorithm for each kind of configuration."""
+OTHER: dict[str, Any] = {"critic_hidden": [7], "target_entropy": -3.0, "sde_sample_freq": 7, "layer_norm": True}
+
+
+def switched_off(config: Any, prefix: str = "algo.") -> Iterator[tuple[str, Any, str, Any]]:
+    """Yield each field that another switches off, a value for it, that other one, and what that is then."""
+    for field in dataclasses.fields(config):
+        name, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            yield from switched_off(value, f"{name}.")
+        other = OTHER.get(
+            field.name, value / 2 if isinstance(value, float) else value + 1 if type(value) is int else None
+        )
+        wanted = {switch: OFF[switch] for switch in field.metadata.get("only_if", {})}
+        for switch, off in {**wanted, **field.metadata.get("unless", {})}.items():
+            yield name, other, f"{prefix}{switch}", off
+
+
+def test_every_kind_of_configuration_is_asked_what_has_no_effect() -> None:
+    assert {ALGORITHMS[name].config for name in SWITCHED} == {ALGORITHMS[name].config for name in ALL}
+
+
+@pytest.mark.parametrize("algorithm", SWITCHED)
+def test_what_is_refused_as_without_effect_has_none(algorithm: str) -> None:
+    def learnt(**changes: Any) -> str:
+        trainer = small_trainer(algorithm, EXACT[algorithm][0], **changes)
+        iterate(trainer, 3)
+        return fingerprint(trainer)
+
+    base = small_config(algorithm, EXACT[algorithm][0])
+    changes: dict[tuple[str, Any], dict[str, Any]] = {}
+    for name, other, switch, off in switched_off(base.algo):
+        if name == "algo.memory.burn_in" and not hasattr(base.algo, "buffer_size"):
+            continue  # refused in any case
+        changes.setdefault((switch, off), {})[name] = other
+        with pytest.raises(ConfigError, match=f"{name} has no effect while {switch} is {off!r}"):
+            require_used(override(base, {switch: off, name: other}), usual=base)
+    for (switch, off), without_effect in changes.items():
+        assert learnt(**{switch: off, **without_effect}) == learnt(**{switch: off}), without_effect
 
 
 @pytest.mark.parametrize("algorithm", ALL)

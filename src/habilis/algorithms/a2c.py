@@ -17,6 +17,7 @@ from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
 from habilis.core.config import require_positive
+from habilis.core.options import only_if
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
 from habilis.core.schedules import Schedule
@@ -88,11 +89,11 @@ class A2CConfig:
     """Where the standard deviation of continuous actions comes from."""
     init_std: float = 1.0
     """First standard deviation, in units of half the action range."""
-    final_std: float = 0.1
+    final_std: float = only_if(0.1, std_type="annealed")
     """Last standard deviation under `std_type="annealed"`."""
     use_sde: bool = False
     """Explore by noise that depends on the state and is held over steps (gSDE)."""
-    sde_sample_freq: int = 4
+    sde_sample_freq: int = only_if(4, use_sde=True)
     """Steps over which that noise is held; -1: to the end of the episode. The longer, the more biased the gradient."""
     action: ActionConfig = field(default_factory=ActionConfig)
     """What becomes of an action before the environment takes it."""

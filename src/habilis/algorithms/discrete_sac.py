@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
 from habilis.core.config import require, require_not_negative, require_positive, require_replay
+from habilis.core.options import only_if, unless
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
 from habilis.core.schedules import Schedule
@@ -66,13 +67,13 @@ class DiscreteSACConfig:
     """Critics, of which target and policy take the minimum."""
     ent_coef: float | None = None
     """Temperature; None learns it."""
-    init_ent_coef: float = 1.0
+    init_ent_coef: float = only_if(1.0, ent_coef=None)
     """First value of the learnt temperature."""
-    target_entropy_ratio: float = 0.98
+    target_entropy_ratio: float = only_if(0.98, ent_coef=None)
     """Entropy the learnt temperature aims at, as a share of that of a uniform choice."""
     goal_selection_strategy: GoalSelection = "none"
     """Where goals are wanted: learn in hindsight of goals that the episode reached, and of which."""
-    n_sampled_goal: int = 4
+    n_sampled_goal: int = unless(4, goal_selection_strategy="none")
     """Transitions with a goal in hindsight for each one that keeps its own."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
@@ -86,7 +87,7 @@ class DiscreteSACConfig:
     """Those of the critics; None: as `hidden`."""
     activation: Activation = "relu"
     """Activation of the hidden layers."""
-    layer_norm: bool = False
+    layer_norm: bool = only_if(False, network="mlp")
     """Layer normalisation in the critics."""
     hidden_precision: HiddenPrecision = "float32"
     """Precision of the hidden layers while learning; "bfloat16" holds where there are units for it."""

@@ -25,6 +25,7 @@ from habilis.core.config import (
     require_shares,
     require_widths,
 )
+from habilis.core.options import only_if, unless
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
 from habilis.core.schedules import Schedule
@@ -78,44 +79,44 @@ class DQNConfig:
     """Two streams: the value of the state, and the advantages of the actions."""
     head: Literal["mean", "categorical", "quantile", "implicit_quantile"] = "mean"
     """What is learnt of the return: its mean (DQN), or its distribution (C51, QR-DQN, IQN)."""
-    n_atoms: int = 51
+    n_atoms: int = only_if(51, head="categorical")
     """Atoms of the categorical head."""
-    v_min: float = -10.0
+    v_min: float = only_if(-10.0, head="categorical")
     """First atom: the least discounted return. Returns below it cannot be told apart: see that `q_mean` keeps away."""
-    v_max: float = 10.0
+    v_max: float = only_if(10.0, head="categorical")
     """Last atom: the greatest discounted return, likewise."""
-    n_quantiles: int = 50
+    n_quantiles: int = only_if(50, head="quantile")
     """Quantiles of the quantile head."""
-    n_fractions: int = 8
+    n_fractions: int = only_if(8, head="implicit_quantile")
     """Quantiles drawn for the return that is learnt, and as many for its target (implicit quantiles)."""
-    n_acting_fractions: int = 32
+    n_acting_fractions: int = only_if(32, head="implicit_quantile")
     """Evenly spaced quantiles by which actions are ranked (implicit quantiles)."""
-    huber_threshold: float | None = 1.0
+    huber_threshold: float | None = unless(1.0, head="categorical")
     """Error beyond which the loss grows linearly; None: squared error for a mean, 1 for quantiles; 0: plain quantile
     loss."""
     risk_level: float = 1.0
     """Rank actions by the mean of this share of the worst returns (distributions only); 1: by the mean of all."""
     prioritized: bool = False
     """Replay transitions in proportion to their last error."""
-    priority_alpha: float = 0.6
+    priority_alpha: float = only_if(0.6, prioritized=True)
     """Power of the error in a priority; 0 is uniform."""
-    priority_beta: float = 0.4
+    priority_beta: float = only_if(0.4, prioritized=True)
     """Power of the importance weights that correct for it; grows to 1 over the run."""
     goal_selection_strategy: GoalSelection = "none"
     """Where goals are wanted: learn in hindsight of goals that the episode reached, and of which."""
-    n_sampled_goal: int = 4
+    n_sampled_goal: int = unless(4, goal_selection_strategy="none")
     """Transitions with a goal in hindsight for each one that keeps its own."""
     exploration: Exploration = "epsilon"
     """Random actions, actions drawn in proportion to `exp(score / temperature)`, or noisy weights."""
     exploration_schedule: Literal["linear", "exponential"] = "linear"
     """Course of epsilon (or the temperature): over a fraction of the run, or by a factor for each episode."""
-    exploration_fraction: float = 0.1
+    exploration_fraction: float = unless(0.1, exploration="noisy", exploration_schedule="exponential")
     """Fraction of the run over which epsilon falls (linear)."""
-    exploration_decay: float = 0.99
+    exploration_decay: float = only_if(0.99, exploration_schedule="exponential")
     """Factor of epsilon for each episode that ended (exponential)."""
-    exploration_initial_eps: float = 1.0
+    exploration_initial_eps: float = unless(1.0, exploration="noisy")
     """First epsilon, or temperature."""
-    exploration_final_eps: float = 0.05
+    exploration_final_eps: float = unless(0.05, exploration="noisy")
     """Last epsilon, or temperature."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
@@ -218,7 +219,8 @@ class DQN:
             level = first + (last - first) * min(progress / c.exploration_fraction, 1.0)
         else:
             level = max(last, first * c.exploration_decay**episodes)
-        s.policy.exploration_level.fill_(level)
+        if c.exploration != "noisy":
+            s.policy.exploration_level.fill_(level)
         s.optimizer.anneal(c.learning_rate_schedule, progress)
 
     def update(self, batch: TransitionBatch) -> Metrics:

@@ -19,6 +19,7 @@ from torch import Tensor
 from habilis.core.batches import RolloutBatch
 from habilis.core.config import require, require_positive
 from habilis.core.errors import HabilisError
+from habilis.core.options import only_if
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
 from habilis.core.schedules import scheduled
@@ -61,7 +62,7 @@ class PPOConfig:
     """Adam's step size (its first value under `linear` and `adaptive`)."""
     learning_rate_schedule: Literal["constant", "linear", "adaptive"] = "constant"
     """`linear` falls to zero over the run; `adaptive` keeps the KL divergence of an update near `desired_kl`."""
-    desired_kl: float = 0.01
+    desired_kl: float = only_if(0.01, learning_rate_schedule="adaptive")
     """KL divergence the adaptive rate aims at."""
     gamma: float = 0.99
     """Discount."""
@@ -105,11 +106,11 @@ class PPOConfig:
     """Where the standard deviation of continuous actions comes from."""
     init_std: float = 1.0
     """First standard deviation, in units of half the action range."""
-    final_std: float = 0.1
+    final_std: float = only_if(0.1, std_type="annealed")
     """Last standard deviation under `std_type="annealed"`."""
     use_sde: bool = False
     """Explore by noise that depends on the state and is held over steps (gSDE)."""
-    sde_sample_freq: int = 4
+    sde_sample_freq: int = only_if(4, use_sde=True)
     """Steps over which that noise is held; -1: to the end of the episode. The longer, the more biased the gradient."""
     action: ActionConfig = field(default_factory=ActionConfig)
     """What becomes of an action before the environment takes it."""

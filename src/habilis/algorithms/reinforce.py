@@ -20,6 +20,7 @@ from torch import Tensor
 from habilis.core.batches import RolloutBatch
 from habilis.core.config import require_positive, require_shares, require_widths
 from habilis.core.errors import HabilisError
+from habilis.core.options import only_if
 from habilis.core.random import RandomStreams
 from habilis.core.schedules import Schedule
 from habilis.core.specs import EnvSpec
@@ -50,7 +51,7 @@ class ReinforceConfig:
     """Whether a value network is learnt and what it expects subtracted from the returns."""
     learning_rate: float = 1e-2
     """Adam's step size for the policy."""
-    critic_learning_rate: float = 1e-2
+    critic_learning_rate: float = only_if(1e-2, baseline=True)
     """Adam's step size for the baseline."""
     learning_rate_schedule: Schedule = "constant"
     """Course of both step sizes over the run."""
@@ -60,9 +61,9 @@ class ReinforceConfig:
     """Weight of the entropy bonus."""
     max_grad_norm: float = 0.5
     """Largest norm of a gradient."""
-    n_critic_updates: int = 5
+    n_critic_updates: int = only_if(5, baseline=True)
     """Passes of the baseline over the steps of an update."""
-    batch_size: int = 64
+    batch_size: int = only_if(64, baseline=True)
     """Steps in a minibatch of the baseline."""
     normalize_advantage: bool = True
     """Standardise the advantages (returns, without a baseline) of an update."""
@@ -74,7 +75,7 @@ class ReinforceConfig:
     """Divide rewards by the running standard deviation of the discounted return."""
     hidden: tuple[int, ...] = (64, 64)
     """Widths of the policy's hidden layers."""
-    critic_hidden: tuple[int, ...] | None = None
+    critic_hidden: tuple[int, ...] | None = only_if(None, baseline=True)
     """Widths of the baseline's hidden layers; None: as the policy's."""
     activation: Activation = "tanh"
     """Activation of the hidden layers."""
@@ -84,11 +85,11 @@ class ReinforceConfig:
     """Where the standard deviation of continuous actions comes from."""
     init_std: float = 1.0
     """First standard deviation, in units of half the action range."""
-    final_std: float = 0.1
+    final_std: float = only_if(0.1, std_type="annealed")
     """Last standard deviation under `std_type="annealed"`."""
     use_sde: bool = False
     """Explore by noise that depends on the state and is held over steps (gSDE)."""
-    sde_sample_freq: int = 4
+    sde_sample_freq: int = only_if(4, use_sde=True)
     """Steps over which that noise is held; -1: to the end of the episode. The longer, the more biased the gradient."""
     action: ActionConfig = field(default_factory=ActionConfig)
     """What becomes of an action before the environment takes it."""

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
 from habilis.core.config import require, require_not_negative, require_positive, require_replay
+from habilis.core.options import only_if, unless
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
 from habilis.core.schedules import Schedule
@@ -64,7 +65,7 @@ class SACConfig:
     """Rewards summed before bootstrapping."""
     gamma: float = 0.99
     """Discount."""
-    tau: float = 0.005
+    tau: float = only_if(0.005, target_networks=True)
     """How far the target critics move towards the critics at each update."""
     n_critics: int = 2
     """Critics."""
@@ -82,13 +83,13 @@ class SACConfig:
     """Steps of the critics for each of the policy and the temperature."""
     ent_coef: float | None = None
     """Temperature; None learns it."""
-    init_ent_coef: float = 1.0
+    init_ent_coef: float = only_if(1.0, ent_coef=None)
     """First value of the learnt temperature."""
-    target_entropy: float | None = None
+    target_entropy: float | None = only_if(None, ent_coef=None)
     """Entropy the learnt temperature aims at, in nats; None: minus the number of action values."""
     use_sde: bool = False
     """Explore by noise that depends on the state and is held over steps (gSDE)."""
-    sde_sample_freq: int = -1
+    sde_sample_freq: int = only_if(-1, use_sde=True)
     """Steps over which that noise is held; -1: to the end of the episode."""
     action: ActionConfig = field(default_factory=ActionConfig)
     """What becomes of an action before the environment takes it."""
@@ -96,7 +97,7 @@ class SACConfig:
     """Penalties on different actions at neighbouring observations."""
     goal_selection_strategy: GoalSelection = "none"
     """Where goals are wanted: learn in hindsight of goals that the episode reached, and of which."""
-    n_sampled_goal: int = 4
+    n_sampled_goal: int = unless(4, goal_selection_strategy="none")
     """Transitions with a goal in hindsight for each one that keeps its own."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
@@ -110,7 +111,7 @@ class SACConfig:
     """Those of the critics; None: as `hidden`."""
     activation: Activation = "relu"
     """Activation of the hidden layers."""
-    layer_norm: bool = False
+    layer_norm: bool = only_if(False, network="mlp")
     """Layer normalisation in the critics."""
     dropout: float = 0.0
     """Probability with which a hidden value of a critic is left out while learning."""

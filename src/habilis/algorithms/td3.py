@@ -20,6 +20,7 @@ from torch import Tensor
 from habilis.core.acceleration import HiddenPrecision
 from habilis.core.batches import TransitionBatch
 from habilis.core.config import require, require_fractions, require_not_negative, require_positive, require_replay
+from habilis.core.options import only_if, unless
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded, SideBySide
 from habilis.core.schedules import Schedule
@@ -71,15 +72,15 @@ class TD3Config:
     """Critics, of which the target takes the minimum."""
     n_atoms: int = 1
     """Atoms of the distribution of returns that each critic learns (C51); 1: its mean alone."""
-    v_min: float = -10.0
+    v_min: float = unless(-10.0, n_atoms=1)
     """First atom: the least discounted return."""
-    v_max: float = 10.0
+    v_max: float = unless(10.0, n_atoms=1)
     """Last atom: the greatest discounted return."""
     policy_delay: int = 2
     """Steps of the critics for each of the policy and the targets."""
     target_policy_noise: float = 0.2
     """Standard deviation of the noise on the target policy's actions, in units of half the action range."""
-    target_noise_clip: float = 0.5
+    target_noise_clip: float = unless(0.5, target_policy_noise=0)
     """Largest size of that noise."""
     action_noise: ActionNoise = "gaussian"
     """Noise by which the policy explores: independent from step to step, or an Ornstein-Uhlenbeck process."""
@@ -87,7 +88,7 @@ class TD3Config:
     """Its standard deviation, or that of its change in a step, in units of half the action range."""
     action_noise_std_min: float | None = None
     """Where given, each environment draws that deviation anew for each episode, from here to `action_noise_std`."""
-    action_noise_theta: float = 0.15
+    action_noise_theta: float = only_if(0.15, action_noise="ornstein_uhlenbeck")
     """Share of an Ornstein-Uhlenbeck noise that is lost in a step."""
     action: ActionConfig = field(default_factory=ActionConfig)
     """What becomes of an action before the environment takes it."""
@@ -95,7 +96,7 @@ class TD3Config:
     """Penalties on different actions at neighbouring observations."""
     goal_selection_strategy: GoalSelection = "none"
     """Where goals are wanted: learn in hindsight of goals that the episode reached, and of which."""
-    n_sampled_goal: int = 4
+    n_sampled_goal: int = unless(4, goal_selection_strategy="none")
     """Transitions with a goal in hindsight for each one that keeps its own."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
@@ -109,7 +110,7 @@ class TD3Config:
     """Those of the critics; None: as `hidden`."""
     activation: Activation = "relu"
     """Activation of the hidden layers."""
-    layer_norm: bool = False
+    layer_norm: bool = only_if(False, network="mlp")
     """Layer normalisation in the critics."""
     hidden_precision: HiddenPrecision = "float32"
     """Precision of the hidden layers while learning; "bfloat16" holds where there are units for it."""

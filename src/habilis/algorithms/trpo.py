@@ -18,6 +18,7 @@ from torch import Tensor
 from habilis.core.batches import RolloutBatch
 from habilis.core.config import require, require_not_negative, require_positive, require_shares, require_widths
 from habilis.core.errors import HabilisError
+from habilis.core.options import only_if
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
 from habilis.core.schedules import Schedule
@@ -50,9 +51,9 @@ class TRPOConfig:
     line_search: bool = True
     """Whether a step is shortened until the divergence is small enough and the objective better; else it is taken as it
     is, as long as the divergence's second-order approximation allows: the natural policy gradient."""
-    line_search_shrinking_factor: float = 0.8
+    line_search_shrinking_factor: float = only_if(0.8, line_search=True)
     """Factor of the step from one try to the next."""
-    line_search_max_iter: int = 10
+    line_search_max_iter: int = only_if(10, line_search=True)
     """Tries, after which no step is taken."""
     cg_max_steps: int = 15
     """Products in the conjugate gradient."""
@@ -92,11 +93,11 @@ class TRPOConfig:
     """Where the standard deviation of continuous actions comes from."""
     init_std: float = 1.0
     """First standard deviation, in units of half the action range."""
-    final_std: float = 0.1
+    final_std: float = only_if(0.1, std_type="annealed")
     """Last standard deviation under `std_type="annealed"`."""
     use_sde: bool = False
     """Explore by noise that depends on the state and is held over steps (gSDE)."""
-    sde_sample_freq: int = 4
+    sde_sample_freq: int = only_if(4, use_sde=True)
     """Steps over which that noise is held; -1: to the end of the episode. The longer, the more biased the gradient."""
     action: ActionConfig = field(default_factory=ActionConfig)
     """What becomes of an action before the environment takes it."""

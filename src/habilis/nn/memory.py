@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from habilis.core.batches import MEMORY, VALID
 from habilis.core.config import require
+from habilis.core.options import only_if, unless
 from habilis.core.specs import ObsGroup
 from habilis.core.tree import tree_index
 from habilis.core.types import Obs
@@ -32,15 +33,15 @@ class MemoryConfig:
 
     kind: MemoryKind = "none"
     """A recurrent network, a transformer over the last `window` steps, or nothing but the present observation."""
-    size: int = 128
+    size: int = unless(128, kind="none")
     """Width of the features."""
-    window: int = 16
+    window: int = unless(16, kind="none")
     """Steps in a row that are learnt from at once; all that a transformer sees."""
-    burn_in: int = 0
+    burn_in: int = unless(0, kind="none")
     """First steps of a window out of replay that make memory and are not learnt from (Kapturowski et al. 2019)."""
-    layers: int = 1
+    layers: int = only_if(1, kind="transformer")
     """Of a transformer."""
-    heads: int = 4
+    heads: int = only_if(4, kind="transformer")
     """Of attention in each; they divide the width."""
 
     def __post_init__(self) -> None:

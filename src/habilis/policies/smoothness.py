@@ -15,6 +15,7 @@ from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
 from habilis.core.config import require
+from habilis.core.options import unless
 from habilis.core.specs import EnvSpec, action_parts
 from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part
 from habilis.core.types import Obs
@@ -33,7 +34,7 @@ class SmoothnessConfig:
     """Of the distance between the actions at a step and at the next (CAPS)."""
     spatial: float = 0.0
     """Of the distance between the actions at an observation and at one with noise (CAPS)."""
-    spatial_std: float = 0.1
+    spatial_std: float = unless(0.1, spatial=0)
     """Deviation of that noise, in units of the observation as the network reads it: normalised where it is."""
     local: float = 0.0
     """Of the distance between the actions at an observation and within what one step changes of it (L2C2)."""

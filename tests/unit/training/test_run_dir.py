@@ -97,6 +97,18 @@ def test_what_a_run_is_made_of_cannot_change():
     assert repr(run) == "Run('run': ppo on probe/ObservationReward-v0, not evaluated)"
 
 
+def test_a_setting_without_effect_is_refused_before_a_run_is_made_or_changed():
+    with pytest.raises(ConfigError, match=r"algo.desired_kl has no effect while algo.learning_rate_schedule is 'const"):
+        api.train_config(config(run_dir="run", **{"algo.desired_kl": 0.02}), progress=False)
+    assert not Path("run").exists()
+    api.train_config(config(run_dir="run"), progress=False)
+    with pytest.raises(ConfigError, match=r"algo.smoothness.spatial_std has no effect while .* is 0.0: leave it out"):
+        api.resume("run", progress=False, total_timesteps=128, **{"algo.smoothness.spatial_std": 0.2})
+    assert api.load_config("run").total_timesteps == 64
+    # what a preset sets for a part that the user takes away is not the user's
+    api.train("rainbow", "CartPole-v1", total_timesteps=8, eval_episodes=0, run_dir="other", **{"algo.head": "mean"})
+
+
 def test_a_run_that_has_nothing_left_to_do_was_trained_as_it_says():
     run = api.train_config(config(run_dir="run"), progress=False)
     gamma = run.config.algo.gamma
