@@ -484,6 +484,7 @@ def locate(path: Path, which: Which) -> tuple[Path, Path]:
 def _versions() -> dict[str, str]:
     """Return the versions that decide what a run computes."""
     ours = {"python": sys.version.split()[0], "platform": platform.platform(), "habilis": __version__}
+    ours["processor"] = str(torch.cpu.get_capabilities().get("cpu_name", platform.processor()))
     found = {name: _version(name) for name in ("torch", "numpy", "mujoco", "gymnasium", "envpool")}
     return ours | {name: version for name, version in found.items() if version}
 

@@ -238,6 +238,8 @@ class Tabular:
                 if copies > 1:
                     at = (at + table) % size
                     judging = values[at : at + actions].tolist()
+                    if self.config.target == "expected":  # over what is done, which both tables choose
+                        choosing = [one + other for one, other in zip(choosing, judging, strict=True)]
                 target += discount * value(choosing, judging, next_a, epsilon)
             yield entry, target - values[entry]
 

@@ -21,7 +21,7 @@ from habilis.build import build_trainer
 from habilis.build import make_env as make_config_env
 from habilis.checkpoint import load_checkpoint
 from habilis.cli.parse import KeyValues, parse, read_env_kwargs
-from habilis.core.acceleration import available_memory, cpu_count
+from habilis.core.acceleration import Precision, available_memory, configure, cpu_count
 from habilis.core.config import require
 from habilis.core.errors import CheckpointError, EnvError, HabilisError
 from habilis.core.specs import Backend
@@ -204,9 +204,9 @@ def _speed() -> Iterator[tuple[str, str]]:
         yield id, f"{SPEED_COPIES / seconds:,.0f} env steps/s, {engine}"
     matrix = torch.ones(MATMUL_SIZE, MATMUL_SIZE)
     threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
-    torch.set_num_threads(1)
-    for choice in ("highest", "medium"):
-        torch.set_float32_matmul_precision(choice)
+    choices: tuple[Precision, ...] = ("highest", "medium")
+    for choice in choices:
+        configure(threads=1, precision=choice)
         seconds = _seconds_per(lambda: matrix @ matrix)
         flops = 2 * MATMUL_SIZE**3 / seconds / 1e9
         yield "matmul", f"{flops:.0f} GFLOP/s in float32 on one thread, --matmul-precision {choice}"

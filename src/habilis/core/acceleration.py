@@ -1,10 +1,10 @@
 """How tensors are computed on this machine: threads, matrix products and memory, in one place.
 
 PyTorch's default float32 product is slow on some processors; under the precision "medium" it may use oneDNN instead,
-which on processors without reduced-precision float32 units computes in float32 all the same, at about twice the speed
-from 128 columns up (`benchmarks/matmul.py` measures both on the machine at hand). Small batches gain nothing from
-threads. Hidden layers may be computed in bfloat16 while learning, where there are units for it: weights, moments,
-outputs, losses and targets stay float32, and so does the policy that acts.
+which takes half the time there from 128 columns up (`benchmarks/matmul.py` measures both on the machine at hand). Where
+oneDNN would round to bfloat16 for it (AMX), the default stays: a product on the processor is always one of float32.
+Small batches gain nothing from threads. Hidden layers may be computed in bfloat16 while learning, where there are units
+for it: weights, moments, outputs, losses and targets stay float32, and so does the policy that acts.
 """
 
 from __future__ import annotations
@@ -31,9 +31,26 @@ _HIDDEN: ContextVar[HiddenPrecision] = ContextVar("hidden_precision", default="f
 
 
 def configure(*, threads: int, precision: Precision) -> None:
-    """Set the number of intra-op threads and the precision of float32 matrix products for this process."""
+    """Set the threads of operations, and which products stand for float32 ones, in this process.
+
+    Args:
+        threads: intra-op threads.
+        precision: "medium" and "high" let PyTorch use oneDNN on the processor where that computes in float32 too, and
+            TF32 on a GPU.
+    """
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
+    if _rounds(precision):
+        torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+
+
+@cache
+def _rounds(precision: Precision) -> bool:
+    """Return whether PyTorch's products on this processor are less than float32 at a precision; leaves that set."""
+    torch.set_float32_matmul_precision(precision)
+    one = torch.linspace(1.0, 2.0, 256 * 256).view(256, 256)
+    exact = one.double() @ one.double()
+    return bool(((one @ one - exact).abs() > 1e-4 * exact).any())
 
 
 @contextmanager

@@ -2,7 +2,8 @@
 
 Each function takes the next state's action values twice: those that choose an action and those that judge it. They are
 the same for a single table; for Double Q-learning (van Hasselt 2010) they are two tables learnt from different samples,
-so that an action that looks good by chance is not also judged by that chance.
+so that an action that looks good by chance is not also judged by that chance. Of actions that are chosen alike it is
+the mean: what breaking ties at random comes to.
 """
 
 from __future__ import annotations
@@ -15,7 +16,11 @@ Bootstrap = Callable[[Sequence[float], Sequence[float], int, float], float]
 
 def greedy_value(choosing: Sequence[float], judging: Sequence[float], next_action: int, epsilon: float) -> float:
     """Return the value of the best action: Q-learning (Watkins 1989), whatever is done next."""
-    return judging[choosing.index(max(choosing))]
+    best = max(choosing)
+    if choosing is judging:
+        return best
+    chosen = [judged for choice, judged in zip(choosing, judging, strict=True) if choice == best]
+    return sum(chosen) / len(chosen)
 
 
 def sampled_value(choosing: Sequence[float], judging: Sequence[float], next_action: int, epsilon: float) -> float:
@@ -25,7 +30,7 @@ def sampled_value(choosing: Sequence[float], judging: Sequence[float], next_acti
 
 def expected_value(choosing: Sequence[float], judging: Sequence[float], next_action: int, epsilon: float) -> float:
     """Return the mean over what an epsilon-greedy policy may do next: Expected SARSA (van Seijen et al. 2009)."""
-    best = judging[choosing.index(max(choosing))]
+    best = greedy_value(choosing, judging, next_action, epsilon)
     return best + epsilon * (sum(judging) / len(judging) - best)
 
 

@@ -74,7 +74,7 @@ class TrainConfig:
     threads: int = 1
     """Threads of learning: for independent parts of an update side by side, then for the operations in each."""
     matmul_precision: Precision = "highest"
-    """Precision of float32 products: "medium" lets PyTorch choose its fastest."""
+    """Of float32 products: "medium" lets PyTorch use oneDNN where that computes in float32 too, and TF32 on a GPU."""
     eval_freq: int | None = None
     """Environment steps between evaluations; None: a tenth of the run."""
     eval_episodes: int = 10

@@ -144,6 +144,30 @@ def test_double_q_updates_one_table_with_the_value_of_the_other():
     assert min(seen.values()) > 8
 
 
+def test_with_two_tables_equal_choices_count_alike():
+    algorithm = learner(double_q=True)
+    fill(
+        algorithm,
+        [[0.0] * 3, [4.0, 2.0, 4.0], [0.0] * 3, [0.0] * 3],
+        [[0.0] * 3, [-5.0, 9.0, 1.0], [0.0] * 3, [0.0] * 3],
+    )
+    # the first table cannot tell actions 0 and 2 apart, which the second says are worth -5 and 1
+    assert algorithm.td_errors(batch([0], [0], [0.0], [1])).tolist() == [[pytest.approx(-1.8)], [pytest.approx(1.8)]]
+
+
+def test_the_expectation_is_over_what_two_tables_do_together():
+    algorithm = learner(double_q=True, target="expected")
+    algorithm.policy.exploration_level.fill_(0.3)
+    fill(
+        algorithm,
+        [[0.0] * 3, [1.0, 0.0, 0.0], [0.0] * 3, [0.0] * 3],
+        [[0.0] * 3, [0.0, 3.0, 0.0], [0.0] * 3, [0.0] * 3],
+    )
+    # together they are greedy for action 1, worth 3 to the second table and 0 to the first; the means are 1 and 1/3
+    errors = algorithm.td_errors(batch([0], [0], [0.0], [1]))
+    assert errors.flatten().tolist() == pytest.approx([0.9 * (0.7 * 3.0 + 0.3 * 1.0), 0.9 * 0.3 / 3])
+
+
 def test_two_tables_act_by_their_mean():
     algorithm = learner(double_q=True)
     fill(algorithm, [[0.0, 4.0, 3.0]] * 4, [[0.0, 1.0, 3.0]] * 4)
