@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import platform
-import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,13 +15,13 @@ from habilis.build import ALGORITHMS, build_trainer
 from habilis.build import make_env as make_config_env
 from habilis.checkpoint import CheckpointStore, load_checkpoint
 from habilis.checkpoint.checkpoint import resolve as resolve_pointer
-from habilis.core.config import override, require, to_dict
+from habilis.core.config import differences, override, require, to_dict
 from habilis.core.errors import CheckpointError, ConfigError
 from habilis.core.files import replace_text
 from habilis.core.options import require_used
 from habilis.core.protocols import VecEnv
 from habilis.core.specs import spec_from_dict, spec_to_dict
-from habilis.core.version import __version__
+from habilis.deploy.contract import POLICY_FILE
 from habilis.deploy.export import export_policy
 from habilis.envs.frame_stack import stack_frames
 from habilis.envs.make import list_env_ids, make_vec_env, newest_version
@@ -40,7 +37,7 @@ from habilis.tracking.progress import tell
 from habilis.tracking.tracker import open_tracking
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer, close, inexactness
-from habilis.training.run_dir import begin, clear, hold
+from habilis.training.run_dir import begin, clear, hold, versions
 from habilis.training.session import Session
 
 Which = Literal["last", "best"]
@@ -129,10 +126,8 @@ def train_config(config: TrainConfig, *, command: str | None = None, progress: b
             tell(f"run directory: {run_dir}")
         clear(run_dir)
         _write_config(run_dir, config)
-        (run_dir / "command.txt").write_text(
-            (command or f"habilis.train({config.algorithm!r}, {config.env!r}, ...)") + "\n"
-        )
-        return _run(config, trainer, run_dir, checkpoint=None, progress=progress)
+        command = command or f"habilis.train({config.algorithm!r}, {config.env!r}, ...)"
+        return _run(config, trainer, run_dir, command, progress=progress)
 
 
 def require_changeable(keys: Iterable[str]) -> None:
@@ -167,9 +162,9 @@ def resume(path: str | Path, *, command: str | None = None, progress: bool = Tru
             _write_config(run_dir, config)
             if progress:
                 tell(f"{run_dir} ended before its first checkpoint: starting again from the beginning")
-        with (run_dir / "command.txt").open("a") as file:
-            file.write((command or f"habilis.resume({str(path)!r}, ...)") + "\n")
-        return _run(config, trainer, run_dir, checkpoint=checkpoint, progress=progress)
+        command = command or f"habilis.resume({str(path)!r}, ...)"
+        changed = differences(before, config)
+        return _run(config, trainer, run_dir, command, progress=progress, checkpoint=checkpoint, changed=changed)
 
 
 def load_config(run_dir: str | Path) -> TrainConfig:
@@ -322,7 +317,16 @@ def make_env(id: str, num_envs: int = 1, *, backend: str | None = None, seed: in
     return make_vec_env(id, num_envs, backend=backend, seed=seed, **kwargs)
 
 
-def _run(config: TrainConfig, trainer: Any, run_dir: Path, *, checkpoint: Path | None, progress: bool) -> Run:
+def _run(
+    config: TrainConfig,
+    trainer: Any,
+    run_dir: Path,
+    command: str,
+    *,
+    progress: bool,
+    checkpoint: Path | None = None,
+    changed: Sequence[str] = (),
+) -> Run:
     """Drive a trainer in a session and gather what came of it."""
     spec = trainer.collector.env.spec
     with open_tracking(
@@ -342,10 +346,12 @@ def _run(config: TrainConfig, trainer: Any, run_dir: Path, *, checkpoint: Path |
             {"spec": spec_to_dict(spec), "algorithm": config.algorithm},
         )
         if checkpoint is not None:
-            _restore(session, checkpoint)
+            _restore(session, checkpoint, changed)
             if trainer.counters.env_steps < trainer.total_timesteps:
                 _write_config(run_dir, config)
             tracking.message(_way_on(checkpoint, trainer))
+        with (run_dir / "command.txt").open("a") as file:
+            file.write(f"{command}\n")
         try:
             session.run()
         finally:
@@ -363,19 +369,21 @@ def _way_on(checkpoint: Path, trainer: Trainer) -> str:
     return f"going on from {checkpoint}, {'exactly' if reason is None else f'with fresh episodes: {reason}'}"
 
 
-def _restore(session: Session, checkpoint: Path) -> None:
-    """Let a session go on from a checkpoint.
+def _restore(session: Session, checkpoint: Path, changed: Sequence[str]) -> None:
+    """Let a session go on from a checkpoint, of whose configuration these keys were changed.
 
     Raises:
         CheckpointError: the configuration was changed in what the checkpoint has the shape of.
     """
     try:
         session.resume(checkpoint)
-    except (RuntimeError, ValueError, KeyError, IndexError) as error:
+    except (CheckpointError, RuntimeError, ValueError, KeyError, IndexError) as error:
+        if not changed and isinstance(error, CheckpointError):
+            raise
         reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{checkpoint} does not fit the configuration ({type(error).__name__}: {reason}): leave the number of "
-            "environments, the networks and the sizes of buffers as they were, or train a new run"
+            f"{checkpoint} does not fit the configuration, changed in {', '.join(changed) or 'nothing'}: leave "
+            f"networks and buffers as they were, or train a new run ({type(error).__name__}: {reason})"
         ) from error
 
 
@@ -405,7 +413,7 @@ def _at_risk(policy: NeuralPolicy, level: float | None) -> NeuralPolicy:
         return policy
     if not isinstance(policy, ValuePolicy):
         kind = type(policy).__name__
-        raise ConfigError(f"a risk level is for DQN and its kin: a {kind} ranks no actions by returns")
+        raise ConfigError(f"a risk level is for DQN and its kin: a {kind} knows no distribution of returns")
     return policy.at_risk(level)
 
 
@@ -452,7 +460,7 @@ def _make_visible_env(
 
 def _write_config(run_dir: Path, config: TrainConfig) -> None:
     """Write what a run is trained with, and by which versions, in one step."""
-    record = {"config": to_dict(config), "versions": _versions()}
+    record = {"config": to_dict(config), "versions": versions()}
     replace_text(run_dir / "config.json", json.dumps(record, indent=2) + "\n")
 
 
@@ -468,6 +476,7 @@ def locate(path: Path, which: Which) -> tuple[Path, Path]:
         ConfigError: the path does not exist, or is one checkpoint and the best of a run is asked for.
     """
     given, path = path, resolve_pointer(path) if path.name in ("last", "best") else path
+    require(not (path / POLICY_FILE).is_file(), f"{path} is an exported policy: give the run, or `habilis verify` it")
     if (path / "manifest.json").is_file():
         chosen = which == "last" or given.name == "best"
         require(chosen, f"{given} is one checkpoint, and the best of a run is asked for: give the run's directory")
@@ -479,18 +488,3 @@ def locate(path: Path, which: Which) -> tuple[Path, Path]:
     if checkpoint is None:
         raise CheckpointError(f"{path} holds no {which} checkpoint: give the directory of a run that has saved one")
     return path, checkpoint
-
-
-def _versions() -> dict[str, str]:
-    """Return the versions that decide what a run computes."""
-    ours = {"python": sys.version.split()[0], "platform": platform.platform(), "habilis": __version__}
-    ours["processor"] = str(torch.cpu.get_capabilities().get("cpu_name", platform.processor()))
-    found = {name: _version(name) for name in ("torch", "numpy", "mujoco", "gymnasium", "envpool")}
-    return ours | {name: version for name, version in found.items() if version}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -200,7 +200,7 @@ def _gather(case: Case, folder: Path, path: Path) -> dict[int, dict[str, Any]]:
     config = case.config()
     evaluation = f"last policy, deterministic, {case.episodes} episodes, seed {JUDGING_SEED} + the run's"
     runs = {run["seed"]: run for run in _read_told(case, config, evaluation, path)}
-    runs |= {run["seed"]: run for run in map(_brief, folder.glob("s*/bench.json"))}
+    runs |= {run["seed"]: run for run in _read_own(case, folder)}
     if runs:
         in_order = [runs[seed] for seed in sorted(runs)]
         tree = {
@@ -255,16 +255,27 @@ def _as_of_today(config: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
 
 
-def _brief(result: Path) -> dict[str, Any]:
+def _read_own(case: Case, folder: Path) -> list[dict[str, Any]]:
+    """Return what the runs in a folder have come to, of those that were evaluated as the case says."""
+    records = {path.parent: json.loads(path.read_text()) for path in folder.glob("s*/bench.json")}
+    return [_brief(record, run_dir) for run_dir, record in records.items() if _is_asked(case, record)]
+
+
+def _is_asked(case: Case, record: Mapping[str, Any]) -> bool:
+    """Whether a run was evaluated on the episodes of the case, not on those that it asked for before."""
+    evaluation = record["evaluation"]
+    return (evaluation["episodes"], evaluation["seed"]) == (case.episodes, JUDGING_SEED + record["seed"])
+
+
+def _brief(record: Mapping[str, Any], run_dir: Path) -> dict[str, Any]:
     """Return what the results of a suite tell of a run."""
-    record = json.loads(result.read_text())
     evaluation = record["evaluation"]
     success = evaluation["success_rate"]
     measures = {"return": evaluation["mean"], **({} if success is None else {"success_rate": success})}
     return {
         **{key: record[key] for key in ("seed", "steps", "wall_seconds", "command", "versions")},
         "measures": measures | _means(evaluation["terms"]),
-        "curve": _read_curve(result.parent),
+        "curve": _read_curve(run_dir),
     }
 
 

@@ -112,6 +112,10 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
     streams = RandomStreams(config.seed)
     env_seed = derive_seed(config.seed, "env")
     each, what = (BYTES_A_WORKER, "worker processes") if entry.asynchronous else (BYTES_AN_ENV, "environments")
+    require(
+        not (entry.asynchronous and config.env_async),
+        f"{config.algorithm} has a process for each environment already: leave env_async out",
+    )
     require_room(f"{config.num_envs:,} {what} take at least", config.num_envs * each, "--num-envs")
     env = make_env(config, 1 if entry.asynchronous else config.num_envs, env_seed)
     say(describe_env(env))
@@ -120,7 +124,8 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
     collector = Collector(env, skip_nonfinite=config.on_nonfinite == "skip", device=device)
     collector.reset(env_seed)
     if isinstance(config.algo, OffPolicyConfig):
-        _reserve_replay(config.algo, env.spec, env.num_envs, device, say)
+        _reserve_replay(config.algo, env.spec, env.num_envs, config.total_timesteps, device, say)
+        _tell_atoms(config.algo, say)
         if config.algo.learning_starts >= config.total_timesteps:
             say(f"nothing will be learnt: learning_starts is {config.algo.learning_starts:,}, and the run ends before")
     try:
@@ -138,8 +143,13 @@ def _action_of(id: str) -> ActionSpec:
         return env.spec.action
 
 
-def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, num_envs: int, device: str, say: Callable[[str], None]) -> None:
-    """Say how much memory a replay buffer will take, and refuse one that this machine cannot hold."""
+def _reserve_replay(
+    c: OffPolicyConfig, spec: EnvSpec, num_envs: int, steps: int, device: str, say: Callable[[str], None]
+) -> None:
+    """Say how much memory a replay buffer will take, and refuse one that this machine cannot hold.
+
+    A processor's memory is taken as it is filled, so that a run of fewer `steps` needs less than the whole of it.
+    """
     capacity, windows = c.buffer_size, _make_windows(c)
     # the oldest transitions are shown frames and steps before them
     rows = capacity + num_envs * (spec.frame_stack - 1 + (windows.length - 1 if windows else 0))
@@ -147,10 +157,21 @@ def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, num_envs: int, device: st
     needed += SumTree.bytes_needed(capacity) if isinstance(c, dqn.DQNConfig) and c.prioritized else 0
     needed += Hindsight.bytes_needed(capacity) if c.goal_selection_strategy != "none" else 0
     needed += windows.bytes_needed(rows) if windows else 0
-    say(f"replay memory: {capacity:,} transitions, {needed / 1e6:,.0f} MB")
+    said = f"replay memory: {capacity:,} transitions, {needed / 1e6:,.0f} MB"
+    if steps < capacity and not device.startswith("cuda"):
+        needed = needed * steps // capacity
+        said += f", of which this run fills {needed / 1e6:,.0f} MB"
+    say(said)
     windowed = "" if windows is None else f" with windows of {windows.length:,} steps"
     what = f"a replay buffer of {capacity:,} transitions of {spec.id}{windowed} takes"
     require_room(what, needed, "--algo.buffer-size" + (" or --algo.memory.window" if windowed else ""), device)
+
+
+def _tell_atoms(c: OffPolicyConfig, say: Callable[[str], None]) -> None:
+    """Say which returns the atoms of a categorical distribution span, as no loss shows that there are others."""
+    if (isinstance(c, dqn.DQNConfig) and c.head == "categorical") or (isinstance(c, td3.TD3Config) and c.n_atoms > 1):
+        span = f"from {c.v_min:g} to {c.v_max:g}"
+        say(f"atoms {span}: discounted returns beyond them cannot be told apart (--algo.v-min, --algo.v-max)")
 
 
 def _make_windows(c: OffPolicyConfig) -> Windows | None:
@@ -243,6 +264,7 @@ def _a3c_trainer(config: TrainConfig, collector: Collector, streams: RandomStrea
         n_steps=c.n_steps,
         total_timesteps=config.total_timesteps,
         skip_nonfinite=collector.skip_nonfinite,
+        precision=config.matmul_precision,
     )
     algorithm = make_algorithm(collector.env, streams)
     return AsynchronousTrainer(collector, algorithm, work, workers=config.num_envs, streams=streams)
@@ -305,7 +327,19 @@ ON_POLICY: Mapping[str, tuple[str, type, Callable[..., Algorithm], Mapping[str, 
 """Algorithms that learn from what their policy has just done: title, hyper-parameters, class and defaults."""
 
 for name, (title, hyper, make_algorithm, changes) in ON_POLICY.items():
-    ALGORITHMS.add(name, AlgorithmEntry(title, hyper, make_policy, 1, _on_policy_trainer(make_algorithm), changes))
+    ALGORITHMS.add(
+        name,
+        AlgorithmEntry(
+            title,
+            hyper,
+            make_policy,
+            1,
+            _on_policy_trainer(make_algorithm),
+            changes,
+            # a plugin moves the encoder that the policy stands on, by more than TRPO's bound allows
+            takes_plugins=hyper is not trpo.TRPOConfig,
+        ),
+    )
 
 ALGORITHMS.add(
     "a3c",

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from habilis.api import default_config
-from habilis.core.config import to_dict
+from habilis.core.options import in_effect
 from habilis.training.config import TrainConfig
 
 IDENTITY = ("seed", "run_dir", "name")
@@ -91,7 +91,7 @@ class Case:
 
 def as_measured(config: TrainConfig) -> dict[str, Any]:
     """Return what of a configuration changes what is measured, as JSON holds it."""
-    tree = {key: value for key, value in to_dict(config).items() if key not in IDENTITY}
+    tree = {key: value for key, value in in_effect(config).items() if key not in IDENTITY}
     return dict(json.loads(json.dumps(tree)))
 
 

@@ -94,6 +94,7 @@ def test_goals_are_judged_by_the_mean_over_seeds(tmp_path):
     for seed, (mean, errors, by_the_way) in enumerate([(4.0, [0.1, None], 2.0), (8.0, [0.2, 0.4], 5.0)]):
         run = tmp_path / f"s{seed}"
         evaluation = {"mean": mean, "success_rate": 0.5, "terms": {"error": errors, "unknown": [None, None]}}
+        evaluation |= {"episodes": 20, "seed": 1000 + seed}
         record = {"seed": seed, "evaluation": evaluation, "steps": 900, "wall_seconds": 60.0, "command": ""}
         (run / "eval").mkdir(parents=True)
         (run / "bench.json").write_text(json.dumps({**record, "versions": {}}))
@@ -110,6 +111,14 @@ def test_goals_are_judged_by_the_mean_over_seeds(tmp_path):
     rows = bench._write_table([case], tmp_path / "out", "mine").read_text().splitlines()[-4:]
     assert "| error | **0.2** | [0.1, 0.3] | 0.2 | at most 0.25 | yes |" in rows[1]
     assert "| success_rate | **0.5** |" in rows[2]
+    assert rows[2].endswith("| no |  | 1.0 |")  # a minute
+    late = [{"measures": {"return": value}} for value in (0.0, 0.0, 0.0, 40.0)]
+    told = bench._over_seeds(late, Goal(10))
+    assert (told["mean"], told["iqm"], told["reached"]) == (10.0, 0.0, True)
+
+
+def test_numbers_of_a_table_are_short():
+    assert [bench._number(value) for value in (-1234.56, 98.76, -0.5, 0.01234)] == ["-1234.6", "98.8", "-0.5", "0.0123"]
 
 
 def test_the_score_is_that_of_the_last_policy_on_its_own_seeds(finished):
@@ -129,18 +138,27 @@ def test_finished_runs_are_kept(place, monkeypatch):
     shutil.rmtree("out")
     table = run_suite("smoke", seeds=2, output=Path("out"))
     assert "| 512 | 2 |" in table.read_text()
+    (case,) = SUITES["smoke"]
+    monkeypatch.setattr(bench, "SUITES", {"smoke": (case, replace(case, label="again"))})
+    rows = run_suite("smoke", seeds=2, only="again", output=Path("out")).read_text().splitlines()[-2:]
+    assert [row.split(" | ")[0] for row in rows] == ["| ppo", "| again"]
 
 
 def test_results_are_built_upon_where_the_runs_are_not(place, monkeypatch):
     path = place / "out/smoke/ppo-probe-ObservationReward-v0.json"
     before = json.loads(path.read_text())
+    (case,) = SUITES["smoke"]
+    monkeypatch.setattr(bench, "SUITES", {"smoke": (case, replace(case, label="again"))})
+    shutil.copy(path, path.with_name("again-probe-ObservationReward-v0.json"))
     shutil.rmtree(place / "runs")
-    run_suite("smoke", seeds=3, output=Path("out"))
+    run_suite("smoke", seeds=3, only="ppo", output=Path("out"))
     after = json.loads(path.read_text())
     assert [run["seed"] for run in after["runs"]] == [0, 1, 2]
     assert after["runs"][:2] == before["runs"]
     assert len(list(place.glob("runs/bench/*/s*/bench.json"))) == 1
-    assert "| 512 | 3 |" in Path("out/smoke.md").read_text()
+    table = Path("out/smoke.md").read_text()
+    assert "| 512 | 3 |" in table
+    assert "| ppo | probe/ObservationReward-v0 | 512 | 2 |" in table  # the case that was left out keeps its row
 
 
 def test_results_of_another_configuration_or_goal_are_not_built_upon(place, monkeypatch):
@@ -154,6 +172,27 @@ def test_results_of_another_configuration_or_goal_are_not_built_upon(place, monk
     assert set(bench._gather(case, nowhere, path)) == {0, 1}  # and the file was left as it was
 
 
+def test_runs_are_evaluated_again_where_the_suite_asks_for_other_episodes(place, monkeypatch):
+    case = replace(SUITES["smoke"][0], episodes=3)
+    monkeypatch.setattr(bench, "SUITES", {"smoke": (case,)})
+    assert bench._gather(case, place / "runs/bench" / case.folder, place / "new.json") == {}
+    run_suite("smoke", seeds=1, output=Path("out"))
+    record = json.loads((place / "runs/bench" / case.folder / "s0/bench.json").read_text())
+    assert record["evaluation"]["episodes"] == 3
+    tree = json.loads(Path(f"out/smoke/{case.name}.json").read_text())
+    assert "3 episodes" in tree["evaluation"]
+    assert [run["seed"] for run in tree["runs"]] == [0]
+
+
+def test_what_a_run_says_itself_counts_before_what_was_told_of_it(place):
+    case, path = SUITES["smoke"][0], place / "out/smoke/ppo-probe-ObservationReward-v0.json"
+    tree = json.loads(path.read_text())
+    before = tree["runs"][0]["measures"]["return"]
+    tree["runs"][0]["measures"]["return"] = before - 1
+    path.write_text(json.dumps(tree))
+    assert bench._gather(case, place / "runs/bench" / case.folder, path)[0]["measures"]["return"] == before
+
+
 def test_an_option_that_is_newer_than_a_result_is_at_its_default(place):
     case, path = SUITES["smoke"][0], place / "out/smoke/ppo-probe-ObservationReward-v0.json"
     tree = json.loads(path.read_text())
@@ -163,6 +202,16 @@ def test_an_option_that_is_newer_than_a_result_is_at_its_default(place):
     tree["config"]["algo"]["vanished"] = 1
     path.write_text(json.dumps(tree))
     assert set(bench._gather(case, place / "nowhere", path)) == set()
+
+
+def test_an_option_without_effect_may_have_been_another(place):
+    case, path = SUITES["smoke"][0], place / "out/smoke/ppo-probe-ObservationReward-v0.json"
+    tree = json.loads(path.read_text())
+    assert "sde_sample_freq" not in tree["config"]["algo"]
+    for given, counts in (({"sde_sample_freq": -1}, {0, 1}), ({"sde_sample_freq": -1, "use_sde": True}, set())):
+        tree["config"]["algo"] |= given
+        path.write_text(json.dumps(tree))
+        assert set(bench._gather(case, place / "nowhere", path)) == counts
 
 
 def test_results_of_another_configuration_are_kept_beside(place):

@@ -189,11 +189,13 @@ class Reinforce:
         data = tree_index(rows, valid.flatten())
         if len(data["advantage"]) > 1:
             metrics |= self._step(data)
-        elif s.gradient_steps == 0:
+        elif s.gradient_steps == 0 and s.critic is None:
             raise HabilisError(
-                "every episode of the first update was truncated, and without a baseline such episodes are left out: "
-                "use --algo.baseline, or an environment whose episodes terminate"
+                "every episode of the first update was truncated (or there was one step), and without a baseline such "
+                "episodes are left out: use --algo.baseline, more episodes, or an environment whose episodes terminate"
             )
+        elif s.gradient_steps == 0:
+            raise HabilisError("the first update had one step, and one has nothing to differ from: raise n_episodes")
         encoders = {s.policy.encoder} | ({s.critic.encoder} if s.critic is not None else set())
         for encoder in encoders:
             encoder.update_normalizers(tree_index(batch.obs, slice(-1)), batch.valid)

@@ -41,7 +41,7 @@ def configure(*, threads: int, precision: Precision) -> None:
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
     if _rounds(precision):
-        torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+        torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # type: ignore[attr-defined]
 
 
 @cache

@@ -81,6 +81,8 @@ def require_replay(config: Any) -> None:
     require_fractions(config, "tau")
     require_not_negative(config, "learning_starts")
     require(size >= config.batch_size, f"buffer_size must be at least batch_size, {config.batch_size}, got {size}")
+    normalizes = getattr(config, "batch_renorm", False)
+    require(config.batch_size > 1 or not normalizes, "batch_renorm normalises by the batch: batch_size must be above 1")
     require(steps > 0 or steps == -1, f"gradient_steps must be positive or -1, got {steps}")
 
 
@@ -139,6 +141,16 @@ def override(config: C, changes: Mapping[str, Any], prefix: str = "") -> C:
             require(isinstance(current, Mapping), f"{prefix + head!r} has no fields: it is {current!r}")
             new[head] = {**current, **inner}
     return dataclasses.replace(config, **new)  # type: ignore[type-var]
+
+
+def differences(one: Any, other: Any, prefix: str = "") -> list[str]:
+    """Return the dotted keys in which two configurations, or what `to_dict` made of them, differ."""
+    one, other = to_dict(one), to_dict(other)
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return [] if one == other else [prefix]
+    names = {**one, **other}
+    start = f"{prefix}." if prefix else ""
+    return [key for name in names for key in differences(one.get(name), other.get(name), f"{start}{name}")]
 
 
 def _fields_of(value: Any) -> set[str]:

@@ -438,7 +438,8 @@ def _check_state(env: VecEnv, steps: int, seed: int) -> list[Finding]:
                 "raise EnvError, or make the state exact and declare saves_state",
             )
         ]
-    half = max(steps // 2, 1)
+    # 97 of 200: where a usual limit of steps divides it, a counter that is not saved is at 0 in both rollouts
+    half = max(steps // 2 - 3, 1)
     actions = _actions(env, 2 * half, seed)
     _rollout(env, actions[:half], env.reset(seed))
     state = env.state_dict()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -177,7 +178,9 @@ def make_gridworld(
         ConfigError: the cells do not make a grid on which the goal can be reached.
     """
     require(isinstance(slip, int | float) and 0 <= slip <= 1, f"slip is a probability, got {slip!r}")
-    require(isinstance(size, int) and size > 1, f"size is the number of rows and columns, at least 2, got {size!r}")
+    require(
+        isinstance(size, Integral) and size > 1, f"size is the number of rows and columns, at least 2, got {size!r}"
+    )
     require(isinstance(obstacles, Sequence), f"obstacles are a list of cells, [[1, 1]] say, got {obstacles!r}")
     if map is not None:
         grid = Grid.read(map)
@@ -196,6 +199,6 @@ def make_gridworld(
 
 
 def _cell(pair: Sequence[int]) -> Cell:
-    whole = isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(number, int) for number in pair)
+    whole = isinstance(pair, Sequence) and len(pair) == 2 and all(isinstance(number, Integral) for number in pair)
     require(whole, f"a cell is a row and a column, [0, 3] say, got {pair!r}")
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])

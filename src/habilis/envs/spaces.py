@@ -70,7 +70,9 @@ class ObsLayout:
     def __init__(self, space: spaces.Space) -> None:
         leaves = list(_leaves(space, "observations"))
         keys = set(space.spaces) if isinstance(space, spaces.Dict) else set()
-        kept = keys if "policy" in keys else {ACHIEVED, DESIRED} if {ACHIEVED, DESIRED} <= keys else set()
+        goals = {ACHIEVED, DESIRED} if {ACHIEVED, DESIRED} <= keys else set()
+        # what only training knows is never for the one who acts
+        kept = keys if "policy" in keys else goals | ({"critic"} & keys if keys - {"critic"} else set())
         self._parts: dict[str, list[tuple[Path, spaces.Space]]] = {}
         members_of: dict[str, list[tuple[Path, spaces.Space]]] = {}
         for path, leaf in leaves:

@@ -338,7 +338,7 @@ def number(value: float) -> str:
 def count(value: float) -> str:
     """Return a count in thousands or millions: `940`, `12.5k`, `1M`."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if value >= size:
+        if value >= 0.9995 * size:  # which three digits round to it
             return f"{value / size:.3g}{unit}"
     return f"{value:.0f}"
 

@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
+from habilis.core.config import require
+from habilis.core.specs import ObsGroup
+
 PAD = 4
+
+
+def require_room_to_move(groups: Iterable[ObsGroup], pad: int) -> None:
+    """Raise `ConfigError` unless something of each image is left in sight, however far it moves."""
+    for group in groups:
+        height, width = group.shape[:2] if group.channel_axis == -1 else group.shape[-2:]
+        require(pad < min(height, width), f"pad must be less than the {height} x {width} pixels of an image, got {pad}")
 
 
 def draw_offsets(rows: int, generator: torch.Generator, pad: int = PAD) -> Tensor:

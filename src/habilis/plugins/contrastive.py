@@ -22,7 +22,7 @@ from habilis.core.random import RandomStreams
 from habilis.core.specs import ObsGroup
 from habilis.core.tree import Tree
 from habilis.functional.representation import contrastive_loss
-from habilis.nn.augmentation import PAD, draw_offsets, shift_images
+from habilis.nn.augmentation import PAD, draw_offsets, require_room_to_move, shift_images
 from habilis.nn.encoder import ImageEncoder
 from habilis.nn.optimizer import flatten_parameters
 from habilis.plugins.auxiliary import AuxiliaryLoss, image_encoder
@@ -51,6 +51,7 @@ class Contrast(nn.Module):
 
     def __init__(self, config: ContrastiveConfig, group: ObsGroup, encoder: ImageEncoder) -> None:
         super().__init__()
+        require_room_to_move((group,), config.pad)
         self.config = config
         self.channel_axis = group.channel_axis or -1
         # normalised features are sqrt(F) long: the cosine at a temperature of 1 / sqrt(F)

@@ -14,7 +14,7 @@ from habilis.core.config import require_positive
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.types import Metrics, Obs, State
-from habilis.nn.augmentation import PAD, draw_offsets, shift_images
+from habilis.nn.augmentation import PAD, draw_offsets, require_room_to_move, shift_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,7 @@ class RandomShift:
         self.generator = streams.torch("plugin/random_shift", next(policy.parameters()).device)
         if not self.axes:
             raise ConfigError(f"random_shift moves images and {policy.spec.id} shows none: leave the plugin out")
+        require_room_to_move((policy.spec.obs[name] for name in self.axes), config.pad)
 
     def transform(self, batch: TransitionBatch) -> TransitionBatch:
         """Return the batch with its images moved."""

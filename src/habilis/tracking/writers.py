@@ -91,7 +91,9 @@ class JsonlWriter:
 
 
 class TensorBoardWriter:
-    """Event files for TensorBoard, one for each process that wrote to the run."""
+    """Event files for TensorBoard, one for each process that wrote to the run, made at its first event."""
+
+    _file: AppendFile | None
 
     def __init__(self, directory: Path) -> None:
         # the record format and the messages alone: torch.utils.tensorboard takes ten times as long to import
@@ -100,9 +102,8 @@ class TensorBoardWriter:
 
         self._messages, self._summaries, self._records = event_pb2, summary_pb2, RecordWriter
         self._step = 0
-        host = socket.gethostname()
-        self._file = AppendFile(Path(directory) / f"events.out.tfevents.{time.time():017.6f}.{host}.{os.getpid()}")
-        self._append(file_version="brain.Event:2")
+        name = f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._path, self._file = Path(directory) / name, None
 
     def write(self, metrics: Mapping[str, float], step: int) -> None:
         """Append an event with every scalar."""
@@ -122,9 +123,13 @@ class TensorBoardWriter:
 
     def close(self) -> None:
         """Close the file."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def _append(self, **content: Any) -> None:
+        if self._file is None:
+            self._file = AppendFile(self._path)
+            self._append(file_version="brain.Event:2")
         record = io.BytesIO()
         event = self._messages.Event(wall_time=time.time(), **content)
         self._records(record).write(event.SerializeToString())

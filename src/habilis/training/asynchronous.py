@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing import get_context
 
+from habilis.core.acceleration import Precision, configure
 from habilis.core.errors import EnvError, HabilisError
 from habilis.core.protocols import Algorithm, Plugin, VecEnv
 from habilis.core.random import RandomStreams, derive_seed
@@ -93,6 +94,8 @@ class Work:
     total_timesteps: int
     skip_nonfinite: bool
     """As for `Collector`."""
+    precision: Precision
+    """Of products of float32 matrices."""
 
 
 @dataclass(frozen=True)
@@ -280,7 +283,6 @@ def serve(work: Work, seed: int, shared: Shared, connection: Connection) -> None
     """Be a worker until told to end, or until the trainer is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_follow_into_death, daemon=True).start()
-    torch.set_num_threads(1)
     try:
         _serve(work, seed, shared, connection)
     except (EOFError, BrokenPipeError):
@@ -291,6 +293,7 @@ def serve(work: Work, seed: int, shared: Shared, connection: Connection) -> None
 
 
 def _serve(work: Work, seed: int, shared: Shared, connection: Connection) -> None:
+    configure(threads=1, precision=work.precision)
     streams, env_seed = RandomStreams(seed), derive_seed(seed, "env")
     env = work.make_env(env_seed)
     collector = Collector(env, skip_nonfinite=work.skip_nonfinite)

@@ -71,7 +71,7 @@ def test_advantages_and_returns_against_loops_with_every_kind_of_end(lab):
     for seed in range(2):
         ppo.update(lab.rollout(ppo, env, seed=seed))
     batch = lab.rollout(ppo, env, n_steps=30, seed=9)
-    data, _ = prepare(ppo, batch)
+    data, explained = prepare(ppo, batch)
     final = {(int(t), int(n)): k for k, (t, n) in enumerate(zip(*batch.final_index, strict=True))}
     truncated_and_valid = batch.truncated & batch.valid
     assert int(truncated_and_valid.sum()) > 3
@@ -94,6 +94,8 @@ def test_advantages_and_returns_against_loops_with_every_kind_of_end(lab):
             assert float(data["advantage"][row]) == pytest.approx(advantage, abs=1e-3)
             assert float(data["return"][row]) == pytest.approx(advantage + float(values[t, n]), abs=1e-3)
             assert float(data["value"][row]) == pytest.approx(float(values[t, n]), abs=1e-5)
+    returns, told = (data[name][batch.valid.flatten()] for name in ("return", "value"))
+    assert float(explained) == pytest.approx(float(1 - (returns - told).var() / returns.var()), abs=1e-3)
 
 
 def test_invalid_steps_are_not_learnt_from(lab):
@@ -236,6 +238,8 @@ def test_asymmetric_critic_reads_its_own_group_and_the_policy_does_not(lab):
     ppo.update(lab.rollout(ppo, env))
     assert not torch.equal(flat(ppo.state.critic), before)
     assert float(ppo.state.critic.encoder.normalizers["critic"].count) > 0
+    sized = lab.ppo(env, hidden=(8,), critic_hidden=(16, 12))
+    assert (sized.policy.trunk.out_dim, sized.state.critic.trunk.out_dim) == (8, 12)
 
 
 def test_shared_trunk_is_one_trunk(lab):

@@ -98,6 +98,11 @@ def test_an_update_that_has_nothing_to_learn_from(lab):
     endless = dataclasses.replace(batch, terminated=torch.zeros_like(done), truncated=done)
     with pytest.raises(HabilisError, match="every episode of the first update was truncated"):
         reinforce.update(endless)
+    alone = lab.reinforce(env)
+    only = dataclasses.replace(batch, valid=torch.zeros_like(batch.valid).index_fill_(0, torch.tensor(0), True))
+    only.valid[:, 1:] = False
+    with pytest.raises(HabilisError, match="the first update had one step"):
+        alone.update(only)
     # later on, all that succeed may be truncated: it learns nothing from them, and stays as it is
     reinforce.update(dataclasses.replace(batch, terminated=done, truncated=torch.zeros_like(done)))
     before = flat(reinforce.policy)

@@ -264,9 +264,12 @@ def test_a_reload_goes_on_bit_for_bit(kind):
     learn(fresh, kind, 20, 30)
     assert same(fresh.state_dict(), straight.state_dict())
     alone = make_policy(straight.policy.spec, straight.config, torch.Generator())
-    alone.load_state_dict(straight.state_dict()["policy"])
+    kept = straight.state_dict()["policy"]
+    alone.load_state_dict(kept)
     obs = plane_batch(77).obs if "dictionary" in kind else states(0, 1, 2, 3)
     assert torch.equal(alone(obs)[0], straight.policy.act(obs, deterministic=True).action)
+    alone.values.zero_()
+    assert kept["values"].any()
 
 
 @every_kind
@@ -284,7 +287,7 @@ def test_every_part_of_the_bundle_moves_and_nothing_lies_outside(kind):
 
 
 def test_a_dictionary_grows_as_states_are_met():
-    algorithm = make("double dictionary")
+    algorithm = learner(PLANE, 64, 0, **KINDS["double dictionary"] | {"initial_value": 2.0})
     learn(algorithm, "double dictionary", 0, 60)
     policy = algorithm.policy
     assert isinstance(policy.encoder, DictionaryStates)
@@ -292,6 +295,7 @@ def test_a_dictionary_grows_as_states_are_met():
     assert policy.values.shape[1] == policy.visits.shape[1] == policy.encoder.capacity
     assert policy.visits.sum() == 60 * 64
     assert policy.visits[:, 0].sum() == 0  # number 0 stands for what was never met, and is never learnt
+    assert policy.values[policy.visits == 0].unique().tolist() == [2.0]
 
 
 def test_a_state_that_was_never_met_has_the_initial_value():

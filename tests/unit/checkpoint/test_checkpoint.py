@@ -52,6 +52,13 @@ def test_the_manifest_vouches_for_every_file(saved):
     assert os.listdir(saved.parent) == ["one"]
 
 
+def test_every_file_and_every_name_is_brought_to_the_disk(tmp_path, monkeypatch):
+    synced, fsync = set(), os.fsync
+    monkeypatch.setattr("os.fsync", lambda file: synced.add(os.fstat(file).st_ino) or fsync(file))
+    saved = save_checkpoint(tmp_path / "one", COMPONENTS, meta={"exact": True})
+    assert synced >= {path.stat().st_ino for path in (tmp_path, saved, *saved.iterdir())}
+
+
 def test_one_component_is_loaded_without_the_files_of_the_others(saved):
     (saved / "replay.safetensors").unlink()
     (saved / "replay.json").write_text("damaged")

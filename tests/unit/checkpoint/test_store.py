@@ -136,6 +136,11 @@ def test_the_pointer_rules_over_a_future_that_the_run_has_left(store):
     save(store, 250, value=-1)  # resumed from 200
     assert store.steps() == [200, 250]
     assert value_of(store.latest()) == -1
+    # also where a kill has left the one that it points to set aside, and the future holds the best
+    store.mark_best(250)
+    save(store, 200)
+    store.path(200).rename(store.directory / ".replaced-step_000000000200")
+    assert value_of(store.latest()) == 200
 
 
 def test_a_step_is_replaced_whole(store):

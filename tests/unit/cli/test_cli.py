@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 import habilis
 from habilis.checkpoint import CheckpointStore, load_checkpoint
 from habilis.cli import COMMANDS, main
+from habilis.cli.parse import read_values
 from habilis.cli.train import read_config
 from habilis.core import acceleration
 from habilis.core.config import to_dict
@@ -25,6 +27,7 @@ from habilis.core.errors import ConfigError
 from habilis.deploy.runtime import OnnxPolicy
 from habilis.envs.make import register_native
 from habilis.envs.probes import ProbeEnv
+from habilis.evaluation.runs import read_evaluations
 from habilis.plugins import PLUGINS
 from habilis.training.session import Session
 
@@ -70,6 +73,15 @@ def test_every_command_explains_itself(capsys):
         assert f"habilis {name}" in capsys.readouterr().out
 
 
+def test_whoever_reads_may_go_before_all_is_said():
+    environment = {**os.environ, "PYTHONPATH": str(Path(habilis.__file__).parents[1]), "PYTHONUNBUFFERED": ""}
+    call = [sys.executable, "-m", "habilis", "--version"]  # whose one line is held back until the end
+    with subprocess.Popen(call, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as done:
+        done.stdout.close()
+        assert done.stderr.read() == b""
+    assert done.returncode == 0
+
+
 def test_version(capsys):
     assert main(["--version"]) == 0
     assert capsys.readouterr().out == f"habilis {habilis.__version__}\n"
@@ -90,6 +102,7 @@ def test_version(capsys):
         (["verify", "nowhere"], 1, "nowhere"),
         (["report", "nowhere"], 2, "nowhere"),
         (["bench", "smok"], 2, "did you mean 'smoke'"),
+        (["bench", "smoke", "--only", "sac"], 2, "has no case 'sac'"),
         (["doctor", "--env", ENV, "--steps", "0"], 2, "--steps must be positive, got 0"),
         (["doctor", "--env", ENV, "--env-kwargs", "id", "3"], 2, "`make_env` has an argument of that name itself"),
         (["train", "ppo", "--env", ENV, "--env-kwargs", "seed", "3"], 2, "env_kwargs cannot hold 'seed'"),
@@ -162,9 +175,10 @@ def test_train_says_what_runs_and_what_to_do_next(capsys):
 
 
 def test_the_default_directory_names_environment_algorithm_and_seed():
-    assert main(["train", "ppo", "--env", ENV, *TINY, "--seed", "3", "--name", "mine"]) == 0
+    assert main(["train", "ppo", "--env", ENV, *TINY, "--seed", "3", "--name", "mine", "--tensorboard"]) == 0
     (path,) = Path("runs/probe-ObservationReward-v0/ppo").iterdir()
     assert path.name.startswith("mine_s3_")
+    assert len(list(path.glob("tensorboard/events.*"))) == 1
 
 
 def test_a_run_is_not_overwritten(trained, capsys):
@@ -184,6 +198,9 @@ def test_arguments_reach_the_environment(capsys):
     assert json.loads(capsys.readouterr().out)["lengths"] == [7, 7]
     assert main(["evaluate", "run", "--episodes", "2", "--json", "--env-kwargs", "max_episode_steps", "5"]) == 0
     assert json.loads(capsys.readouterr().out)["lengths"] == [5, 5]
+    pytest.importorskip("imageio_ffmpeg")
+    # which draws itself, where it is told when it is made
+    assert habilis.record_video("run", "film.mp4", backend="gymnasium").stat().st_size > 500
 
 
 def test_resume_in_two_calls_is_one_run(trained, capsys):
@@ -227,6 +244,11 @@ def test_any_setting_may_change_on_resuming(capsys):
     assert main(["train", "--resume", "run", "--algo.hidden", "5", "--total-timesteps", "600"]) == 1
     assert "does not fit" in capsys.readouterr().err
     assert json.loads(Path("run/config.json").read_text())["config"] == config
+
+
+def test_values_are_read_as_python_and_json_write_them():
+    words = {"a": "3", "b": "true", "c": "False", "d": "None", "e": "[1, 2]", "f": "v2"}
+    assert read_values(words) == {"a": 3, "b": True, "c": False, "d": None, "e": [1, 2], "f": "v2"}
 
 
 def test_arguments_of_the_environment_are_added_to_those_of_the_run(capsys):
@@ -322,6 +344,10 @@ def test_evaluate_prints_what_python_returns(trained, capsys):
         expected = habilis.evaluate(trained, episodes=5, seed=9, **keywords)
         checkpoint = str(trained / "checkpoints/step_000000000256")
         assert json.loads(capsys.readouterr().out) == {"checkpoint": checkpoint, **expected.to_dict()}
+    made = habilis.api.make_env(ENV, 5)
+    assert habilis.evaluate(trained, made, episodes=5, seed=9, deterministic=False).to_dict() == expected.to_dict()
+    with pytest.raises(ConfigError, match="made already takes no arguments, got slip"):
+        habilis.evaluate(trained, made, slip=1)
     by_policy = habilis.evaluate(habilis.load(trained), episodes=5, seed=9)
     assert main(call) == 0
     assert json.loads(capsys.readouterr().out) == {"checkpoint": checkpoint, **by_policy.to_dict()}
@@ -330,6 +356,7 @@ def test_evaluate_prints_what_python_returns(trained, capsys):
 def test_evaluate_takes_the_best_checkpoint(capsys):
     # an environment whose every return is a real number, so that two policies never score the same
     assert main(["train", "ppo", "--env", "probe/IdentityContinuous-v0", *TINY, "--run-dir", "run"]) == 0
+    obs = np.ones((1, habilis.load("run").spec.obs["policy"].size), np.float32)
     store = CheckpointStore(Path("run/checkpoints"))
     first, last = store.steps()
     returns = {}
@@ -340,6 +367,19 @@ def test_evaluate_takes_the_best_checkpoint(capsys):
         returns[step] = json.loads(capsys.readouterr().out)["returns"]
     assert returns[first] == habilis.evaluate(store.path(first)).to_dict()["returns"]
     assert returns[first] != returns[last]
+    assert main(["evaluate", "run", "--num-envs", "3", "--json"]) == 0
+    by_threes = json.loads(capsys.readouterr().out)["returns"]
+    assert by_threes == habilis.evaluate("run", num_envs=3).returns.tolist() != returns[last]
+    store.mark_best(first)
+    assert main(["evaluate", "run/checkpoints/best", "--which", "best", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["returns"] == returns[first]
+    pytest.importorskip("onnxruntime")
+    assert main(["export", "run", "--which", "best"]) == 0
+    assert f"the policy of {store.path(first)};" in capsys.readouterr().out
+    acts = habilis.load(store.path(first)).predict(obs)[0]
+    assert np.abs(acts - habilis.load("run").predict(obs)[0]).max() > 1e-3
+    for folder in ("run/export", habilis.export("run", "policy", which="best")):
+        np.testing.assert_allclose(OnnxPolicy(folder).predict(obs)[0], acts, atol=1e-4)
 
 
 def test_one_checkpoint_is_not_the_best_of_a_run(trained, capsys):
@@ -352,7 +392,9 @@ def test_one_checkpoint_is_not_the_best_of_a_run(trained, capsys):
 def test_a_level_of_risk_is_for_who_learnt_distributions(trained, capsys):
     for call in (["evaluate"], ["play"], ["export"]):
         assert main([*call, str(trained), "--risk-level", "0.25"]) == 2
-        assert "a risk level is for DQN and its kin: a StochasticPolicy ranks no actions" in capsys.readouterr().err
+        assert (
+            "a risk level is for DQN and its kin: a StochasticPolicy knows no distribution" in capsys.readouterr().err
+        )
     tiny = ["--total-timesteps", "200", "--algo.learning-starts", "50", "--no-tensorboard", "--run-dir", "quantiles"]
     assert main(["train", "qr_dqn", "--env", "probe/Identity-v0", *tiny]) == 0
     careful = habilis.load("quantiles", risk_level=0.25)
@@ -381,8 +423,13 @@ def test_report_export_and_verify(trained, capsys):
     assert main(["report", str(trained), "--output", "page.html"]) == 0
     assert capsys.readouterr().out == "page.html\n"
     assert "<html" in Path("page.html").read_text()
+    shutil.copytree(trained, "copy")
+    assert main(["report", str(trained), "copy"]) == 0
+    assert capsys.readouterr().out == "report.html\n"  # of neither of them
     assert main(["export", str(trained), "--output", "policy"]) == 0
     assert Path("policy/policy.onnx").is_file()
+    assert main(["evaluate", "policy"]) == 2
+    assert "policy is an exported policy: give the run" in capsys.readouterr().err
     assert main(["verify", "policy"]) == 0
     assert "answers as the original did" in capsys.readouterr().out
     assert main(["export", str(trained), "--output", "policy"]) == 1
@@ -415,6 +462,28 @@ def test_play_records_a_video_where_there_is_no_screen(monkeypatch, capsys):
         )
 
 
+def test_a_film_is_of_the_policy_and_the_episodes_that_were_asked_for(capsys):
+    pytest.importorskip("imageio_ffmpeg")
+    quick = ["--algo.learning-rate", "0.01", "--run-dir", "run", "--env-kwargs", "max_episode_steps", "15"]
+    assert main(["train", "ppo", "--env", "InvertedPendulum-v5", *TINY, *quick]) == 0
+    store = CheckpointStore(Path("run/checkpoints"))
+    first, last = (store.path(step) for step in store.steps())
+    store.mark_best(store.steps()[0])
+
+    def film(policy, **settings):
+        return habilis.record_video(policy, "film.mp4", **settings).read_bytes()
+
+    def played(command, *flags):
+        assert main([command, "run", "--video", "played.mp4", *flags]) == 0
+        return Path("played.mp4").read_bytes()
+
+    best, plain, drawn = film(first, seed=7), film(last), film(last, deterministic=False)
+    assert len({best, plain, drawn, film(last, seed=7)}) == 4
+    assert played("play", "--which", "best", "--seed", "7") == best
+    assert played("play", "--stochastic") == played("evaluate", "--stochastic") == drawn
+    assert len(played("play", "--episodes", "2")) > len(plain)
+
+
 def test_another_environment_has_arguments_of_its_own(capsys):
     call = [
         "train",
@@ -437,6 +506,8 @@ def test_another_environment_has_arguments_of_its_own(capsys):
         assert result.lengths.max() == longest
     with pytest.raises(ConfigError, match="n_bad"):
         habilis.evaluate("run", "InvertedPendulum-v5", episodes=2, n_bad=1)
+    lengths = habilis.evaluate("run", "InvertedPendulum-v4", episodes=20, backend="gymnasium").lengths
+    assert lengths.max() > 7, lengths
     # an engine that is asked for is not left for another
     with pytest.raises(ConfigError, match="no native environment"):
         habilis.evaluate("run", "FrozenLake-v1", episodes=2, backend="native")
@@ -459,9 +530,13 @@ def test_replay_memory_is_said_and_refused_before_it_is_taken(monkeypatch, capsy
     call = ["train", "sac", "--env", "InvertedPendulum-v5", "--total-timesteps", "8", "--eval-episodes", "0"]
     assert main([*call, "--run-dir", "a", "--algo.buffer-size", "1_000"]) == 0
     assert "replay memory: 1,000 transitions, 0 MB" in capsys.readouterr().out
+    # memory is taken as it is filled: a short run needs little of it, and is told so
+    assert main([*call, "--run-dir", "short"]) == 0
+    assert "replay memory: 1,000,000 transitions, 31 MB, of which this run fills 0 MB" in capsys.readouterr().out
+    call[5] = "2_000_000"
     assert main([*call, "--run-dir", "b"]) == 2
     told = capsys.readouterr()
-    assert "replay memory: 1,000,000 transitions" in told.out
+    assert "replay memory: 1,000,000 transitions, 31 MB\n" in told.out
     assert "lower --algo.buffer-size" in told.err
     assert not Path("b").exists()
 
@@ -532,6 +607,7 @@ def test_doctor_checks_environments(capsys):
     assert "error  " in told
     assert "finite" in told
     assert "errors: 0" not in told
+    assert main(["doctor", "--env", "tests/Broken-v0", "--steps", "5"]) == 0  # which breaks at its twentieth
 
 
 SMALL_SAC = ["--total-timesteps", "256", "--num-envs", "4", "--algo.hidden", "8", "--algo.learning-starts", "16"]
@@ -642,6 +718,23 @@ def test_demo_leaves_everything_in_one_place(capsys):
         assert Path("demo", path).is_file()
         assert str(Path("demo", path)) in told
     assert "3 episodes, deterministic, seed 0" in told
+    *_, last = read_evaluations(Path("demo/eval"))  # what the report tells
+    expected = habilis.evaluate("demo", episodes=3)
+    assert (last.step, last.deterministic.returns.tolist()) == (2048, expected.returns.tolist())
+    assert Path("demo/videos/demo.mp4").read_bytes() == habilis.record_video("demo", "a.mp4", seconds=0.2).read_bytes()
+
+
+def test_an_interrupted_demo_says_how_to_go_on(monkeypatch, capsys):
+    after = Session._after
+
+    def interrupt(self, report):
+        after(self, report)
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(Session, "_after", interrupt)
+    assert main(["demo", "--env", "InvertedPendulum-v5", "--total-timesteps", "2048", "--run-dir", "demo"]) == 130
+    assert "Go on with: habilis train --resume demo" in capsys.readouterr().out
+    assert not Path("demo/report.html").exists()
 
 
 def test_an_interrupted_run_saves_and_says_how_to_go_on():

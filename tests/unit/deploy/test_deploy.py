@@ -281,6 +281,15 @@ class Restless(StochasticPolicy):
         return super().forward(obs)[0] + 1e-2 * self.calls, None
 
 
+class Undecided(StochasticPolicy):
+    """Chooses otherwise in float64 where an observation begins with a large number, as policies do in a tie."""
+
+    def forward(self, obs, memory=None):
+        action, memory = super().forward(obs, memory)
+        torn = (obs["policy"].dtype == torch.float64) & (obs["policy"][:, 0] > 1000)
+        return torch.where(torn, 4 - action, action), memory
+
+
 class Untraceable(StochasticPolicy):
     def forward(self, obs, memory=None):
         return super().forward(obs) if obs["policy"].mean().item() > 0 else (obs["policy"], None)
@@ -297,10 +306,31 @@ def test_a_policy_that_is_not_its_trace_is_refused_and_leaves_nothing(tmp_path, 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_is_chosen_by_rounding_is_not_held_against_an_export():
+    """Two steps are ties, in the third of seven episodes and in the last: of both no step is asked for."""
+    policy = make_policy("categorical", DiscreteAction(5), memory="gru")
+    policy.__class__ = Undecided
+    obs = {name: torch.from_numpy(rows) for name, rows in make_obs(policy, 40 * 7).items() if name != "critic"}
+    with torch.no_grad():
+        policy.head.logits.bias[0] += 1e6  # of five choices the middle one would be the same either way
+    obs["policy"][[7 * 5 + 2, 7 * 30 + 6], 0] = 2000.0
+    raw, actions, allowed, steps = answers_of(policy, obs)
+    assert (len(actions), allowed, steps) == (40 * 5, 0, 40)
+    for name, rows in raw.items():
+        whole = obs[name].numpy().reshape(40, 7, -1)
+        np.testing.assert_array_equal(rows.reshape(40, 5, -1), np.delete(whole, [2, 6], 1))
+
+
 def test_a_policy_altered_after_its_export_is_refused(folder):
     policy, exported = make_policy(), OnnxPolicy(folder)
     obs = {name: torch.from_numpy(rows) for name, rows in make_obs(policy, 100).items() if name != "critic"}
-    check_answers(exported, *answers_of(policy, obs))
+    raw, actions, *rest = answers_of(policy, obs)
+    check_answers(exported, raw, actions, *rest)
+    with pytest.raises(ExportError, match=r"answers \(100, 3\) where the original answers \(100, 1\)"):
+        check_answers(exported, raw, actions[:, :1], *rest)
+    actions[7, 2] = np.nan  # of which nothing is an answer
+    with pytest.raises(ExportError, match="disagrees with the original on 1 of 300 values, first in observation 7"):
+        check_answers(exported, raw, actions, *rest)
     with torch.no_grad():
         policy.head.mean.bias[1] += 1e-3
     with pytest.raises(ExportError, match="disagrees"):
@@ -341,7 +371,7 @@ def test_golden_vectors_catch_what_checksums_cannot(folder):
 
 
 def test_a_manifest_that_is_none_is_refused(folder):
-    for text in ("{", "[]", '{"format": 99}'):
+    for text in ("{", "[]", '{"format": 99}', '{"format": 1, "sha256": {}}'):
         (folder / "manifest.json").write_text(text)
         with pytest.raises(ExportError, match=r"manifest\.json"):
             verify_policy(folder)
@@ -366,7 +396,10 @@ def test_a_full_disk_is_named(tmp_path, monkeypatch):
 
 def test_an_empty_folder_is_filled(tmp_path):
     (tmp_path / "empty").mkdir()
+    (tmp_path / "empty.partial").mkdir()  # left by an export that was killed
+    (tmp_path / "empty.partial" / "golden.json").write_text("half")
     verify_policy(export_policy(make_policy(), make_policy().spec, tmp_path / "empty"))
+    assert os.listdir(tmp_path) == ["empty"]
 
 
 def test_what_is_no_exported_policy_is_refused(tmp_path):
@@ -401,8 +434,10 @@ verify_policy({str(folder)!r})
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_a_tolerance_that_is_given_is_recorded(tmp_path):
+def test_a_tolerance_that_is_given_is_recorded_and_a_seed_draws_others(tmp_path, folder):
     policy = make_policy()
-    folder = export_policy(policy, policy.spec, tmp_path / "out", tolerance=0.01)
-    tolerance = json.loads((folder / "golden.json").read_text())["tolerance"]
-    assert tolerance == pytest.approx([0.01, 0.04, 0.01])  # of half of each range
+    other = export_policy(policy, policy.spec, tmp_path / "out", tolerance=0.01, seed=1)
+    first, second = (json.loads((path / "golden.json").read_text()) for path in (folder, other))
+    assert first["tolerance"] == pytest.approx([1e-5, 4e-5, 1e-5])  # of half of each range
+    assert second["tolerance"] == pytest.approx([0.01, 0.04, 0.01])
+    assert first["observations"] != second["observations"]

@@ -197,6 +197,15 @@ def test_a_mistake_is_found(what):
     assert found[0].fix
 
 
+def test_a_counter_that_is_not_saved_is_found_where_the_limit_divides_the_rollouts():
+    class ForgetsItsTime(Walk):
+        def load_state_dict(self, state):
+            super().load_state_dict({**state, "time": self.time})
+
+    found = [f.what for f in check_env(ForgetsItsTime(), 140) if f.level == "error"]
+    assert found == ["the state does not restore the environment exactly"]
+
+
 def test_random_actions_keep_to_a_single_bound():
     env = with_bounds([0, -np.inf, -1], [np.inf, 1, 2])
     actions = torch.stack(_actions(env, 50, 0))

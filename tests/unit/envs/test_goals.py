@@ -171,6 +171,14 @@ class TestOwnFunctions:
         assert function(*GOALS).tolist() == [0.0, -1.0, 0.0]
         assert asked == [3]
 
+    def test_of_one_goal_that_answers_more_with_one_answer(self):
+        def farthest(achieved, desired, info):
+            return np.full(achieved.shape[:-1], -np.abs(achieved - desired).max())
+
+        function = OwnFunction("f", farthest, BOX, torch.float32)
+        assert function(GOALS[0], GOALS[0]).tolist() == [0.0, 0.0, 0.0]  # all reached: any answer looks right
+        assert function(*GOALS).tolist() == [0.0, -4.0, 0.0]
+
     def test_a_constant_counts_for_each(self):
         assert self.ask(lambda a, d, info: False, torch.bool) == [False] * 3
 

@@ -112,7 +112,14 @@ def test_maps_and_arguments():
     assert grid == Grid(3, 4, (0, 0), (1, 3), ((0, 2), (1, 2)))
     assert Grid.from_dict(grid.to_dict()) == grid
     assert env.spec.obs["policy"].shape == (12,)
-    other = make_vec_env(ID, 1, size=5, start=[4, 4], goal=[0, 0], obstacles=[[2, 2], [3, 3]])
+    other = make_vec_env(
+        ID,
+        1,
+        size=np.int64(5),
+        start=np.array([4, 4]).tolist(),
+        goal=tuple(np.zeros(2, int)),
+        obstacles=[[2, 2], [3, 3]],
+    )
     assert walk(other, UP, LEFT, UP) == [(19, -0.1, False), (19, -5.0, False), (14, -0.1, False)]
     for kwargs, message in [
         ({"goal": (4, 0)}, "outside the grid"),
@@ -172,6 +179,10 @@ def test_picture_and_text():
     env.step(torch.tensor([RIGHT]))
     env.step(torch.tensor([RIGHT]))
     assert env.text().splitlines()[0] == "S . . A"
+    other = make_vec_env(ID, 1)
+    other.step(torch.tensor([DOWN]))
+    other.load_state_dict(env.state_dict())
+    assert other.text().splitlines()[0] == "A . . G"  # what is loaded is shown
 
 
 def test_a_policy_lies_under_the_agent():
@@ -205,6 +216,9 @@ def test_gymnasium_has_it_too():
     assert (reward, terminated, truncated) == (pytest.approx(-0.1), False, False)
     assert info == {"success": False}
     assert env.render().startswith(("A", "S A"))
+    sure = gymnasium.make(ID)
+    sure.reset(seed=0)
+    assert [sure.step(RIGHT)[0] for _ in range(3)] == [1, 2, 3]  # the goal, not where the next episode starts
     assert make_vec_env(ID, 2, backend="gymnasium").spec.obs["policy"].one_hot == (16,)
 
 

@@ -280,6 +280,8 @@ def test_layout_of_spaces():
     assert ObsLayout(spaces.Box(0, 255, (5,), np.uint8)).groups == {"policy": ObsGroup((5,))}
     assert ObsLayout(spaces.MultiBinary((2, 2))).groups == {"policy": ObsGroup((4,))}
     assert ObsLayout(spaces.MultiDiscrete([2, 3])).groups == {"policy": ObsGroup((5,), one_hot=(2, 3))}
+    later = spaces.MultiDiscrete([2, 3], start=[1, -1])
+    assert ObsLayout(later).groups == {"policy": ObsGroup((5,), one_hot=(2, 3), starts=(1, -1))}
     codes = spaces.Tuple([spaces.Discrete(3), spaces.MultiDiscrete([2, 2])])
     assert ObsLayout(codes).groups == {"policy": ObsGroup((7,), one_hot=(3, 2, 2))}
     mixed = spaces.Tuple([spaces.Discrete(3), spaces.Box(0, 1, (2,))])
@@ -291,6 +293,18 @@ def test_layout_of_spaces():
         "critic/eye": ObsGroup((8, 8, 3), "uint8"),
         "depth": ObsGroup((8, 8, 3), "uint8"),
     }
+    # what only training knows is never for the one who acts, whatever the rest is called
+    told = {"observation": vector, "critic": spaces.Box(-1, 1, (4,))}
+    assert ObsLayout(spaces.Dict(told)).groups == {"policy": ObsGroup((6,)), "critic": ObsGroup((4,))}
+    goal = spaces.Box(-1, 1, (2,))
+    with_goals = ObsLayout(spaces.Dict({**told, "achieved_goal": goal, "desired_goal": goal})).groups
+    assert {name: group.shape for name, group in with_goals.items()} == {
+        "policy": (6,),
+        "critic": (4,),
+        "achieved_goal": (2,),
+        "desired_goal": (2,),
+    }
+    assert set(ObsLayout(spaces.Dict({"critic": vector})).groups) == {"policy"}
     two_eyes = ObsLayout(spaces.Dict({"left": image, "right": image})).groups
     assert set(two_eyes) == {"policy", "policy/right"}
     with pytest.raises(EnvError, match="Text"):
@@ -538,6 +552,10 @@ def test_spec_of_a_registered_environment(asynchronous):
     with pytest.raises(EnvError, match="saves_state"):
         env.state_dict()
     env.close()
+    endless = make_gymnasium("Pendulum-v1", asynchronous=asynchronous, max_episode_steps=-1)
+    assert endless.spec.max_episode_steps is None
+    assert endless.spec.control_dt == (None if asynchronous else 0.05)  # of another process it is not known
+    endless.close()
 
 
 def test_a_single_environment():

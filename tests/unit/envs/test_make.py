@@ -8,7 +8,9 @@ import sys
 import pytest
 import torch
 
+import habilis.tasks  # noqa: F401  (registers)
 from habilis.core.errors import ConfigError, EnvError, HabilisError
+from habilis.core.specs import DiscreteAction
 from habilis.envs.make import NATIVE, list_env_ids, make_vec_env, register_native
 from habilis.envs.probes import ProbeEnv
 
@@ -96,6 +98,43 @@ def test_what_does_not_exist_is_refused_with_what_does(id, backend, message):
 def test_no_environments_are_refused():
     with pytest.raises(ConfigError, match="num_envs"):
         make_vec_env("CartPole-v1", 0)
+
+
+@pytest.mark.parametrize(
+    ("id", "kwargs"),
+    [("Pendulum-v1", {"backend": "gymnasium"}), ("Pendulum-v1", {"render_mode": "rgb_array"}), ("Taxi-v4", {})],
+)
+def test_the_seed_of_an_environment_of_gymnasiums_decides_where_it_starts(id, kwargs):
+    one, same, other = (make_vec_env(id, 3, seed=seed, **kwargs).reset()["policy"] for seed in (4, 4, 5))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+TASKS = ["ObjectSorting", "PointReach", "QuadrupedWalk", "Catch"]
+
+
+@pytest.mark.parametrize("backend", ["native", "gymnasium"])
+@pytest.mark.parametrize("id", ["Pendulum-v1", "HalfCheetah-v5", *(f"habilis/{name}-v0" for name in TASKS)])
+def test_a_reset_without_a_seed_goes_on_to_other_episodes(id, backend):
+    env = make_vec_env(id, 4, backend=backend, seed=3, threads=1)
+    first, second, first_again, second_again = (env.reset(seed)["policy"] for seed in (3, None, 3, None))
+    assert not torch.equal(first, second)
+    assert torch.equal(first, first_again)
+    assert torch.equal(second, second_again)
+    env.close()
+
+
+@pytest.mark.parametrize("id", ["Pendulum-v1", "HalfCheetah-v5", "habilis/GridWorld-v0"])
+@pytest.mark.parametrize("backend", ["native", "gymnasium"])
+def test_a_reset_starts_the_count_of_steps_anew(id, backend):
+    env = make_vec_env(id, 2, backend=backend, threads=1, max_episode_steps=3)
+    env.reset(0)
+    choices = isinstance(env.spec.action, DiscreteAction)
+    action = torch.zeros(2, dtype=torch.long) if choices else torch.zeros(2, env.spec.action.dim)
+    env.step(action)
+    env.reset()
+    assert [bool(env.step(action).truncated.all()) for _ in range(3)] == [False, False, True]
+    env.close()
 
 
 def test_a_higher_floor_registers_its_own():

@@ -12,6 +12,7 @@ from habilis.core.specs import BoxAction
 from habilis.envs.mujoco import NATIVE_IDS, NativeMujocoEnv, make_native
 
 STEPS = 1000
+SHOWN_AND_TWICE = {"exclude_current_positions_from_observation": False, "forward_reward_weight": 2.0}
 GYMNASIUM_NAMES = {
     "reward/forward": "reward_forward",
     "reward/ctrl": "reward_ctrl",
@@ -44,6 +45,8 @@ def assert_equals_gymnasium(id: str, steps: int, scale: float = 1.0, **kwargs: o
     generator = np.random.default_rng(0)
     originals = [gymnasium.make(id, **kwargs) for _ in range(2)]
     env = make_native(id, 2, seed=0, threads=1, **kwargs)
+    space = originals[0].action_space
+    assert np.array_equal([env.spec.action.low, env.spec.action.high], [space.low, space.high])
     for row, original in enumerate(originals):
         first, _ = original.reset(seed=row)
         copy_state(original, env, row)
@@ -83,12 +86,18 @@ def test_equals_gymnasium(id):
     [
         ("HalfCheetah-v5", {"exclude_current_positions_from_observation": False, "forward_reward_weight": 2.0}),
         ("Hopper-v5", {"healthy_z_range": (1.2, 1.3), "healthy_reward": 0.5, "frame_skip": 2}),
-        ("Walker2d-v5", {"terminate_when_unhealthy": False, "ctrl_cost_weight": 0.1}),
+        ("Hopper-v5", {"healthy_state_range": (-1.0, 1.0), "terminate_when_unhealthy": False, **SHOWN_AND_TWICE}),
+        ("Walker2d-v5", {"terminate_when_unhealthy": False, "ctrl_cost_weight": 0.1, **SHOWN_AND_TWICE}),
+        ("Walker2d-v5", {"healthy_z_range": (1.1, 1.3), "healthy_angle_range": (-0.1, 0.1)}),
         ("Ant-v5", {"include_cfrc_ext_in_observation": False, "main_body": "aux_1", "contact_cost_weight": 0.1}),
         ("Ant-v5", {"contact_force_range": (-5.0, 5.0), "healthy_z_range": (0.3, 0.9)}),
+        ("Ant-v5", {"healthy_z_range": (0.6, 0.9), "terminate_when_unhealthy": False, **SHOWN_AND_TWICE}),
         ("Humanoid-v5", {"include_cinert_in_observation": False, "contact_cost_range": (0.0, 0.001)}),
-        ("Swimmer-v5", {"exclude_current_positions_from_observation": False}),
-        ("Reacher-v5", {"reward_dist_weight": 2.0}),
+        ("Humanoid-v5", {"include_cvel_in_observation": False, "healthy_z_range": (1.3, 1.5), **SHOWN_AND_TWICE}),
+        ("Humanoid-v5", {"include_qfrc_actuator_in_observation": False, "terminate_when_unhealthy": False}),
+        ("Humanoid-v5", {"include_cfrc_ext_in_observation": False, "contact_cost_weight": 0.01}),
+        ("Swimmer-v5", {"ctrl_cost_weight": 0.1, **SHOWN_AND_TWICE}),
+        ("Reacher-v5", {"reward_dist_weight": 2.0, "reward_control_weight": 0.3}),
         ("Pusher-v5", {"reward_near_weight": 0.1, "reward_control_weight": 0.3}),
         ("InvertedDoublePendulum-v5", {"healthy_reward": 3.0, "reset_noise_scale": 0.3}),
     ],
@@ -110,6 +119,20 @@ def test_starts_are_drawn_as_gymnasium_draws_them(id):
     np.testing.assert_allclose(ours.std(0)[~moving], 0.0, atol=1e-6)
     np.testing.assert_allclose(ours.mean(0), theirs.mean(0), atol=1e-5 + 0.25 * scale.max())
     env.close()
+
+
+@pytest.mark.parametrize(("id", "still"), [("Reacher-v5", 2), ("Pusher-v5", 4)])
+def test_a_target_and_what_is_to_be_pushed_start_at_rest(id, still):
+    velocity = make_native(id, 8, seed=3, threads=1).simulation.qvel
+    assert not velocity[:, -still:].any()
+    assert velocity[:, :-still].all()
+
+
+@pytest.mark.parametrize("id", [id for id in NATIVE_IDS if id not in ("Pusher-v5", "Reacher-v5")])
+def test_without_noise_episodes_start_in_the_models_pose(id):
+    env = make_native(id, 2, seed=0, threads=1, reset_noise_scale=0.0)
+    assert (env.simulation.qpos == env.simulation.model.qpos0).all()
+    assert not env.simulation.qvel.any()
 
 
 def run(env: NativeMujocoEnv, steps: int, seed: int = 0) -> list[torch.Tensor]:
@@ -204,6 +227,7 @@ def test_divergence_is_isolated(id, field, poison):
     assert step.truncated.tolist() == [False, True, False]
     assert not step.terminated.any()
     assert step.reward[1] == 0.0
+    assert not any(value[1] for name, value in step.info.items() if name != "diverged")
     assert torch.equal(step.next_obs["policy"][1], before[1])
     assert step.obs["policy"].isfinite().all()
     assert not torch.equal(step.obs["policy"][1], before[1])

@@ -112,13 +112,14 @@ def test_divergence_is_named_and_isolated(field, poison):
     assert simulation.diverged_total == 1
 
 
-def test_divergence_in_the_last_substep_is_seen_at_once():
+@pytest.mark.parametrize("sign", [1, -1])
+def test_divergence_in_the_last_substep_is_seen_at_once(sign):
     # the velocity passes 1e10 in the only substep, after the point where MuJoCo itself looks
     xml = """<mujoco><option timestep="1" gravity="0 0 0"/><worldbody><body><joint name="rail" type="slide"/>
       <geom size="0.1" mass="1"/></body></worldbody><actuator><motor joint="rail" gear="5e9"/></actuator></mujoco>"""
     simulation = Simulation(mujoco.MjModel.from_xml_string(xml), 2, threads=1)
-    simulation.qvel[1] = 9e9
-    simulation.ctrl[:] = 1.0
+    simulation.qvel[1] = sign * 9e9
+    simulation.ctrl[:] = sign
     assert simulation.step().tolist() == [False, True]
 
 
@@ -139,6 +140,7 @@ def test_goes_on_bit_for_bit_after_a_restore():
     drive(simulation, 50)
     drive(other, 7)
     other.expand("geom_size")[:] *= 2.0  # not in the saved state: goes back to the model's
+    other.expand("opt.viscosity")[:] = 5.0  # and so do options
     state = simulation.state_dict()
     expected = drive(simulation, 100, seed=3)
     other.load_state_dict(state)
@@ -228,6 +230,8 @@ def test_external_forces_hold_the_weight():
     simulation.forward(np.array([1]))
     assert (simulation.bind("cfrc_ext")[1] == 0.0).all()
     assert (simulation.bind("cfrc_ext")[0] != 0.0).any()
+    simulation.reset()
+    assert not simulation.bind("cfrc_ext").any()
 
 
 def test_forward_refreshes_and_leaves_the_dynamics_alone():

@@ -91,6 +91,20 @@ def test_every_environment_gives_its_share_however_short_its_episodes():
     assert result.terms["tracking_error"] == pytest.approx([0.1, 0.2, 0.5, 0.1, 0.2, 0.5, 0.1])
 
 
+def test_an_episode_that_does_not_tell_its_success_did_not_succeed():
+    """And a term that it does not tell is not known, rather than 0."""
+
+    class Reserved(Countdown):
+        def step(self, action):
+            told = torch.where(self.lengths > 2, 1.0, torch.nan)
+            late = {"height": told} if int(self.time[0]) == 2 else {}
+            return dataclasses.replace(super().step(action), info={"success": told, **late})
+
+    result = evaluate(Counter(False), Reserved([3, 2]), episodes=2, seed=0)
+    assert result.successes.tolist() == [1, 0]
+    np.testing.assert_array_equal(result.terms["height"], [1, np.nan])
+
+
 def test_fewer_episodes_than_environments():
     assert evaluate(Counter(False), Countdown([4, 3, 1]), episodes=2, seed=0).lengths.tolist() == [4, 3]
 
@@ -144,12 +158,14 @@ def test_result_says_what_follows_from_the_episodes():
 
 
 def test_result_survives_json():
-    result = evaluate(Counter(), Countdown([3, 2]), episodes=4, seed=3, deterministic=False)
-    result.terms["gap"] = np.array([1.0, np.nan, 2.0, 3.0])
+    result = evaluate(Counter(), Countdown([3, 2]), episodes=20, seed=3, deterministic=False)
+    result.terms["gap"] = np.array([np.nan, *range(19)])
     tree = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     twin = EvaluationResult.from_dict(tree)
-    assert tree["mean"] == result.mean
-    assert tree["interval"] == list(result.interval)
+    for name in ("mean", "median", "iqm", "std", "mean_length", "success_rate"):
+        assert tree[name] == getattr(result, name)
+    assert tree["interval"] == list(result.interval) == list(twin.interval)
+    assert tree["success_interval"] == list(result.success_interval)
     np.testing.assert_array_equal(twin.returns, result.returns)
     np.testing.assert_array_equal(twin.lengths, result.lengths)
     np.testing.assert_array_equal(twin.successes, result.successes)
@@ -158,17 +174,21 @@ def test_result_survives_json():
 
 
 def test_result_reads_as_a_table():
-    text = str(evaluate(Counter(False), Countdown([3, 2]), episodes=4, seed=3))
-    assert text.splitlines()[0] == "4 episodes, deterministic, seed 3"
-    assert "return" in text
-    assert "success" in text
-    assert "50.0%" in text
-    assert "tracking_error" in text
+    result = evaluate(Counter(False), Countdown([3, 2]), episodes=4, seed=3)
+    result.terms["gap"] = np.array([1.0, np.nan, 2.0, 3.0])
+    lines = [" ".join(line.split()) for line in str(result).splitlines()]
+    assert lines[0] == "4 episodes, deterministic, seed 3"
+    assert lines[1].startswith("return 4.50 95% [3.00, ")
+    assert "std 1.50 min 3.00, max 6.00" in lines
+    assert "success 50.0% 95% [15.0%, 85.0%]" in lines
+    assert "tracking_error 0.25" in lines
+    assert "gap 2" in lines  # of the episodes that told it
 
 
 def test_episodes_that_never_end_are_reported():
     with pytest.raises(EnvError, match="environment 1 of Countdown-v0 ended 0 episodes in 10 steps where 1"):
         evaluate(Counter(), Countdown([3, 1000]), episodes=2, seed=0, longest_episode=10)
+    assert evaluate(Counter(), Countdown([3]), episodes=5, seed=0, longest_episode=10).lengths.sum() == 15
 
 
 def test_a_return_that_is_not_finite_is_reported():

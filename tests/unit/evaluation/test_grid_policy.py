@@ -55,8 +55,14 @@ def test_any_policy_can_be_asked_and_any_environment(env, policy):
             action = torch.ones(len(obs["policy"]), dtype=torch.int64)
             return PolicyStep(action, action)
 
+    class Walker(Right):  # what it does depends on the way that led it there
+        def act(self, obs, memory=None, **settings):
+            acted = super().act(obs, memory, **settings)
+            return PolicyStep(acted.action, acted.env_action, None, {"steps": torch.ones(len(obs["policy"]))})
+
     found = policy_on_grid(Right(), env)
     assert (found.actions, found.values) == ([1] * 16, None)
+    assert policy_on_grid(Walker(), env) is None
     other = make_vec_env("probe/Identity-v0", 1)
     assert policy_on_grid(Right(), other) is None
     show_policy(Right(), other)
@@ -81,7 +87,7 @@ def test_the_drawing_holds_an_arrow_and_a_number_for_every_cell(env, policy):
     assert len(arrows) == 13  # 16 cells without goal, obstacle and the one that is unknown
     assert len(numbers) == 14
     assert numbers[:3] == ["9.80", "9.90", "10.00"]
-    assert arrows[0].get("transform") == "translate(50 41) rotate(90)"
+    assert arrows[1].get("transform") == "translate(150 41) rotate(90)"  # of the second cell of the first row
     bare = GridPolicy(found.grid, [0] * 16, None)
     assert "<text" not in draw(bare, None, numbered=True)
 

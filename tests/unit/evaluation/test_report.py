@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from html.parser import HTMLParser
 
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 
 from habilis.core.errors import ConfigError
-from habilis.evaluation.report import _details, _limits, environment_charts, group_runs, write_report
+from habilis.evaluation.report import _details, _limits, _spread, environment_charts, group_runs, write_report
 from habilis.evaluation.report_page import count, duration, number
-from habilis.evaluation.runs import read_run
+from habilis.evaluation.runs import Curve, read_run
 
 
 class Page(HTMLParser):
@@ -24,6 +25,7 @@ class Page(HTMLParser):
         super().__init__()
         self.open, self.text, self.charts, self.links, self.scripts = [], "", {}, [], 0
         self.feed(path.read_text(encoding="utf-8"))
+        self.words = " ".join(self.text.split())
         assert not self.open
 
     def handle_starttag(self, tag, attrs):
@@ -47,11 +49,22 @@ def test_page_of_three_seeds(tmp_path, write_run):
     runs = [write_run(tmp_path, seed=seed, success=True) for seed in range(3)]
     output = write_report(runs, tmp_path / "out" / "report.html")
     page = Page(output)
-    finals = [json.loads((run / "eval" / "step_000001000000.json").read_text())["deterministic"] for run in runs]
+    trees = [json.loads((run / "eval" / "step_000001000000.json").read_text()) for run in runs]
+    finals = [tree["deterministic"] for tree in trees]
     assert "PPO on HalfCheetah-v5" in page.text
-    assert number(np.mean([final["mean"] for final in finals])) in page.text
-    for final in finals:
-        assert f"{number(final['interval'][0])} to {number(final['interval'][1])}" in page.text
+    low, high = group_runs(read_run(run) for run in runs)[0].interval
+    assert min(final["mean"] for final in finals) <= low < high <= max(final["mean"] for final in finals)
+    mean = number(np.mean([final["mean"] for final in finals]))
+    assert f"Return {mean} 95%: {number(low)} to {number(high)}; 3 seeds" in page.words
+    assert f"Success {np.mean([final['success_rate'] for final in finals]):.0%} 95%:" in page.words
+    assert "Episode length 1,000 steps, in evaluation Env steps 1M a run Wall time 4 min 4 s a run" in page.words
+    assert "3 runs, 12 min 12 s of training in all" in page.words
+    assert "seed 0, 1, 2" in page.words
+    for final, stochastic in ((tree["deterministic"], tree["stochastic"]) for tree in trees):
+        low, high = (number(value) for value in final["interval"])
+        figures = " ".join(number(final[name]) for name in ("iqm", "median", "std", "mean_length"))
+        row = f"20 {number(final['mean'])} {low} to {high} {figures} {final['success_rate']:.0%}"
+        assert re.search(rf"{row} \d+% to \d+% {number(stochastic['mean'])} ", page.words)
     assert "not finished" not in page.text
     (line,) = page.charts["evaluation/return"]["lines"]
     assert len(line["runs"]) == 3
@@ -65,6 +78,7 @@ def test_page_of_three_seeds(tmp_path, write_run):
     assert page.charts["train/value_loss"]["y"][1] < 100
     assert page.charts["evaluation/success_rate"]["y"] == [0, 1]
     assert len(page.charts["rollout/ep_rew_mean"]["lines"][0]["x"]) <= 240
+    assert {y for run in page.charts["rollout/ep_len_mean"]["lines"][0]["runs"] for y in run["y"]} == {1000}
 
 
 def test_one_seed_twice_is_not_two(tmp_path, write_run):
@@ -74,12 +88,35 @@ def test_one_seed_twice_is_not_two(tmp_path, write_run):
 
 def test_one_run_given_twice_is_one(tmp_path, write_run):
     run = write_run(tmp_path, seed=1)
-    assert "One run" in Page(write_report([run, run / ".." / run.name], tmp_path / "report.html")).text
+    page = Page(write_report([run, run / ".." / run.name], tmp_path / "report.html"))
+    assert "One run" in page.text
+    low, high = (number(value) for value in read_run(run).evaluations[-1].deterministic.interval)
+    assert f"95%: {low} to {high}; 20 episodes" in page.words  # one run tells nothing of how runs differ
 
 
 def test_runs_of_different_lengths_are_told_apart(tmp_path, write_run):
     runs = [write_run(tmp_path / str(total), total=total) for total in (500_000, 1_000_000)]
     assert [len(group.runs) for group in group_runs(read_run(run) for run in runs)] == [1, 1]
+
+
+def test_how_runs_were_watched_and_where_they_ran_makes_no_other_method(tmp_path, write_run):
+    runs = [write_run(tmp_path, seed=seed) for seed in range(2)]
+    path = runs[1] / "config.json"
+    tree = json.loads(path.read_text())
+    tree["config"] |= {"name": "b", "run_dir": "b", "device": "cuda", "threads": 4, "env_threads": 4, "env_async": True}
+    tree["config"] |= {"eval_freq": 9, "eval_episodes": 9, "eval_stochastic": True, "checkpoint_freq": 9}
+    tree["config"] |= {"keep_checkpoints": 9, "log_freq": 9, "tensorboard": False, "wandb_project": "b"}
+    path.write_text(json.dumps(tree))
+    assert [len(group.runs) for group in group_runs(read_run(run) for run in runs)] == [2]
+
+
+def test_a_term_is_averaged_over_the_episodes_that_told_it(tmp_path, write_run):
+    run = write_run(tmp_path)
+    path = run / "eval" / "step_000001000000.json"
+    tree = json.loads(path.read_text())
+    tree["deterministic"]["terms"]["tracking_error"] = [None, 2.0, *[5.0] * 18]
+    path.write_text(json.dumps(tree))
+    assert "tracking_error 4.84" in Page(write_report([run], tmp_path)).words
 
 
 def test_what_was_never_finite_is_said(tmp_path, write_run):
@@ -95,6 +132,8 @@ def test_page_needs_nothing_from_elsewhere(tmp_path, write_run):
     run = write_run(tmp_path)
     (run / "videos").mkdir()
     (run / "videos" / "step_000001000000.mp4").write_bytes(b"\0\1film")
+    (run / "videos" / "took_long_ago.mp4").write_bytes(b"another")
+    os.utime(run / "videos" / "took_long_ago.mp4", (0, 0))
     page = Page(write_report([run], tmp_path))
     assert page.links == ["data:video/mp4;base64,AAFmaWxt"]
     assert not re.search(r"url\((?!#)", (tmp_path / "report.html").read_text().replace("`url(#${id})`", ""))
@@ -121,6 +160,7 @@ def test_runs_that_differ_in_more_than_the_seed_are_told_apart(tmp_path, write_r
     ]
     page = Page(write_report(runs, tmp_path))
     assert [line["label"] for line in page.charts["evaluation/return"]["lines"]] == [group.label for group in groups]
+    assert page.charts["train/value_loss"]["not_finite"] == 5
     differing = page.text.split("What differs")[1].split("Every value")[0]
     assert "algo.learning_rate" in differing
     assert "algo.gamma" not in differing
@@ -135,6 +175,13 @@ def test_a_line_goes_as_far_as_all_of_its_runs(tmp_path, write_run):
     assert [run["x"][-1] for run in line["runs"]] == [1_000_000, 500_000]
     page = Page(write_report([run.path for run in runs], tmp_path))
     assert "2 seeds, at 500k to 1M env steps" in page.text
+
+
+def test_runs_that_never_were_at_the_same_step_have_no_line_between_them():
+    early, late = (Curve(np.array(steps), np.ones(2)) for steps in ([1, 2], [5, 6]))
+    line = _spread([early, late])
+    assert (line["x"], [run["x"] for run in line["runs"]]) == ([5, 6], [[1, 2], [5, 6]])
+    assert "low" not in line
 
 
 def test_a_long_curve_is_averaged_in_pieces(write_run, tmp_path):
@@ -157,9 +204,11 @@ def test_a_killed_run_is_reported_as_far_as_it_came(tmp_path, write_run):
     run = write_run(tmp_path, reached=0.1, evaluations=0)
     with (run / "metrics.jsonl").open("a") as file:
         file.write('{"step": 102500, "time/wa')
+    (run / "eval" / "step_000000100000.json").write_text('{"step": 100000, "determ')
     page = Page(write_report([run], tmp_path))
     assert "not finished, 100k of 1M env steps" in page.text
-    assert "not evaluated yet" in page.text
+    trained = read_run(run).curves["rollout/ep_rew_mean"].values[-1]
+    assert f"Return {number(trained)} while training, not evaluated yet" in page.words
     assert page.charts["rollout/ep_rew_mean"]["x"] == [0, 100_000]
 
 
@@ -168,6 +217,7 @@ def test_runs_without_episodes_or_without_anything(tmp_path, write_run):
     assert "no episode has ended yet" in Page(write_report([silent], tmp_path)).text
     unborn = write_run(tmp_path, seed=1)
     (unborn / "metrics.jsonl").unlink()
+    assert "not finished" not in Page(write_report([unborn], tmp_path)).text  # as its evaluations tell
     for path in (unborn / "eval").iterdir():
         path.unlink()
     page = Page(write_report([unborn], tmp_path))
@@ -178,8 +228,10 @@ def test_runs_without_episodes_or_without_anything(tmp_path, write_run):
 def test_a_resumed_run_counts_from_where_it_was_resumed(tmp_path):
     lines = [(100, 1.0), (200, 2.0), (300, 3.0), (200, 20.0), (250, 25.0)]
     text = "".join(json.dumps({"step": step, "a": value}) + "\n" for step, value in lines)
-    (tmp_path / "metrics.jsonl").write_text(text)
-    curve = read_run(tmp_path).curves["a"]
+    (tmp_path / "metrics.jsonl").write_text(text + '{"step": 250, "b": 5.0}\n')
+    curves = read_run(tmp_path).curves
+    assert curves["b"].steps.tolist() == [250]  # what a step's second line tells is added to the first
+    curve = curves["a"]
     assert curve.steps.tolist() == [100, 200, 250]
     assert curve.values.tolist() == [1.0, 20.0, 25.0]
 
@@ -205,7 +257,7 @@ def test_what_is_not_a_run_is_refused(tmp_path):
 
 def test_figures_read_as_people_say_them():
     assert [number(v) for v in (5123.4, -81.44, 1.234, 0.03123, 0)] == ["5,123", "-81.4", "1.23", "0.0312", "0"]
-    assert [count(v) for v in (940, 12_500, 1_000_000)] == ["940", "12.5k", "1M"]
+    assert [count(v) for v in (940, 12_500, 1_000_000, 999_499, 999_936)] == ["940", "12.5k", "1M", "999k", "1M"]
     assert [duration(v) for v in (42, 545, 11_520)] == ["42 s", "9 min 5 s", "3 h 12 min"]
 
 

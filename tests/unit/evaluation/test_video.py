@@ -24,12 +24,14 @@ from habilis.evaluation.watch import watch
 
 
 class Still:
-    """Does nothing."""
+    """Does nothing, and counts how often it was asked to by its mode and by drawing."""
 
     def __init__(self, dim):
         self.dim = dim
+        self.asked = {True: 0, False: 0}
 
     def act(self, obs, memory=None, *, deterministic=False, generator=None):
+        self.asked[deterministic] += 1
         action = torch.zeros(len(obs["policy"]), self.dim)
         return PolicyStep(action, action)
 
@@ -124,7 +126,7 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
 
 
 class Dial(gym.Env):
-    """A picture of odd sides whose grey is the step; ten steps are a second."""
+    """A picture of odd sides whose grey grows with every step; ten steps are a second."""
 
     metadata: ClassVar = {"render_modes": ["rgb_array"], "render_fps": 10}
     observation_space = gym.spaces.Box(-1, 1, (1,), np.float32)
@@ -135,7 +137,7 @@ class Dial(gym.Env):
 
     def reset(self, *, seed=None, options=None):
         super().reset(seed=seed)
-        self.time = 0
+        self.time, self.start = 0, int(self.np_random.integers(100))
         return np.zeros(1, np.float32), {}
 
     def step(self, action):
@@ -143,7 +145,7 @@ class Dial(gym.Env):
         return np.zeros(1, np.float32), 0.0, False, self.time == 30, {}
 
     def render(self):
-        return np.full((101, 67, 3), 5 * self.time, np.uint8)
+        return np.full((101, 67, 3), self.start + 5 * self.time, np.uint8)
 
 
 def test_a_film_of_gymnasiums_environment_goes_as_fast_as_it_says_and_is_not_scaled(tmp_path, capfd):
@@ -153,6 +155,25 @@ def test_a_film_of_gymnasiums_environment_goes_as_fast_as_it_says_and_is_not_sca
     frames = iio.imread(path)
     assert frames.shape == (30, 102, 68, 3)
     assert capfd.readouterr() == ("", "")
+
+
+def test_a_film_of_a_quick_environment_leaves_steps_out_and_stays_in_real_time(tmp_path, monkeypatch):
+    monkeypatch.setitem(Dial.metadata, "render_fps", 120)
+    policy = Still(1)
+    env = make_gymnasium(Dial, 1, render_mode="rgb_array")
+    path = record_video(policy, env, tmp_path / "dial.mp4", seed=0, deterministic=False)
+    assert iio.immeta(path)["fps"] == 30
+    greys = iio.imread(path).mean(axis=(1, 2, 3))
+    assert greys - greys[0] == pytest.approx([5 * step for step in range(0, 30, 4)], abs=4)
+    assert policy.asked == {True: 0, False: 30}
+
+
+def test_watching_ends_with_the_episodes_that_were_asked_for():
+    policy = Still(1)
+    watch(policy, make_gymnasium(Dial, 1), seed=0, episodes=2)  # Gymnasium's environments draw themselves
+    assert policy.asked == {True: 60, False: 0}
+    watch(policy, make_gymnasium(Dial, 1), seed=0, episodes=1, deterministic=False)
+    assert policy.asked == {True: 60, False: 30}
 
 
 def test_what_cannot_be_pictured_leaves_nothing_behind(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from habilis.core.errors import ConfigError
 from habilis.functional.planning import value_iteration
 from habilis.functional.tabular import BOOTSTRAPS, expected_value, greedy_value, sampled_value
 
@@ -22,6 +23,16 @@ def test_value_iteration_by_hand():
     assert q.tolist() == [pytest.approx([2.25, 2.5]), [10.0, 4.0], [0.0, 0.0]]
     patient = value_iteration(transitions, rewards, 0.9)
     assert patient[0].tolist() == pytest.approx([10.0, 4.5])  # staying for ever: 1 / (1 - 0.9)
+
+
+def test_values_without_a_limit_are_refused():
+    transitions, pays = torch.ones(1, 1, 1), torch.ones(1, 1)
+    with pytest.raises(ConfigError, match=r"values still change after 100,000 sweeps with gamma 1"):
+        value_iteration(transitions, pays, 1.0)
+    assert value_iteration(transitions, 0 * pays, 1.0).tolist() == [[0.0]]
+    assert value_iteration(transitions, pays, 0.999).item() == pytest.approx(1000)
+    with pytest.raises(ConfigError, match=r"gamma must be in \[0, 1\], got 1.01"):
+        value_iteration(transitions, pays, 1.01)
 
 
 def test_values_of_the_next_state_by_hand():

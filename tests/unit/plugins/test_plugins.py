@@ -119,6 +119,14 @@ def test_images_move_each_by_an_offset_of_its_own_and_nothing_else_does():
     assert make("random_shift", eye).update(batch) == {}
 
 
+@pytest.mark.parametrize("name", ["random_shift", "contrastive"])
+def test_an_image_may_not_move_out_of_sight(name):
+    eye = Eye(shape=(20, 30, 3)) if name == "contrastive" else Eye(wrist=ObsGroup((3, 30, 20), "uint8"))
+    make(name, eye, pad=19)
+    with pytest.raises(ConfigError, match=r"pad must be less than the .* pixels of an image, got 20"):
+        make(name, eye, pad=20)
+
+
 def test_a_window_moves_as_one():
     shift = RandomShift(RandomShiftConfig(), Eye(), RandomStreams(3))
     window = dots(8, torch.Generator().manual_seed(0)).unsqueeze(1).repeat(1, 5, 1, 1, 1)

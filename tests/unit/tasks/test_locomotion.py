@@ -3,11 +3,13 @@
 import dataclasses
 import math
 
+import mujoco
 import numpy as np
 import pytest
 import torch
 
 from habilis.tasks import locomotion as walk
+from habilis.tasks.quadruped import make_quadruped_walk
 
 WIDTHS = {
     "height": (), "moving": (), "friction": (), "trunk_mass": (), "tracking_error": (), "mean_tracking_error": (),
@@ -76,6 +78,39 @@ def test_a_fall_is_a_low_or_a_tilted_trunk(height, up, expected):
 def test_success_is_a_whole_episode_on_its_feet_near_the_command(step, error, height, expected):
     robot = state(episode_step=step, mean_tracking_error=error, height=height, gravity=[0.0, 0.0, -1.0])
     assert walk.succeeded(robot, steps=10, error=0.25, height=0.15, tilt=0.9).item() is expected
+
+
+def test_what_is_sensed_is_what_mujoco_says_of_the_robot():
+    task = make_quadruped_walk("Walk", 4, seed=1, threads=1)
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(12):
+        task.step(torch.randn(4, 12, generator=generator))
+    simulation, legs = task.simulation, ("FR", "FL", "RR", "RL")
+    simulation.qpos[:, 7:9] = [0.82, -0.6]  # beyond the inner 90% of their ranges
+    simulation.forward()  # what the robot senses is then of this moment
+    sensed = task._sense(task, slice(None))
+    for row in range(4):
+        model, data = simulation.get_model(row), simulation.get_data(row)
+        into_trunk, (low, high) = data.body("trunk").xmat.reshape(3, 3).T, model.jnt_range[1:].T
+        velocity = np.zeros((4, 6))
+        for leg, out in zip(legs, velocity, strict=True):
+            mujoco.mj_objectVelocity(model, data, mujoco.mjtObj.mjOBJ_GEOM, model.geom(f"{leg}_foot").id, out, 0)
+        margin, down, offset = 0.05 * (high - low), into_trunk @ [0, 0, -1], data.qpos[7:] - [0, 0.9, -1.7] * 4
+        beyond = np.maximum(data.qpos[7:] - (high - margin), (low + margin) - data.qpos[7:]).clip(0)
+        expected = {
+            "base_velocity": into_trunk @ data.qvel[:3], "base_rate": data.qvel[3:6], "gyro": data.qvel[3:6],
+            "gravity": down, "sensed_gravity": down, "height": data.qpos[2], "beyond_limits": beyond,
+            "joint_offset": offset, "encoder_offset": offset,
+            "joint_velocity": data.qvel[6:], "encoder_velocity": data.qvel[6:], "torque": data.actuator_force,
+            "foot_height": [data.geom(f"{leg}_foot").xpos[2] - 0.02 for leg in legs], "foot_velocity": velocity[:, 3:],
+            "foot_contact": [data.sensor(f"{leg}_touch").data[0] > 1.0 for leg in legs],
+            "friction": model.geom("floor").friction[0], "trunk_mass": model.body("trunk").mass[0] / 5.56,
+            # diagonal legs move together, half a cycle after the others
+            "leg_phase": (np.array([0.0, 0.5, 0.5, 0.0]) + task.memory["clock"][row].numpy()) % 1,
+        }  # fmt: skip
+        assert (beyond[:2] > 0).all()
+        for name, value in expected.items():
+            assert getattr(sensed, name)[row].numpy() == pytest.approx(np.array(value, dtype=float), abs=1e-4), name
 
 
 def test_rotation_into_a_frame():

@@ -139,6 +139,10 @@ def test_episodes_start_at_rest_with_objects_apart_and_none_in_a_bin():
     assert gaps.min() >= sorting.SPACING
     assert gaps.min() < sorting.SPACING + 0.005
     assert np.ptp(objects[:, :, :2], axis=0).min() > 0.12  # anywhere in the field
+    w, z = env.simulation.qpos[:, 4:].reshape(64, 3, 7)[:, :, [3, 6]].T
+    assert np.ptp(2 * np.arctan2(z, w), axis=1).min() > 2.5  # turned anyhow, and the cup anywhere above
+    assert (np.ptp(env._target, axis=0) > 0.8 * np.ptp(sorting.START, axis=0)).all()
+    assert ((env._target >= sorting.START[0]) & (env._target <= sorting.START[1])).all()
     step = act(env, *[RELEASE] * 5)
     assert np.abs(env._look(slice(None)).objects - objects).max() < 1e-3
     assert not step.info["success/sorted"].any()
@@ -228,6 +232,7 @@ def test_bins_pay_and_cost_and_cannot_be_milked():
         assert step.info["reward/sorted"].item() == right, where
         assert step.info["reward/wrong"].item() == wrong, where
         assert step.info["success/sorted"].item() == pytest.approx(1 / 3 if where == own else 0)
+        assert step.obs["policy"][0, 13:15].tolist() == [where == own, where == other]
         terms = [value for name, value in step.info.items() if name.startswith("reward/")]
         assert torch.stack(terms).sum().item() == pytest.approx(step.reward.item(), abs=1e-6)
     for where in ((0.314, -0.14, 0.051), (0.38, -0.14, 0.14)):  # on the wall or above the bin is not in it
@@ -242,9 +247,10 @@ def test_what_is_held_in_a_bin_is_not_sorted_before_it_is_let_go():
     assert act(env, RELEASE).info["success/sorted"].item() == pytest.approx(1 / 3)
 
 
-def test_an_object_that_leaves_the_tray_ends_the_episode():
+@pytest.mark.parametrize("where", [(0.2, -0.3), (0.2, 0.3), (0.04, 0.15), (0.5, 0.0)])
+def test_an_object_that_leaves_the_tray_ends_the_episode(where):
     env = make(2)
-    place(env, "ball", (0.2, -0.3, 0.05))
+    place(env, "ball", (*where, 0.05))
     step = act(env, RELEASE)
     assert step.terminated.tolist() == step.info["termination/lost"].tolist() == [True, False]
     assert step.info["reward/lost"].tolist() == [-1, 0]
@@ -260,6 +266,25 @@ def test_the_time_limit_truncates():
         assert step.truncated.tolist() == [count == sorting.EPISODE_STEPS] * 2
     assert not step.terminated.any()
     assert not act(env, UP).truncated.any()
+    env._elapsed[:] = sorting.EPISODE_STEPS - 1
+    place(env, "ball", (0.2, -0.3, 0.05))  # lost at the last moment
+    step = act(env, RELEASE)
+    assert step.terminated.tolist() == [True, False]
+    assert step.truncated.tolist() == [False, True]
+
+
+def test_an_episode_knows_nothing_of_the_one_before():
+    env = make()
+    for _ in range(2):
+        place(env, "cube", (0.38, -0.14, 0.021)), place(env, "puck", (0.38, 0.14, 0.021))
+        step = act(env, GRIP)
+        assert (step.info["reward/sorted"].item(), step.info["reward/wrong"].item()) == (1, -1)
+        place(env, "ball", (0.2, -0.3, 0.05))
+        step = act(env, GRIP)
+        assert step.terminated.all()
+        assert (step.next_obs["policy"][0, 6].item(), step.obs["policy"][0, 6].item()) == (1, 0)  # the suction
+        assert not env._adhesion[0, env._lips].any()
+        assert act(env, UP).reward.item() == pytest.approx(sorting.STEP_COST, abs=0.1)
 
 
 def rollout(env, steps, seed):

@@ -83,7 +83,7 @@ def test_an_evaluation_shows_at_once_and_the_end_only_once(clock):
     progress.close()
     lines = stream.getvalue().splitlines()
     assert [line.split()[0] for line in lines] == ["10", "30", "best"]
-    assert "eval 7.0" in lines[1]
+    assert "return 1234.5  length 1000  eval 7.0" in lines[1]  # what was told before still holds
 
 
 def test_the_first_divergence_is_told_and_only_the_first(clock):

@@ -169,11 +169,13 @@ def test_writers_may_come_and_go_between_the_parts_of_a_run(tmp_path):
     with open_tracking(tmp_path, tensorboard=False, **settings) as tracker:
         tracker.log({"x": 1.0}, 1)
         state = tracker.state_dict()
+        tracker.log({"x": 9.0}, 2)
     with open_tracking(tmp_path, tensorboard=True, **settings) as tracker:
         tracker.load_state_dict(state)
         tracker.log({"x": 2.0}, 2)
         state = tracker.state_dict()
     assert read_scalar(tmp_path / "tensorboard", "x") == [(2, 2.0)]
+    assert read_lines(tmp_path / "metrics.jsonl") == [{"step": 1, "x": 1.0}, {"step": 2, "x": 2.0}]
     with open_tracking(tmp_path, tensorboard=False, **settings) as tracker:
         tracker.load_state_dict(state)
 

@@ -19,7 +19,7 @@ import torch
 from habilis.algorithms.a2c import A2C
 from habilis.api import default_config
 from habilis.build import build_trainer, make_env
-from habilis.core.errors import EnvError, HabilisError
+from habilis.core.errors import ConfigError, EnvError, HabilisError
 from habilis.core.random import RandomStreams, derive_seed
 from habilis.data.rollout import RolloutBuffer
 from habilis.training import asynchronous
@@ -53,6 +53,11 @@ def test_the_start_tells_of_the_workers():
     told = []
     build_trainer(config_of(3), told.append)
     assert told[-1].startswith("workers: 3, each with such an environment")
+
+
+def test_an_environment_needs_no_second_process():
+    with pytest.raises(ConfigError, match="a3c has a process for each environment already: leave env_async out"):
+        build_trainer(config_of(2, "CartPole-v1", env_async=True))
 
 
 def test_one_worker_is_a2c_bit_for_bit():
@@ -254,9 +259,10 @@ def test_an_interrupted_run_is_kept_and_goes_on(tmp_path):
     assert int(last.name.removeprefix("step_")) == steps + 4  # a rollout, not a round, is what goes beyond at most
 
 
-def test_a_worker_anneals_by_the_steps_of_all():
-    config = config_of(2, **{"algo.learning_rate_schedule": "linear"})
+def test_a_worker_anneals_by_the_steps_of_all_and_multiplies_as_precisely_as_it_is_told():
+    config = config_of(2, matmul_precision="medium", **{"algo.learning_rate_schedule": "linear"})
     trainer, made = build_trainer(config), []
+    torch.set_float32_matmul_precision("highest")  # as a new process begins
     work, state = trainer._work, trainer.algorithm.state
     claimed = torch.multiprocessing.get_context("spawn").Value("q", 5000)
     shared = asynchronous.Shared(state.optimizer.share(), [moments_of(x) for x in normalizers(state)], claimed)
@@ -264,7 +270,11 @@ def test_a_worker_anneals_by_the_steps_of_all():
     here.send(5004)
     here.send(None)
     told = replace(work, make_algorithm=lambda *args: made.append(work.make_algorithm(*args)) or made[-1])
-    asynchronous._serve(told, 0, shared, there)
+    try:
+        asynchronous._serve(told, 0, shared, there)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
     assert here.recv().updates == 1
     assert float(made[0].state.optimizer.learning_rate) == pytest.approx(config.algo.learning_rate / 2)
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
+
 import gymnasium as gym
 import numpy as np
 import torch
 
 from habilis import api
 from habilis.build import build_trainer
+from habilis.core.types import Step
 from habilis.envs.gymnasium import GymnasiumVecEnv
 from habilis.envs.make import make_vec_env
 from habilis.training.collector import Collector
@@ -30,6 +34,7 @@ def test_episodes_under_way_do_not_count_once_new_ones_begin() -> None:
     assert collector.memory is not None
     collector.reset()
     assert collector.memory is None
+    assert collector.recorder.dump() == {"env": None, "actions": None}
     for _ in range(LENGTH):
         collector.step(NOTHING)
     assert [(e.length, e.total_reward) for e in collector.episodes.recent] == [(LENGTH, float(LENGTH))] * ENVS
@@ -43,6 +48,33 @@ def test_memory_is_nothing_where_an_episode_ended() -> None:
         assert collector.memory["network"].eq(1).all()
     collector.step(NOTHING, memory)
     assert not collector.memory["network"].any()
+    # nor where a step was of no use, which belongs to no episode
+    collector.step(NOTHING, memory, wanted=torch.tensor([True, False]))
+    assert collector.memory["network"].any(1).tolist() == [True, False]
+
+
+def test_what_starts_from_an_observation_that_is_not_finite_is_left_out_after_a_reload_too() -> None:
+    first, second = (
+        Collector(make_vec_env("probe/TruncationValueContinuous-v0", ENVS), skip_nonfinite=True) for _ in range(2)
+    )
+    for collector in (first, second):
+        collector.reset(seed=0)
+    inner, row = first.env.step, torch.tensor([1])
+
+    def spoiled(action: torch.Tensor) -> Step:
+        step = inner(action)
+        return replace(step, obs={name: x.index_fill(0, row, math.nan) for name, x in step.obs.items()})
+
+    first.env.step = spoiled
+    assert first.step(NOTHING).valid.tolist() == [True, False]
+    first.env.step = inner
+    second.step(NOTHING)
+    second.load_state_dict(first.state_dict(), seed=0)
+    assert second.recorder.dump()["actions"] is None  # those before lead elsewhere
+    assert second.step(NOTHING).valid.tolist() == [True, False]
+    assert second.skipped_rows == 2
+    first.reset()
+    assert first.step(NOTHING).valid.all()
 
 
 class Walk(gym.Env):

@@ -17,9 +17,10 @@ from habilis.build import build_trainer
 from habilis.checkpoint import CheckpointStore, load_checkpoint
 from habilis.cli import main
 from habilis.core.errors import CheckpointError, EndlessEpisodeError, EnvError, NonFiniteError
+from habilis.envs.make import make_vec_env
 from habilis.evaluation.evaluator import evaluate
-from habilis.training.faults import replay_dump
-from habilis.training.nonfinite import Watch
+from habilis.training.faults import Recorder, replay_dump
+from habilis.training.nonfinite import Watch, learn_again
 
 TINY = {
     "num_envs": 2,
@@ -91,6 +92,10 @@ def test_a_step_that_is_not_finite_stops_the_run_and_is_named(tmp_path, fault, n
     assert main(["doctor", "--replay", str(dump)]) == 1
     assert str(states["recorder"]["actions"][-1].tolist()) in capsys.readouterr().out
     assert all(bool(x.isfinite().all()) for x in states["policy"].values())
+    # in the same iteration once more: the dump is of what happened last
+    with pytest.raises(NonFiniteError, match=f"{dump} holds the last actions and the policy"):
+        api.resume(tmp_path / "run", progress=False, **{"env_kwargs.at": 2})
+    assert load_checkpoint(dump)[0]["recorder"]["actions"].shape == (2, 2, 1)
 
 
 @pytest.mark.parametrize("fault", ["obs", "reward"])
@@ -145,13 +150,19 @@ def test_an_infinity_that_is_skipped_is_zero_and_not_the_largest_number(tmp_path
     assert all(bool(x.isfinite().all()) and float(x.abs().max()) < 1e6 for x in state.values())
 
 
-def test_steps_that_are_not_finite_are_not_learnt_from(tmp_path):
-    config = {**TINY, "env_kwargs": {"fault": "obs", "at": 3}, "on_nonfinite": "skip"}
+@pytest.mark.parametrize(
+    ("fault", "at", "invalid"), [("obs", 3, [[2, 1], [3, 1]]), ("obs", 6, [[5, 1]]), ("reward", 3, [[2, 1]])]
+)
+def test_steps_that_are_not_finite_are_not_learnt_from(fault, at, invalid):
+    """At the end of an episode, after six steps, the next begins from what is finite."""
+    config = {**TINY, "env_kwargs": {"fault": fault, "at": at}, "on_nonfinite": "skip"}
     trainer = build_trainer(api.default_config("ppo", "HabilisTest/Faulty-v0", **config))
     trainer._collect()
     batch = trainer.buffer.batch()
-    assert (~batch.valid).nonzero().tolist() == [[2, 1], [3, 1]]
+    assert (~batch.valid).nonzero().tolist() == invalid
     assert bool(batch.obs["policy"].isfinite().all())
+    assert bool(batch.final_obs["policy"].isfinite().all())
+    assert bool(batch.rewards.isfinite().all())
 
 
 def test_a_simulation_that_diverges_is_replayed_from_the_dump(tmp_path):
@@ -176,6 +187,25 @@ def test_a_simulation_that_diverges_is_replayed_from_the_dump(tmp_path):
     assert torch.equal(
         torch.from_numpy(env.simulation.qpos.copy()), torch.from_numpy(collector.env.simulation.qpos.copy())
     )
+
+
+def test_a_dump_holds_what_happened_last(monkeypatch):
+    """From a snapshot on, which is taken anew now and then; without one the last actions, as many as that or half."""
+    monkeypatch.setattr("habilis.training.faults.SNAPSHOT_EVERY", 4)
+    env = make_vec_env("CartPole-v1", 1)
+    env.reset(0)
+    recorder, blind = Recorder(env), Recorder(make_vec_env("HabilisTest/Faulty-v0", 1))
+    for k in range(10):
+        action = torch.tensor([k % 2])
+        recorder.record(action)
+        blind.record(torch.tensor([k]))
+        obs = env.step(action).obs["policy"]
+    dump = recorder.dump()
+    assert len(dump["actions"]) == 2
+    env.load_state_dict(dump["env"])
+    assert torch.equal([env.step(action).obs["policy"] for action in dump["actions"]][-1], obs)
+    assert blind.dump()["env"] is None
+    assert blind.dump()["actions"].flatten().tolist() == [6, 7, 8, 9]
 
 
 @pytest.mark.parametrize("what", ["loss", "scalar"])
@@ -207,12 +237,20 @@ def test_a_loss_that_is_not_finite_stops_the_run_with_a_whole_policy(tmp_path, w
     assert all(bool(x.isfinite().all()) for x in states["policy"].values())
 
 
+def test_learning_again_ends_where_the_run_did():
+    trainer = build_trainer(api.default_config("ppo", "HabilisTest/Faulty-v0", **TINY))
+    assert learn_again(trainer, 32) is None
+    assert trainer.counters.env_steps == 32
+
+
 def test_an_environment_that_raises_is_named_and_the_checkpoint_before_it_goes_on(tmp_path):
     with pytest.raises(EnvError) as error:
         train(tmp_path, "raise", env_kwargs={"fault": "raise", "at": 30}, checkpoint_freq=16)
     assert "1" in str(error.value)
     assert "the gripper fell off" in str(error.value)
     assert f"--resume {tmp_path / 'run'}" in str(error.value)
+    with pytest.raises(EnvError, match="what was learnt up to step 48 is kept: go on by"):
+        api.resume(tmp_path / "run", progress=False, **{"env_kwargs.at": 2})
     run = api.resume(tmp_path / "run", progress=False, **{"env_kwargs.fault": "none"})
     assert not run.interrupted
     steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -281,6 +319,10 @@ def test_an_evaluation_with_a_time_limit_waits_for_its_end(tmp_path, monkeypatch
     run = api.train_config(api.default_config("q_learning", "habilis/GridWorld-v0", **config), progress=False)
     assert run.evaluation is not None
     assert run.evaluation.lengths.max() > 2
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    told, e = [line for line in lines if "eval/mean_reward" in line][-1], run.evaluation
+    names = ("mean_reward", "iqm_reward", "mean_ep_length", "success_rate")
+    assert [told[f"eval/{name}"] for name in names] == pytest.approx([e.mean, e.iqm, e.mean_length, e.success_rate])
 
 
 def test_a_run_that_saved_nothing_starts_again(tmp_path):
@@ -301,15 +343,19 @@ def test_scalars_of_a_policy_that_moves_rarely_outlive_a_resumption(tmp_path):
         "algo": {"hidden": [8], "learning_starts": 8, "batch_size": 8, "buffer_size": 200, "policy_delay": 11},
     }
     api.train_config(api.default_config("td3", "HabilisTest/Faulty-v0", **config), progress=False)
+    wall = load_checkpoint(tmp_path / "run" / "checkpoints" / "last")[0]["session"]["wall"]
     api.resume(tmp_path / "run", total_timesteps=21, progress=False)
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines[-2:]] == [20, 21]
     assert lines[-1]["train/policy_loss"] == lines[-2]["train/policy_loss"]
     assert lines[-1]["train/critic_loss"] != lines[-2]["train/critic_loss"]
+    # time goes on from where it stood, and speed is that of the one step since
+    assert lines[-1]["time/wall"] > wall >= lines[-2]["time/wall"]
+    assert lines[-1]["time/fps"] * (lines[-1]["time/wall"] - wall) == pytest.approx(1, rel=1e-3)
 
 
 def test_ctrl_c_finishes_the_iteration_and_saves(tmp_path, monkeypatch):
-    trainer_of = api.build_trainer
+    trainer_of, before, meanwhile = api.build_trainer, signal.getsignal(signal.SIGINT), []
 
     def interrupt(*args):
         trainer = trainer_of(*args)
@@ -318,6 +364,7 @@ def test_ctrl_c_finishes_the_iteration_and_saves(tmp_path, monkeypatch):
         def interrupted(batch):
             if trainer.counters.iteration == 1:
                 os.kill(os.getpid(), signal.SIGINT)
+                meanwhile.append(signal.getsignal(signal.SIGINT))
             return update(batch)
 
         trainer.algorithm.update = interrupted
@@ -326,12 +373,14 @@ def test_ctrl_c_finishes_the_iteration_and_saves(tmp_path, monkeypatch):
     monkeypatch.setattr(api, "build_trainer", interrupt)
     run = train(tmp_path, "none")
     assert run.interrupted
+    assert meanwhile == [before]  # the second one stops at once
     states, meta = load_checkpoint(run.path / "checkpoints" / "last")
     assert states["counters"] == {"iteration": 2, "env_steps": 32}
     assert meta["exact"] is False
     monkeypatch.undo()
     again = api.resume(run.path, progress=False)
     assert not again.interrupted
+    assert signal.getsignal(signal.SIGINT) == before
     assert load_checkpoint(run.path / "checkpoints" / "last")[0]["counters"]["env_steps"] == 96
 
 

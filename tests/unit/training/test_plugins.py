@@ -122,6 +122,8 @@ def test_a_run_has_the_plugins_of_its_configuration(tmp_path: Path):
     assert trainer.plugins[0].config.pad == 2
     metrics = [trainer.iterate().metrics for _ in range(3)][-1]
     assert metrics["next_state_prediction_loss"].isfinite()
+    with pytest.raises(ConfigError, match=r"plugins\.next_state_prediction\.learning_rate must be finite, got inf"):
+        override(config, {"plugins": {"next_state_prediction": {"learning_rate": float("inf")}}})
     save_checkpoint(tmp_path / "c", components(trainer), meta={"exact": True})
     other = build_trainer(override(config, {"plugins": {"random_shift": {}}}))
     with pytest.raises(CheckpointError, match="2 plugins and the run has 1"):
@@ -134,6 +136,7 @@ def test_a_run_has_the_plugins_of_its_configuration(tmp_path: Path):
         ("ppo", "habilis/Catch-v0", "learns from its own actions"),
         ("a3c", "habilis/Catch-v0", "a3c takes no plugins, got random_shift"),
         ("q_learning", "habilis/GridWorld-v0", "q_learning takes no plugins"),
+        ("trpo", "habilis/Catch-v0", "trpo takes no plugins"),
         ("sac", "probe/IdentityContinuous-v0", "shows none"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -109,6 +110,19 @@ def test_a_setting_without_effect_is_refused_before_a_run_is_made_or_changed():
     api.train("rainbow", "CartPole-v1", total_timesteps=8, eval_episodes=0, run_dir="other", **{"algo.head": "mean"})
 
 
+def test_a_resumption_that_is_refused_names_what_was_changed_and_leaves_no_mark():
+    api.train_config(config(run_dir="run", tensorboard=True), progress=False)
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    with pytest.raises(
+        CheckpointError, match=r"does not fit the configuration, changed in algo.hidden, total_timesteps: "
+    ):
+        api.resume("run", progress=False, total_timesteps=128, **{"algo.hidden": [9]})
+    assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
+    api.resume("run", progress=False, total_timesteps=128)
+    assert Path("run/command.txt").read_text().splitlines()[1:] == ["habilis.resume('run', ...)"]
+    assert len(list(Path("run/tensorboard").iterdir())) == 2
+
+
 def test_a_run_that_has_nothing_left_to_do_was_trained_as_it_says():
     run = api.train_config(config(run_dir="run"), progress=False)
     gamma = run.config.algo.gamma
@@ -129,7 +143,7 @@ def test_the_best_policy_is_not_chosen_by_the_episodes_that_judge_it(monkeypatch
 def test_a_run_without_a_checkpoint_is_started_again_in_its_directory(monkeypatch):
     run_of, interrupted = api._run, []
 
-    def interrupt(config, trainer, run_dir, **settings):
+    def interrupt(config, trainer, run_dir, *rest, **settings):
         (run_dir / "metrics.jsonl").write_text('{"step": 5}\n')
         interrupted.append(run_dir)
         raise KeyboardInterrupt
@@ -187,10 +201,13 @@ def test_another_programs_configuration_is_left_alone():
 def test_what_is_started_again_is_put_aside():
     path = Path("again")
     for aside in ("earlier", "earlier-2"):
-        (path / "eval").mkdir(parents=True)
-        (path / "config.json").write_text('{"config": {"algorithm": "ppo"}}')
+        folders, files = ("eval", "tensorboard"), ("command.txt", "config.json", "metrics.jsonl")
+        for folder in folders:
+            (path / folder).mkdir(parents=True)
+        for file in files:
+            (path / file).write_text('{"config": {"algorithm": "ppo"}}')
         clear(path)
-        assert sorted(os.listdir(path / aside)) == ["config.json", "eval"]
+        assert set(os.listdir(path / aside)) == {*folders, *files}
     assert sorted(os.listdir(path)) == ["earlier", "earlier-2"]
 
 
@@ -279,3 +296,5 @@ def test_evaluations_of_a_future_that_was_left_are_not_kept():
         api.resume(run.path, progress=False)
     assert seen == [*(name for name in files if int(name[5:17]) <= int(latest.name[5:])), "step_mine.json"]
     assert sorted(path.name for path in (run.path / "eval").iterdir()) == [*files, "step_mine.json"]
+    lines = [json.loads(line) for line in (run.path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "time/fps" in line] == [16, 32, 48, 64]

@@ -60,6 +60,10 @@ def test_actions_are_drawn_evenly_until_learning_starts(gradient_steps, made):
     assert seen == [(12, 0, 0), (24, 0, 0), (36, 0, 0), (48, 0, made), (60, 4, 2 * made)]
     uniform = trainer.buffer.actions[:16]
     assert 0.3 < uniform.std() < 0.9
+    # the round that makes just as many steps is the last that nothing is learnt after
+    known = REPLAY | {"algo.gradient_steps": gradient_steps, "algo.learning_starts": 36}
+    trainer = build("sac", "probe/IdentityContinuous-v0", **known)
+    assert [trainer.iterate().gradient_steps for _ in range(4)] == [0, 0, 0, made]
 
 
 @pytest.mark.parametrize(
@@ -93,6 +97,24 @@ def test_threads_are_those_that_are_asked_for():
         torch.set_num_threads(before)
 
 
+def test_products_of_matrices_are_as_precise_as_is_asked_for():
+    before = torch.get_float32_matmul_precision()
+    try:
+        for precision in ("medium", "highest"):
+            build("dqn", "CartPole-v1", **REPLAY, matmul_precision=precision)
+            assert torch.get_float32_matmul_precision() == precision
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def test_a_run_is_evaluated_and_kept_ten_times_and_logged_two_hundred_times():
+    names = ("eval_freq", "checkpoint_freq", "log_freq")
+    for total, every in ((4000, [400, 400, 20]), (5, [1, 1, 1])):
+        config = api.default_config("ppo", "probe/ObservationReward-v0", **TINY, total_timesteps=total)
+        assert [config.every(name) for name in names] == every
+    assert api.default_config("ppo", "probe/ObservationReward-v0", **TINY, eval_freq=7).every("eval_freq") == 7
+
+
 def test_the_best_policy_is_kept_across_resumptions(tmp_path, monkeypatch):
     scores = iter([1.0, 3.0, 2.0, 2.5, 4.0, 3.5])
     monkeypatch.setattr(
@@ -116,6 +138,17 @@ def test_as_many_checkpoints_are_kept_as_are_asked_for(tmp_path):
     config = api.default_config("ppo", "probe/ObservationReward-v0", **settings, run_dir=str(tmp_path / "run"))
     api.train_config(config, progress=False)
     assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [48, 64, 80]
+
+
+def test_a_resumed_run_logs_and_keeps_no_more_than_one_that_was_not_stopped(tmp_path):
+    settings = TINY | {"eval_episodes": 0, "checkpoint_freq": 64, "log_freq": 64, "keep_checkpoints": 3}
+    config = api.default_config(
+        "ppo", "probe/ObservationReward-v0", **settings, total_timesteps=80, run_dir=str(tmp_path / "run")
+    )
+    api.train_config(config, progress=False)
+    run = api.resume(tmp_path / "run", progress=False, total_timesteps=112)
+    assert CheckpointStore(run.path / "checkpoints").steps() == [64, 80, 112]
+    assert [json.loads(line)["step"] for line in (run.path / "metrics.jsonl").read_text().splitlines()] == [64]
 
 
 def test_an_evaluation_may_be_of_the_stochastic_policy_too(tmp_path):
@@ -146,6 +179,18 @@ def test_episodes_that_begin_after_a_resumption_are_others_and_end_those_in_the_
     assert not torch.equal(*shown)
 
 
+def test_what_is_planned_is_dropped_with_its_episode():
+    def make():
+        known = {"num_envs": 3, "algo.rounding": [0.5], "env_backend": "gymnasium"}
+        return build_trainer(api.default_config("sarsa", "MountainCar-v0", **known))
+
+    trainer, again = make(), make()
+    trainer.iterate()
+    assert bool((trainer.algorithm.state.planned >= 0).all())
+    restore(again, components(trainer))
+    assert again.algorithm.state.planned.tolist() == [-1, -1, -1]
+
+
 def test_every_seed_begins_with_episodes_of_its_own():
     first, again, other = (
         build("dqn", "CartPole-v1", **REPLAY, seed=seed).collector.obs["policy"] for seed in (1, 1, 2)
@@ -171,6 +216,19 @@ def test_steps_that_are_not_valid_are_left_out_of_statistics_and_tables(algorith
     assert float(seen) == 8  # of two environments in four steps
 
 
+def test_sarsa_assumes_of_an_environment_what_that_one_does_next():
+    known = {"num_envs": 3, "algo.rounding": [0.5], "env_backend": "gymnasium"}
+    trainer = build_trainer(api.default_config("sarsa", "MountainCar-v0", **known))
+    step, plan, update = trainer.collector.step, trainer.algorithm.plan, trainer.algorithm.update
+    right, planned, learnt = torch.tensor([False, True, True]), [], []
+    trainer.collector.step = lambda *args: replace(step(*args), valid=right)
+    trainer.algorithm.plan = lambda *args: planned.append(plan(*args)) or planned[-1]
+    trainer.algorithm.update = lambda batch: learnt.append(batch.next_action) or update(batch)
+    for _ in range(8):
+        trainer.iterate()
+    assert torch.equal(torch.cat(learnt), torch.stack(planned)[:, right].flatten())
+
+
 def test_whole_episodes_begin_with_an_update():
     trainer = build("reinforce", "CartPole-v1", **{"algo.n_episodes": 4})
     inner, resets = trainer.collector.reset, []
@@ -178,6 +236,7 @@ def test_whole_episodes_begin_with_an_update():
     trainer.iterate()
     trainer.iterate()
     assert resets == [(), ()]
+    assert trainer.collector.episodes.count == 8  # who has made its share waits: what it does then is no episode
 
 
 def test_an_interrupted_run_is_not_evaluated_first(tmp_path, monkeypatch):
