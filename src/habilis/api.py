@@ -22,7 +22,7 @@ from habilis.core.options import require_used
 from habilis.core.protocols import VecEnv
 from habilis.core.specs import spec_from_dict, spec_to_dict
 from habilis.deploy.contract import POLICY_FILE
-from habilis.deploy.export import export_policy
+from habilis.deploy.export import TOLERANCE, export_policy
 from habilis.envs.frame_stack import stack_frames
 from habilis.envs.make import list_env_ids, make_vec_env, newest_version
 from habilis.evaluation.evaluator import EvaluationResult
@@ -306,10 +306,14 @@ def export(
     *,
     which: Which = "last",
     risk_level: float | None = None,
+    tolerance: float = TOLERANCE,
 ) -> Path:
-    """Write a policy as ONNX, checked against the original, and return the directory; see `load` for the rest."""
+    """Write a policy as ONNX, checked against the original, and return the directory; see `load` for the rest.
+
+    `tolerance` is the largest difference from it, in units of half an action's range, which the folder records.
+    """
     policy, _ = _load_with_config(policy, which, risk_level)
-    return export_policy(policy, policy.spec, Path(output))
+    return export_policy(policy, policy.spec, Path(output), tolerance=tolerance)
 
 
 def make_env(id: str, num_envs: int = 1, *, backend: str | None = None, seed: int = 0, **kwargs: Any) -> VecEnv:

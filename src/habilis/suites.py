@@ -158,7 +158,11 @@ SUITES.add(
         Case(algorithm="dqn", env="habilis/PointReachDiscrete-v0", goals=(Goal(0.95, "success_rate"),)),
         Case(algorithm="dqn", env="habilis/Catch-v0", goals=(Goal(0.95, "success_rate"),)),
         Case(
-            algorithm="double_dqn", env="habilis/ObjectSorting-v0", episodes=100, goals=(Goal(0.9, "success/sorted"),)
+            algorithm="double_dqn",
+            label="dueling double_dqn with 3 steps and 51 atoms",
+            env="habilis/ObjectSorting-v0",
+            episodes=100,
+            goals=(Goal(0.9, "success/sorted"),),
         ),
     ),
 )

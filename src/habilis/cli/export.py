@@ -11,6 +11,7 @@ import tyro
 
 from habilis.api import Which, export, locate
 from habilis.cli.parse import parse
+from habilis.deploy.export import TOLERANCE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,13 +26,17 @@ class Options:
     """The last checkpoint of a run, or the one that evaluated best."""
     risk_level: float | None = None
     """Act by the mean of this share of the worst returns, where their distribution was learnt."""
+    tolerance: float = TOLERANCE
+    """Largest difference from the original's actions, in units of half their range. The folder records it."""
 
 
 def run(argv: Sequence[str]) -> int:
     """Export and say where the file is."""
     options = parse(Options, argv, "export")
     run_dir, checkpoint = locate(options.run, options.which)
-    folder = export(checkpoint, options.output or run_dir / "export", risk_level=options.risk_level)
+    folder = export(
+        checkpoint, options.output or run_dir / "export", risk_level=options.risk_level, tolerance=options.tolerance
+    )
     print(f"{folder / 'policy.onnx'}: the policy of {checkpoint}; ONNX Runtime agrees with it")
     print(f"Wherever it is taken, `habilis verify {quote(str(folder))}` checks it again.")
     return 0

@@ -71,7 +71,8 @@ def check_answers(
         at = tuple(np.argwhere(wrong)[0])
         raise ExportError(
             f"the exported policy disagrees with the original on {wrong.sum()} of {wrong.size} values, first in "
-            f"observation {at[0]}: {answered[at]} instead of {actions[at]}; do not use it, export again"
+            f"observation {at[0]}: {answered[at]} instead of {actions[at]}; do not use it, export again (with "
+            "a larger tolerance where so much may be)"
         )
 
 

@@ -428,6 +428,10 @@ def test_report_export_and_verify(trained, capsys):
     assert capsys.readouterr().out == "report.html\n"  # of neither of them
     assert main(["export", str(trained), "--output", "policy"]) == 0
     assert Path("policy/policy.onnx").is_file()
+    assert main(["export", str(trained), "--output", "looser", "--tolerance", "0.25"]) == 0
+    allowed = [json.loads(Path(name, "golden.json").read_text())["tolerance"] for name in ("policy", "looser")]
+    assert np.allclose(allowed[1], 25_000 * np.array(allowed[0]))
+    capsys.readouterr()
     assert main(["evaluate", "policy"]) == 2
     assert "policy is an exported policy: give the run" in capsys.readouterr().err
     assert main(["verify", "policy"]) == 0
