@@ -49,7 +49,7 @@ class Case:
     """What is to be reached; a case without goals is judged by nothing, and its return is shown."""
     reference: str = ""
     """What others reached, and where that is written."""
-    overrides: Mapping[str, int | float | str] = field(default_factory=dict)
+    overrides: Mapping[str, int | float | str | None] = field(default_factory=dict)
     """Dotted configuration keys besides the preset's."""
     label: str | None = None
     """What the algorithm is called where the overrides make another of it; None: by its name."""
@@ -70,7 +70,7 @@ class Case:
         return f"{self.algorithm}-{self.env}-{self.fingerprint()}".replace("/", "-")
 
     @property
-    def settings(self) -> dict[str, int | float | str]:
+    def settings(self) -> dict[str, int | float | str | None]:
         """Everything the command line is told besides algorithm, environment and seed."""
         steps = {} if self.total_timesteps is None else {"total_timesteps": self.total_timesteps}
         return {**steps, "threads": 1, "env_threads": 1, **self.overrides}
@@ -100,7 +100,7 @@ def fingerprint(config: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def _flag(key: str, value: float | str) -> list[str]:
+def _flag(key: str, value: float | str | None) -> list[str]:
     """Return what the command line calls a key and its value; a switch is turned off by `no-` before its name."""
     if isinstance(value, bool):
         group, dot, name = key.rpartition(".")
