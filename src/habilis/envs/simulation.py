@@ -19,6 +19,7 @@ import numpy as np
 from mujoco.batch import MODEL_FIELDS, Batch, SimulationError
 
 from habilis.core.acceleration import cpu_count, require_room
+from habilis.core.config import require
 from habilis.core.errors import CheckpointError, ConfigError
 from habilis.core.types import State
 from habilis.envs.external_forces import has_external_forces
@@ -49,6 +50,10 @@ class Simulation:
     def __init__(self, model: mujoco.MjModel, num_envs: int, *, threads: int | None = None) -> None:
         if num_envs < 1 or (threads is not None and threads < 1):
             raise ConfigError(f"num_envs and threads must be at least 1, got {num_envs} and {threads}")
+        require(
+            not model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP,
+            'a model whose bodies may sleep has more than a state to save: leave out <flag sleep="enable"/>',
+        )
         model = self.model = _without_islands(model)
         require_room(f"{num_envs:,} simulations take at least", num_envs * mujoco.MjData(model).nbuffer, "--num-envs")
         self.num_envs = num_envs
@@ -256,9 +261,9 @@ class _ExternalForces:
 def _without_islands(model: mujoco.MjModel) -> mujoco.MjModel:
     """Return a model that is not searched for islands of constraints where there can be one alone.
 
-    The bits stay the same, and a step takes a twentieth to a twelfth less. Sleeping needs islands.
+    The bits stay the same, and a step takes a twentieth to a twelfth less.
     """
-    if model.ntree > 1 or model.opt.enableflags & mujoco.mjtEnableBit.mjENBL_SLEEP:
+    if model.ntree > 1:
         return model
     model = copy.copy(model)
     model.opt.disableflags |= mujoco.mjtDisableBit.mjDSBL_ISLAND

@@ -329,6 +329,13 @@ def test_refuses_what_does_not_fit():
         make(3).load_state_dict(make(2).state_dict())
 
 
+def test_bodies_that_may_sleep_are_refused():
+    option = '<option><flag sleep="enable"/></option>'
+    model = mujoco.MjModel.from_xml_string(f"<mujoco>{option}<worldbody/></mujoco>")
+    with pytest.raises(ConfigError, match='leave out <flag sleep="enable"/>'):
+        Simulation(model, 1)
+
+
 def test_one_tree_without_islands_moves_as_with_them_and_two_trees_keep_them():
     disabled = mujoco.mjtDisableBit.mjDSBL_ISLAND
     path = Path(gymnasium.__file__).parent / "envs/mujoco/assets/half_cheetah.xml"
