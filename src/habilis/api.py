@@ -382,13 +382,14 @@ def _restore(session: Session, checkpoint: Path, changed: Sequence[str]) -> None
     try:
         session.resume(checkpoint)
     except (CheckpointError, RuntimeError, ValueError, KeyError, IndexError) as error:
-        if not changed and isinstance(error, CheckpointError):
-            raise
-        reason = str(error).splitlines()[0]
-        raise CheckpointError(
-            f"{checkpoint} does not fit the configuration, changed in {', '.join(changed) or 'nothing'}: leave "
-            f"networks and buffers as they were, or train a new run ({type(error).__name__}: {reason})"
-        ) from error
+        reason = " ".join(str(error).split())
+        if not isinstance(error, CheckpointError):
+            reason = (
+                f"{checkpoint} does not fit the configuration ({type(error).__name__}: {reason}): leave the networks "
+                "and the sizes of buffers as they were, or train a new run"
+            )
+        since = f" (changed now: {', '.join(changed)})" if changed else ""
+        raise CheckpointError(f"{reason}{since}") from error
 
 
 def _load(path: Path, which: Which, risk_level: float | None) -> tuple[NeuralPolicy, TrainConfig]:

@@ -124,7 +124,7 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
     collector = Collector(env, skip_nonfinite=config.on_nonfinite == "skip", device=device)
     collector.reset(env_seed)
     if isinstance(config.algo, OffPolicyConfig):
-        _reserve_replay(config.algo, env.spec, env.num_envs, config.total_timesteps, device, say)
+        _reserve_replay(config.algo, env.spec, env.num_envs, device, say)
         _tell_atoms(config.algo, say)
         if config.algo.learning_starts >= config.total_timesteps:
             say(f"nothing will be learnt: learning_starts is {config.algo.learning_starts:,}, and the run ends before")
@@ -143,13 +143,8 @@ def _action_of(id: str) -> ActionSpec:
         return env.spec.action
 
 
-def _reserve_replay(
-    c: OffPolicyConfig, spec: EnvSpec, num_envs: int, steps: int, device: str, say: Callable[[str], None]
-) -> None:
-    """Say how much memory a replay buffer will take, and refuse one that this machine cannot hold.
-
-    A processor's memory is taken as it is filled, so that a run of fewer `steps` needs less than the whole of it.
-    """
+def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, num_envs: int, device: str, say: Callable[[str], None]) -> None:
+    """Say how much memory a replay buffer will take, and refuse one that this machine cannot hold."""
     capacity, windows = c.buffer_size, _make_windows(c)
     # the oldest transitions are shown frames and steps before them
     rows = capacity + num_envs * (spec.frame_stack - 1 + (windows.length - 1 if windows else 0))
@@ -157,11 +152,7 @@ def _reserve_replay(
     needed += SumTree.bytes_needed(capacity) if isinstance(c, dqn.DQNConfig) and c.prioritized else 0
     needed += Hindsight.bytes_needed(capacity) if c.goal_selection_strategy != "none" else 0
     needed += windows.bytes_needed(rows) if windows else 0
-    said = f"replay memory: {capacity:,} transitions, {needed / 1e6:,.0f} MB"
-    if steps < capacity and not device.startswith("cuda"):
-        needed = needed * steps // capacity
-        said += f", of which this run fills {needed / 1e6:,.0f} MB"
-    say(said)
+    say(f"replay memory: {capacity:,} transitions, {needed / 1e6:,.0f} MB")
     windowed = "" if windows is None else f" with windows of {windows.length:,} steps"
     what = f"a replay buffer of {capacity:,} transitions of {spec.id}{windowed} takes"
     require_room(what, needed, "--algo.buffer-size" + (" or --algo.memory.window" if windowed else ""), device)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import cast
 
 import torch
 from rich.console import Console
@@ -203,15 +204,14 @@ def _speed() -> Iterator[tuple[str, str]]:
             engine = describe_env(env).partition(": ")[2]
         yield id, f"{SPEED_COPIES / seconds:,.0f} env steps/s, {engine}"
     matrix = torch.ones(MATMUL_SIZE, MATMUL_SIZE)
-    threads, precision = torch.get_num_threads(), torch.get_float32_matmul_precision()
+    threads, precision = torch.get_num_threads(), cast(Precision, torch.get_float32_matmul_precision())
     choices: tuple[Precision, ...] = ("highest", "medium")
     for choice in choices:
         configure(threads=1, precision=choice)
         seconds = _seconds_per(lambda: matrix @ matrix)
         flops = 2 * MATMUL_SIZE**3 / seconds / 1e9
         yield "matmul", f"{flops:.0f} GFLOP/s in float32 on one thread, --matmul-precision {choice}"
-    torch.set_num_threads(threads)
-    torch.set_float32_matmul_precision(precision)
+    configure(threads=threads, precision=precision)
 
 
 def _seconds_per(work: Callable[[], object]) -> float:

@@ -41,14 +41,17 @@ def configure(*, threads: int, precision: Precision) -> None:
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
     if _rounds(precision):
-        torch.backends.mkldnn.matmul.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        if hasattr(torch.backends.mkldnn, "matmul"):
+            torch.backends.mkldnn.matmul.fp32_precision = "ieee"
+        else:  # PyTorch before 2.9 knows no precision of the processor's alone
+            torch.set_float32_matmul_precision("highest")
 
 
 @cache
 def _rounds(precision: Precision) -> bool:
     """Return whether PyTorch's products on this processor are less than float32 at a precision; leaves that set."""
     torch.set_float32_matmul_precision(precision)
-    one = torch.linspace(1.0, 2.0, 256 * 256).view(256, 256)
+    one = torch.linspace(1.0, 2.0, 256 * 256, dtype=torch.float32, device="cpu").view(256, 256)
     exact = one.double() @ one.double()
     return bool(((one @ one - exact).abs() > 1e-4 * exact).any())
 

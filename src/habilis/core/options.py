@@ -20,7 +20,7 @@ def unless(default: Any, **switches: Any) -> Any:
 
 
 def require_used(config: Any, usual: Any, prefix: str = "") -> None:
-    """Raise `ConfigError` where a field differs from that of `usual` and another field leaves it without effect.
+    """Raise `ConfigError` where a field is neither as in `usual` nor at its default, and another leaves it no effect.
 
     So what a preset sets for a part that the user takes away is passed over, and what the user sets for it is not.
     """
@@ -28,7 +28,7 @@ def require_used(config: Any, usual: Any, prefix: str = "") -> None:
         value, name = getattr(config, field.name), f"{prefix}{field.name}"
         if dataclasses.is_dataclass(value):
             require_used(value, getattr(usual, field.name), f"{name}.")
-        elif value != getattr(usual, field.name):
+        elif value not in (getattr(usual, field.name), field.default):
             switch = _switched_off_by(config, field)
             if switch is not None:
                 wanted, present = field.metadata.get("only_if", {}), getattr(config, switch)

@@ -6,8 +6,10 @@ values to 255, is given a third for its one channel) or a float32 vector of one 
 - A plain space is the group `"policy"`.
 - A Dict that has the key `"policy"` keeps its keys as groups, so that `"critic"` may be privileged.
 - A Dict that has the keys `"achieved_goal"` and `"desired_goal"`, as Gymnasium-Robotics' have, keeps these as groups;
-  all else in it, `"observation"` first of all, is `"policy"`; where there is nothing else, what was achieved is.
-- Any other Dict or Tuple is the one group `"policy"`: its leaves, in the space's order, side by side.
+  all else in it but a `"critic"`, `"observation"` first of all, is `"policy"`; where there is nothing else, what was
+  achieved is.
+- Any other Dict or Tuple is the one group `"policy"`: its leaves, in the space's order, side by side. A key `"critic"`
+  beside others is a group of its own: what only training knows is never for the one who acts.
 - An image is never mixed into a vector: it becomes a group of its own, named after the group that it is part of and
   its path (`"policy/camera"`, `"policy/1"`, `"critic/state/camera"`); where a group would otherwise be empty, its first
   image takes its name. There is always a group `"policy"`, and who reads a group reads its images.
@@ -71,7 +73,6 @@ class ObsLayout:
         leaves = list(_leaves(space, "observations"))
         keys = set(space.spaces) if isinstance(space, spaces.Dict) else set()
         goals = {ACHIEVED, DESIRED} if {ACHIEVED, DESIRED} <= keys else set()
-        # what only training knows is never for the one who acts
         kept = keys if "policy" in keys else goals | ({"critic"} & keys if keys - {"critic"} else set())
         self._parts: dict[str, list[tuple[Path, spaces.Space]]] = {}
         members_of: dict[str, list[tuple[Path, spaces.Space]]] = {}

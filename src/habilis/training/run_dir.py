@@ -161,7 +161,9 @@ def _unusable(path: Path, error: OSError) -> ConfigError:
 def versions() -> dict[str, str]:
     """Return what decides the numbers that a run computes: packages and processor, by name."""
     ours = {"python": sys.version.split()[0], "platform": platform.platform(), "habilis": __version__}
-    ours["processor"] = str(torch.cpu.get_capabilities().get("cpu_name", platform.processor()))
+    # which PyTorch before 2.13 may not tell
+    told = getattr(torch.cpu, "get_capabilities", dict)()
+    ours["processor"] = str(told.get("cpu_name", platform.processor()))
     found = {name: _version(name) for name in ("torch", "numpy", "mujoco", "gymnasium", "envpool")}
     return ours | {name: version for name, version in found.items() if version}
 

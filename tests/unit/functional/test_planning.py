@@ -27,10 +27,11 @@ def test_value_iteration_by_hand():
 
 def test_values_without_a_limit_are_refused():
     transitions, pays = torch.ones(1, 1, 1), torch.ones(1, 1)
-    with pytest.raises(ConfigError, match=r"values still change after 100,000 sweeps with gamma 1"):
+    with pytest.raises(ConfigError, match=r"values still change after 100,000 sweeps with a gamma of 1"):
         value_iteration(transitions, pays, 1.0)
     assert value_iteration(transitions, 0 * pays, 1.0).tolist() == [[0.0]]
-    assert value_iteration(transitions, pays, 0.999).item() == pytest.approx(1000)
+    assert value_iteration(transitions, pays, 0.9999).item() == pytest.approx(10_000)
+    assert value_iteration(transitions, 1e9 * pays, 0.9).item() == pytest.approx(1e10)
     with pytest.raises(ConfigError, match=r"gamma must be in \[0, 1\], got 1.01"):
         value_iteration(transitions, pays, 1.01)
 

@@ -114,7 +114,7 @@ def test_a_resumption_that_is_refused_names_what_was_changed_and_leaves_no_mark(
     api.train_config(config(run_dir="run", tensorboard=True), progress=False)
     before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
     with pytest.raises(
-        CheckpointError, match=r"does not fit the configuration, changed in algo.hidden, total_timesteps: "
+        CheckpointError, match=r"'policy' does not fit .* \(changed now: algo.hidden, total_timesteps\)"
     ):
         api.resume("run", progress=False, total_timesteps=128, **{"algo.hidden": [9]})
     assert {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()} == before
