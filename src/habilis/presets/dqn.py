@@ -120,7 +120,7 @@ _CARTPOLE_ATOMS: Mapping[str, Any] = {**_CARTPOLE, "algo.adam_eps": 1e-4}
 # with steps of 5e-4 noisy weights still let the cart drift off the track when the run ends
 _CARTPOLE_NOISY: Mapping[str, Any] = {**_CARTPOLE_MEAN, "algo.learning_rate": 1e-3}
 # with half the steps of its relatives, twice the updates: with as many as theirs some runs still let the cart drift at
-# the end, and with clipped gradients, which balance as soon, longer runs forget
+# the end, and with clipped gradients, which balance as soon, all longer runs forget
 _CARTPOLE_PLAIN: Mapping[str, Any] = {**_CARTPOLE_MEAN, "total_timesteps": 50_000, "algo.gradient_steps": 256}
 
 # a velocity is the difference of two positions: a short window shows it
