@@ -163,7 +163,7 @@ def resume(path: str | Path, *, command: str | None = None, progress: bool = Tru
             if progress:
                 tell(f"{run_dir} ended before its first checkpoint: starting again from the beginning")
         command = command or f"habilis.resume({str(path)!r}, ...)"
-        changed = differences(before, config)
+        changed = differences(to_dict(before), to_dict(config))
         return _run(config, trainer, run_dir, command, progress=progress, checkpoint=checkpoint, changed=changed)
 
 

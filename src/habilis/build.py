@@ -18,6 +18,7 @@ from habilis.algorithms import a2c, discrete_sac, dqn, ppo, reinforce, sac, tabu
 from habilis.core.acceleration import configure, memory_errors, require_room, resolve_device
 from habilis.core.config import require
 from habilis.core.errors import ConfigError
+from habilis.core.options import in_effect
 from habilis.core.protocols import Algorithm, Plugin, VecEnv
 from habilis.core.random import RandomStreams, derive_seed
 from habilis.core.registry import Registry
@@ -160,8 +161,9 @@ def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, num_envs: int, device: st
 
 def _tell_atoms(c: OffPolicyConfig, say: Callable[[str], None]) -> None:
     """Say which returns the atoms of a categorical distribution span, as no loss shows that there are others."""
-    if (isinstance(c, dqn.DQNConfig) and c.head == "categorical") or (isinstance(c, td3.TD3Config) and c.n_atoms > 1):
-        span = f"from {c.v_min:g} to {c.v_max:g}"
+    used = in_effect(c)
+    if "v_min" in used:
+        span = f"from {used['v_min']:g} to {used['v_max']:g}"
         say(f"atoms {span}: discounted returns beyond them cannot be told apart (--algo.v-min, --algo.v-max)")
 
 

@@ -144,8 +144,7 @@ def override(config: C, changes: Mapping[str, Any], prefix: str = "") -> C:
 
 
 def differences(one: Any, other: Any, prefix: str = "") -> list[str]:
-    """Return the dotted keys in which two configurations, or what `to_dict` made of them, differ."""
-    one, other = to_dict(one), to_dict(other)
+    """Return the dotted keys in which two configurations differ, given what `to_dict` makes of them."""
     if not (isinstance(one, dict) and isinstance(other, dict)):
         return [] if one == other else [prefix]
     names = {**one, **other}

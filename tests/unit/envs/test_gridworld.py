@@ -116,7 +116,7 @@ def test_maps_and_arguments():
         ID,
         1,
         size=np.int64(5),
-        start=np.array([4, 4]).tolist(),
+        start=[4, 4],
         goal=tuple(np.zeros(2, int)),
         obstacles=[[2, 2], [3, 3]],
     )

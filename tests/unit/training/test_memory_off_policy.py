@@ -168,20 +168,16 @@ def test_burning_in_leaves_losses_and_shortens_gradients(algorithm, env, kind):
 @pytest.mark.parametrize(("kind", "size"), [("gru", 33), ("lstm", 65), ("transformer", 1)])
 def test_the_size_is_said_before_it_is_allocated(kind, size):
     said: list[str] = []
-    a_run_of_it = {"algo.buffer_size": 100_000, "total_timesteps": 100_000}
     # 100,000 transitions of 4 + 1 + 1 float32, three flags and an int32
-    buffer = build("sac", "InvertedPendulum-v5", kind, said.append, **a_run_of_it).buffer
+    buffer = build("sac", "InvertedPendulum-v5", kind, said.append, **{"algo.buffer_size": 100_000}).buffer
     assert f"replay memory: 100,000 transitions, {(31 + size) / 10:.0f} MB" in said
     stores = (buffer.windows.fresh, buffer.windows.memories)
     assert sum(x.numel() * x.element_size() for x in stores) == size * buffer.rows * 3
 
 
-TOO_MUCH = {"algo.memory.size": 100_000, "algo.buffer_size": 600_000_000, "total_timesteps": 600_000_000}
-
-
 def test_what_does_not_fit_is_refused():
     with pytest.raises(ConfigError, match=r"600,000,000 transitions .* takes [\d,.]+ GB"):
-        build("sac", "InvertedPendulum-v5", "gru", **TOO_MUCH)
+        build("sac", "InvertedPendulum-v5", "gru", **{"algo.memory.size": 100_000, "algo.buffer_size": 600_000_000})
 
 
 def test_without_memory_there_are_no_windows():
