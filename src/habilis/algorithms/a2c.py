@@ -141,7 +141,7 @@ class A2C:
             reward_norm=RewardNorm(num_envs, config.gamma).to(device),
             noise=streams.torch("update", device),
         )
-        self._gradient = Recorded(self._compute_gradient, inference=True)
+        self._gradient = Recorded(self._compute_gradient, inference=True, arrays=True)
 
     @property
     def policy(self) -> StochasticPolicy:

@@ -194,7 +194,7 @@ class DQN:
             noise=streams.torch("update", device),
         )
         self._target = flatten_parameters(self.state.target.parameters())
-        self._gradient = Recorded(self._compute_gradient, inference=True)
+        self._gradient = Recorded(self._compute_gradient, inference=True, arrays=True)
 
     @property
     def policy(self) -> ValuePolicy:

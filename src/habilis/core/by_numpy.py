@@ -1,9 +1,10 @@
-"""A recorded graph replayed by NumPy, whose operations on a few rows cost less than PyTorch's.
+"""A recorded graph replayed by NumPy, whose operations on small arrays cost less than PyTorch's.
 
-What an operation on ten numbers costs is the way to it, and NumPy's way is short. It leaves the processor's caches to
-the physics besides: a step of eight cheetahs and of the policy that acts in them takes a seventh less. Results differ
-in their last bits, so whoever asks for it is given it from the first call on. Arrays lie where parameters and buffers
-do: what a gradient step writes is what the next replay reads, also after they were moved (to be shared by processes).
+What an operation on ten numbers costs is the way to it, and NumPy's way is short; its products of 64 columns are quick
+besides, and it leaves the processor's caches to what comes after: a step of eight cheetahs and of the policy that acts
+in them takes a seventh less. Results differ in their last bits, so whoever asks for it is given it from the first call
+on. Arrays lie where parameters and buffers do: what a gradient step writes is what the next replay reads, also after
+they were moved (to be shared by processes).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.fx import GraphModule, Node
 
-MOST_NUMBERS = 8192
+MOST_NUMBERS = 20_000
 """In one array: larger ones are worth PyTorch's way."""
 MOST_PRODUCTS, MOST_PRODUCTS_OF_A_ROW = 262_144, 9216
 """Multiplications in one product of matrices, beyond which NumPy's library would start threads of its own."""
@@ -55,12 +57,33 @@ def _select(x: Any, dim: int, index: int) -> Any:
     return x[(slice(None),) * (dim % x.ndim) + (index,)]
 
 
-def _sum(x: Any, dims: Sequence[int], keepdim: bool = False) -> Any:
-    return x.sum(tuple(dims), keepdims=keepdim)
+def _addmm(bias: Any, x: Any, weight: Any) -> Any:
+    product = x.dot(weight)
+    product += bias
+    return product
+
+
+def _sum(x: Any, dims: Sequence[int] | None = None, keepdim: bool = False) -> Any:
+    return x.sum(None if dims is None else tuple(dims), keepdims=keepdim)
 
 
 def _mean(x: Any, dims: Sequence[int], keepdim: bool = False) -> Any:
     return x.mean(tuple(dims), keepdims=keepdim)
+
+
+def _divide(x: Any, other: Any) -> Any:
+    return x / other if x.dtype.kind == "f" else np.divide(x, other, dtype=np.float32)
+
+
+def _huber_loss(x: Any, target: Any, _: int, delta: float = 1.0) -> Any:
+    error = np.abs(x - target)
+    return np.where(error < delta, 0.5 * error * error, delta * (error - 0.5 * delta))
+
+
+def _slice_backward(gradient: Any, shape: Sequence[int], dim: int, start: int, end: int, step: int) -> Any:
+    whole = np.zeros(shape, gradient.dtype)
+    _slice(whole, dim, start, end, step)[...] = gradient
+    return whole
 
 
 def _split(x: Any, size: int, dim: int = 0) -> Any:
@@ -71,10 +94,28 @@ def _split_by(x: Any, sizes: Sequence[int], dim: int = 0) -> Any:
     return np.split(x, np.cumsum(sizes)[:-1], dim)
 
 
+@cache
+def _grid(shape: tuple[int, ...], dim: int) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    grid = tuple(np.ogrid[tuple(slice(size) for size in shape)])
+    return grid[:dim], grid[dim + 1 :]
+
+
+def _places(dim: int, index: Any) -> tuple[Any, ...]:
+    """Return the places that an index along one axis names."""
+    before, after = _grid(index.shape, dim % index.ndim)
+    return (*before, index, *after)
+
+
+def _scatter_add(x: Any, dim: int, index: Any, more: Any) -> Any:
+    total = x.copy()
+    np.add.at(total, _places(dim, index), more)  # which adds all that go to one place
+    return total
+
+
 _PRODUCTS = (_aten.addmm.default, _aten.mm.default, _aten.bmm.default, _aten.mv.default)
 
 _BY_NUMPY: Mapping[OpOverload, Callable[..., Any]] = {
-    _aten.addmm.default: lambda bias, x, weight: x.dot(weight) + bias,
+    _aten.addmm.default: _addmm,
     **dict.fromkeys((_aten.mm.default, _aten.mv.default), np.dot),
     _aten.bmm.default: np.matmul,
     _aten.tanh.default: np.tanh,
@@ -93,15 +134,24 @@ _BY_NUMPY: Mapping[OpOverload, Callable[..., Any]] = {
     _aten.silu.default: lambda x: x * _sigmoid(x),
     _aten._log_softmax.default: _log_softmax,
     _aten._softmax.default: _softmax,
+    _aten.huber_loss.default: _huber_loss,
+    # of what autograd makes of the above
+    _aten.threshold_backward.default: lambda gradient, x, least: gradient * (x > least),
+    _aten.tanh_backward.default: lambda gradient, y: gradient * (1 - y * y),
+    _aten._log_softmax_backward_data.default: lambda g, y, dim, _: g - np.exp(y) * g.sum(dim, keepdims=True),
+    _aten.huber_loss_backward.default: lambda g, x, target, _, delta: g * np.clip(x - target, -delta, delta),
+    _aten.slice_backward.default: _slice_backward,
     _aten.add.Tensor: operator.add,
     _aten.sub.Tensor: operator.sub,
-    _aten.mul.Tensor: operator.mul,
-    _aten.div.Tensor: operator.truediv,
+    **dict.fromkeys((_aten.mul.Tensor, _aten.mul.Scalar), operator.mul),
+    **dict.fromkeys((_aten.div.Tensor, _aten.div.Scalar), _divide),
     _aten.rsub.Scalar: lambda x, number: number - x,
+    _aten.reciprocal.default: lambda x: 1 / x,
     _aten.pow.Tensor_Scalar: operator.pow,
     _aten.addcmul.default: lambda x, one, other: x + one * other,
     _aten.lerp.Tensor: lambda x, end, weight: x + weight * (end - x),
     **dict.fromkeys((_aten.clamp.default, _aten.clamp.Tensor, _aten.clamp_min.default), _clamp),
+    _aten.clamp_max.default: np.minimum,
     _aten.minimum.default: np.minimum,
     _aten.maximum.default: np.maximum,
     **dict.fromkeys((_aten.lt.Tensor, _aten.lt.Scalar), operator.lt),
@@ -111,15 +161,16 @@ _BY_NUMPY: Mapping[OpOverload, Callable[..., Any]] = {
     _aten.bitwise_not.default: operator.invert,
     _aten.where.self: np.where,
     _aten.masked_fill.Scalar: lambda x, mask, number: np.where(mask, x.dtype.type(number), x),
-    _aten.sum.dim_IntList: _sum,
+    **dict.fromkeys((_aten.sum.default, _aten.sum.dim_IntList), _sum),
+    _aten.mean.default: lambda x: _sum(x) / x.size,
     _aten.mean.dim: _mean,
+    # of one vector: a product with itself would be shared among threads where it is long
+    _aten.linalg_vector_norm.default: lambda x: np.sqrt(_sum(x * x)),
     _aten.argmax.default: lambda x, dim, keepdim=False: x.argmax(dim, keepdims=keepdim),
-    _aten.gather.default: lambda x, dim, index: np.take_along_axis(x, index, dim),
-    _aten.t.default: np.transpose,
+    _aten.gather.default: lambda x, dim, index: x[_places(dim, index)],
+    _aten.scatter_add.default: _scatter_add,
+    _aten.t.default: lambda x: x.T,
     _aten.transpose.int: np.swapaxes,
-    **dict.fromkeys((_aten.view.default, _aten._unsafe_view.default), lambda x, shape: x.reshape(shape)),
-    _aten.unsqueeze.default: np.expand_dims,
-    _aten.squeeze.dim: np.squeeze,
     _aten.slice.Tensor: _slice,
     _aten.select.int: _select,
     _aten.split.Tensor: _split,
@@ -131,6 +182,24 @@ _BY_NUMPY: Mapping[OpOverload, Callable[..., Any]] = {
     _aten._to_copy.default: lambda x, dtype: x.astype(_DTYPES[dtype]),
 }
 """What each operation is in NumPy, where it takes the arguments that are written down here and no others."""
+
+
+def _reshape(node: Node) -> Callable[..., Any]:
+    shape = tuple(node.meta["val"].shape)
+    return lambda x, _: x.reshape(shape)
+
+
+def _expand(node: Node) -> Callable[..., Any]:
+    shape = tuple(node.meta["val"].shape)
+    return lambda x, _: np.broadcast_to(x, shape)
+
+
+_BY_SHAPE: Mapping[OpOverload, Callable[[Node], Callable[..., Any]]] = {
+    **dict.fromkeys((_aten.view.default, _aten._unsafe_view.default), _reshape),
+    **dict.fromkeys((_aten.unsqueeze.default, _aten.squeeze.dim), _reshape),
+    _aten.expand.default: _expand,
+}
+"""What makes operations of nodes whose shape is all that they need."""
 
 
 def by_numpy(module: GraphModule, values: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]] | None:
@@ -153,7 +222,8 @@ def by_numpy(module: GraphModule, values: Sequence[Tensor]) -> Callable[..., tup
             held[name] = getattr(module, node.target)
             node.target = name
         elif node.op == "call_function":
-            node.target = _BY_NUMPY.get(node.target, node.target)
+            by_shape = _BY_SHAPE.get(node.target)
+            node.target = by_shape(node) if by_shape else _BY_NUMPY.get(node.target, node.target)
     arrays.recompile()
     forward, owners, places = arrays.forward, list(held.values()), [-1] * len(held)
 
@@ -164,7 +234,7 @@ def by_numpy(module: GraphModule, values: Sequence[Tensor]) -> Callable[..., tup
             for name, owner in held.items():
                 setattr(arrays, name, owner.detach().numpy())
         with np.errstate(all="ignore"):  # what is not finite is refused where it matters
-            return tuple([torch.from_numpy(x) for x in forward(*[x.numpy() for x in tensors])])
+            return tuple([torch.from_numpy(np.asarray(x)) for x in forward(*[x.numpy() for x in tensors])])
 
     try:
         found = replay(*values)
@@ -185,10 +255,15 @@ def _is_known_and_small(node: Node) -> bool:
         rows = value.shape[-2] if value.dim() > 1 else 1
         if value.numel() * source.meta["val"].shape[-1] > (MOST_PRODUCTS if rows > 1 else MOST_PRODUCTS_OF_A_ROW):
             return False
-    return node.target in _BY_NUMPY and (not isinstance(value, Tensor) or value.numel() <= MOST_NUMBERS)
+    known = node.target in _BY_NUMPY or node.target in _BY_SHAPE
+    return known and (not isinstance(value, Tensor) or value.numel() <= MOST_NUMBERS)
 
 
 def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same but for their last bits."""
-    same_kind = one.dtype == other.dtype and one.shape == other.shape
-    return same_kind and torch.allclose(one, other, 1e-4, 1e-5, equal_nan=True)
+    """Whether two tensors are the same but for their last bits, which in a small number are those of the largest."""
+    if one.dtype != other.dtype or one.shape != other.shape:
+        return False
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    largest = float(other.nan_to_num(0.0, 0.0, 0.0).abs().max()) if other.numel() else 0.0
+    return torch.allclose(one, other, 1e-4, 1e-5 * max(1.0, largest), equal_nan=True)

@@ -91,7 +91,7 @@ class Recorded:
         return dict(zip(self._names[key], recording(*tensors.values()), strict=True))
 
     def _compute(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.arrays), hidden_precision(self.precision):
+        with hidden_precision(self.precision):
             return self.function(tensors)
 
     def _record(self, key: Hashable, tensors: Mapping[str, Tensor]) -> Callable[..., tuple[Tensor, ...]]:

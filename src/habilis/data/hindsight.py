@@ -174,12 +174,13 @@ class Hindsight:
 
         Args:
             goals: of B transitions.
-            achieved: `[n, B, *goal]`: what n steps from each reached.
-            reward: `[n, B]`: what they paid at the time.
-            terminated: `[n, B]`: whether they terminated.
+            achieved: `[B, *goal]`: what they reached, or `[n, B, *goal]`: what n steps from each did.
+            reward: `[B]` or `[n, B]`: what they paid at the time.
+            terminated: likewise: whether they terminated.
         """
-        flat = achieved.flatten(0, 1)
-        given, wanted = (x.expand_as(achieved).flatten(0, 1) for x in (goals.given, goals.wanted))
+        last = reward.dim() - 1
+        flat = achieved.flatten(0, last)
+        given, wanted = (x.expand_as(achieved).flatten(0, last) for x in (goals.given, goals.wanted))
         reward = torch.where(goals.replaced, self._reward(flat, given).view_as(reward), reward)
         if self._terminated is not None:
             ends = self._terminated(flat, given) | (terminated.flatten() & ~self._terminated(flat, wanted))

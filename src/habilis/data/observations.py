@@ -71,6 +71,8 @@ class ObservationRing:
             ended: `[K]` int64, the environments.
             obs: what all N environments had reached; None: what the next row shows.
         """
+        if not len(ended):
+            return
         while len(self._free) < len(ended):
             held = len(next(iter(self._final.values())))
             room = max(64, held)
@@ -104,14 +106,14 @@ class ObservationRing:
         slot = self.final_slot.take(index)
         at_end = (slot >= 0).nonzero().squeeze(-1)
         if len(at_end):
-            slots = slot[at_end].long()
+            slots = slot.index_select(0, at_end)
             for name in successors:
-                last = self._final[name][slots]
+                last = self._final[name].index_select(0, slots)
                 if name in self._axes:
                     axis, channels = self._axes[name], last.shape[self._axes[name]]
                     shown = self._stack(name, index[at_end])
                     last = torch.cat([shown.narrow(axis, channels, shown.shape[axis] - channels), last], axis)
-                successors[name][at_end] = last
+                successors[name].index_copy_(0, at_end, last)
         return successors
 
     @staticmethod

@@ -85,6 +85,7 @@ class ReplayBuffer:
         shape = (self.rows, num_envs)
         self.observations = ObservationRing(spec, self.rows, num_envs, device)
         self.actions = empty_actions(spec, shape, device)
+        self._actions = self.actions.flatten(0, 1)
         self.rewards = torch.zeros(shape, device=device)
         self.terminated = torch.zeros(shape, dtype=torch.bool, device=device)
         self.done = torch.zeros(shape, dtype=torch.bool, device=device)
@@ -171,10 +172,10 @@ class ReplayBuffer:
         by, n = self.priorities, batch_size
         index, weight, number = (self._draw(n), None, None) if by is None else self._draw_by_priority(n, by)
         obs = self._shown.read(index)
-        action = self.actions.flatten(0, 1).index_select(0, index)
+        action = self._actions.index_select(0, index)
         goals = None if self.hindsight is None else self._choose_goals(index, self.hindsight)
         if self.n_steps == 1:
-            (reward,), (terminated,) = self._outcomes(index.unsqueeze(0), goals)
+            reward, terminated = self._outcomes(index, goals)
             last, discount = index, torch.full_like(reward, self.gamma)
         else:
             reward, discount, last, terminated = self._n_step(index, goals)
@@ -247,7 +248,7 @@ class ReplayBuffer:
         return hindsight.replace(wanted, self.observations.successors(source, (ACHIEVED,))[ACHIEVED])
 
     def _outcomes(self, places: Tensor, goals: Goals | None) -> tuple[Tensor, Tensor]:
-        """Return rewards and terminations `[n, B]` of the steps at flat indices `[n, B]`, in hindsight of the goals."""
+        """Return rewards and terminations of the steps at `[B]` or `[n, B]`, in hindsight of B transitions' goals."""
         reward, terminated = self.rewards.take(places), self.terminated.take(places)
         if goals is None or self.hindsight is None:
             return reward, terminated

@@ -7,6 +7,7 @@ moves, and none needs to be frozen for it. Whatever changes (the learning rate) 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Literal
 
@@ -113,17 +114,20 @@ class Optimizer:
         A gradient that is not finite counts in `skipped` and moves nothing: the parameters stay finite, so that the run
         can be stopped with a policy that is whole.
         """
-        # 1 or 0: an infinity less itself is not 0 but NaN, and so is NaN less itself
-        not_finite = (grad_norm - grad_norm).ne_(0)
-        self.skipped += not_finite
         self.steps += 1
-        self.steps -= not_finite
+        if grad_norm.is_cpu and math.isfinite(grad_norm):  # nearly always, and what a GPU would have to be waited for
+            not_finite = None
+        else:
+            # 1 or 0: an infinity less itself is not 0 but NaN, and so is NaN less itself
+            not_finite = (grad_norm - grad_norm).ne_(0)
+            self.skipped += not_finite
+            self.steps -= not_finite
         if self.kind == "adam":
             self._adam_step(gradient, not_finite)
         else:
             self._rmsprop_step(gradient, not_finite)
 
-    def _adam_step(self, gradient: Tensor, not_finite: Tensor) -> None:
+    def _adam_step(self, gradient: Tensor, not_finite: Tensor | None) -> None:
         # what PyTorch's own fused Adam calls, without sorting parameters by device, which takes three times as long
         fused = torch._fused_adamw_ if self.weight_decay else torch._fused_adam_
         fused(
@@ -144,11 +148,13 @@ class Optimizer:
             found_inf=not_finite,
         )
 
-    def _rmsprop_step(self, gradient: Tensor, not_finite: Tensor) -> None:
-        square_avg = self.moments["square_avg"]
-        # no weight and no gradient: nothing moves
-        gradient = torch.where(not_finite.bool(), 0.0, gradient)
-        square_avg.lerp_(gradient.square(), (1 - RMSPROP_DECAY) * (1 - not_finite))
+    def _rmsprop_step(self, gradient: Tensor, not_finite: Tensor | None) -> None:
+        square_avg, weight = self.moments["square_avg"], 1 - RMSPROP_DECAY
+        if not_finite is None:
+            square_avg.lerp_(gradient.square(), weight)
+        else:  # no weight and no gradient: nothing moves
+            gradient = torch.where(not_finite.bool(), 0.0, gradient)
+            square_avg.lerp_(gradient.square(), weight * (1 - not_finite))
         self.flat.addcdiv_(gradient * self.learning_rate, square_avg.sqrt() + self.eps, value=-1)
 
     def share(self) -> dict[str, Tensor]:

@@ -119,10 +119,6 @@ _CARTPOLE_QUANTILES: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": 1
 _CARTPOLE_ATOMS: Mapping[str, Any] = {**_CARTPOLE, "algo.adam_eps": 1e-4}
 # with steps of 5e-4 noisy weights still let the cart drift off the track when the run ends
 _CARTPOLE_NOISY: Mapping[str, Any] = {**_CARTPOLE_MEAN, "algo.learning_rate": 1e-3}
-# with half the steps of its relatives, twice the updates: with as many as theirs some runs still let the cart drift at
-# the end, and with clipped gradients, which balance as soon, all longer runs forget
-_CARTPOLE_PLAIN: Mapping[str, Any] = {**_CARTPOLE_MEAN, "total_timesteps": 50_000, "algo.gradient_steps": 256}
-
 # a velocity is the difference of two positions: a short window shows it
 _CARTPOLE_NO_VELOCITY: Mapping[str, Any] = {
     **_CARTPOLE_MEAN,
@@ -152,7 +148,7 @@ _LUNAR_LANDER_PRIORITIES: Mapping[str, Any] = {
 _IMPLICIT_QUANTILES: Mapping[str, Any] = {"algo.n_acting_fractions": 8, "matmul_precision": "medium"}
 
 _ONE_NAME: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "dqn": {"CartPole-v1": _CARTPOLE_PLAIN, "habilis/CartPoleNoVelocity-v0": _CARTPOLE_NO_VELOCITY},
+    "dqn": {"CartPole-v1": _CARTPOLE_MEAN, "habilis/CartPoleNoVelocity-v0": _CARTPOLE_NO_VELOCITY},
     **{name: {"CartPole-v1": _CARTPOLE_MEAN} for name in ("dueling_dqn", "n_step_dqn")},
     "noisy_dqn": {"CartPole-v1": _CARTPOLE_NOISY},
     "per_dqn": {"CartPole-v1": _CARTPOLE_MEAN, "LunarLander-v3": _LUNAR_LANDER_PRIORITIES},

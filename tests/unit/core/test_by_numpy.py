@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
 
+from habilis.api import default_config
+from habilis.build import build_trainer
 from habilis.core.by_numpy import _BY_NUMPY, by_numpy
 from habilis.core.recording import Recorded
 from habilis.core.simplification import simplify
@@ -20,6 +22,15 @@ def numbers(*shape, seed=0) -> Tensor:
 
 
 WEIGHT, BIAS, OTHER = numbers(6, 4, seed=1), numbers(6, seed=2), numbers(5, 4, seed=3)
+
+LEARNT = numbers(3, 4, seed=4).requires_grad_()
+CHOICE = torch.tensor([[2], [0], [1], [1], [2]])
+
+
+def gradient(loss):
+    """Return a function of `x` that comes to the gradient of a loss of five rows of three numbers."""
+    return lambda x: torch.autograd.grad(loss(x @ LEARNT.t()).sum(), LEARNT)[0]
+
 
 FUNCTIONS = {
     "linear": lambda x: F.linear(x, WEIGHT, BIAS),
@@ -39,6 +50,7 @@ FUNCTIONS = {
     "log_softmax": lambda x: x.log_softmax(-1),
     "softmax": lambda x: x.softmax(0),
     "sums and products": lambda x: (x + OTHER) * (x - 2) / (1 + x.square()) + (1 - x) + x**3,
+    "whole numbers and truth divided": lambda x: x.argmax(0) / 3 + (x > 0) / (x < OTHER).sum(),
     "addcmul": lambda x: torch.addcmul(x, OTHER, x),
     "lerp": lambda x: torch.lerp(x, OTHER, x.sigmoid()),
     "clamp": lambda x: x.clamp(-0.5, 0.5) + x.clamp(OTHER - 1, OTHER + 1) + x.clamp_min(0.1) + x.clamp(max=0.2),
@@ -47,9 +59,25 @@ FUNCTIONS = {
     "where": lambda x: torch.where(x < OTHER, x, 0.0),
     "masked_fill": lambda x: x.masked_fill(x > OTHER, 2.0),
     "sum": lambda x: x.sum(-1) + x.sum((0, 1), keepdim=True)[0],
+    "sum of all": lambda x: x.sum() * x.mean(),
+    "norm": lambda x: torch.linalg.vector_norm(x.flatten()),
     "mean": lambda x: x.mean(0, keepdim=True) - x.mean((0, 1)),
     "argmax": lambda x: x.argmax(-1),
     "gather": lambda x: x.gather(-1, x.argmax(-1, keepdim=True)),
+    "gather along the first": lambda x: x.gather(0, x.argmax(0, keepdim=True)),
+    "scatter_add": lambda x: x.scatter_add(1, CHOICE, OTHER[:, :1].clone()),
+    # several to one place
+    "scatter_add of several": lambda x: x.scatter_add(1, CHOICE.expand(5, 3).clone(), OTHER[:, :3].clone()),
+    "expand": lambda x: x[:, :1].expand(5, 4).exp(),
+    "reciprocal": lambda x: 2.0 / x + x.clamp_max(0.3),
+    "huber": lambda x: F.huber_loss(x, OTHER, reduction="none", delta=0.7) + F.huber_loss(x, OTHER, reduction="none"),
+    "gradient of relu": gradient(torch.relu),
+    "gradient of tanh": gradient(torch.tanh),
+    "gradient of log_softmax": gradient(lambda y: y.log_softmax(-1).gather(-1, CHOICE)),
+    "gradient of huber": gradient(lambda y: F.huber_loss(y, OTHER[:, :3], reduction="none", delta=0.7)),
+    "gradient of slices": gradient(lambda y: y[1:4].square() / 3),
+    "gradient of the mean": gradient(lambda y: y.square().mean() + y.mean(-1).square()),
+    "gradient of logits": gradient(lambda y: y.log_softmax(0).select(0, 1) * 2),
     "transpose": lambda x: x.transpose(0, 1).exp(),
     "view": lambda x: x.exp().view(10, 2).exp(),
     "unsqueeze": lambda x: x.unsqueeze(1).squeeze(1).exp(),
@@ -97,7 +125,7 @@ def test_parameters_and_views_of_them_are_read_where_they_lie():
 
 
 def test_what_is_large_unknown_or_called_otherwise_is_left_to_pytorch():
-    assert by_numpy(graph(lambda x: x + 1, numbers(100, 100)), (numbers(100, 100),)) is None
+    assert by_numpy(graph(lambda x: x + 1, numbers(201, 100)), (numbers(201, 100),)) is None
     large = numbers(128, 64)
     assert by_numpy(graph(lambda x: F.linear(x, numbers(64, 64)), large), (large,)) is None
     # a row and a matrix are another matter to NumPy's library than rows and a matrix
@@ -108,9 +136,19 @@ def test_what_is_large_unknown_or_called_otherwise_is_left_to_pytorch():
         torch.lgamma,
         lambda x: F.softplus(x, 2.0),
         lambda x: torch.add(x, x, alpha=2),
-        lambda x: x.argmax(-1) / 3,  # of whole numbers NumPy makes float64
+        lambda x: x.argmax(-1) * 0.5,  # of whole numbers NumPy makes float64
     ):
         assert by_numpy(graph(function, OTHER), (OTHER,)) is None
+
+
+def test_last_bits_are_those_of_the_largest_number():
+    def function(x):
+        nothing = (x - x.mean(-1, keepdim=True)).sum(-1, keepdim=True)  # but what rounding makes of it
+        return torch.cat([nothing, x], 1)
+
+    x = 1e4 * numbers(16, 256)
+    (found,), expected = by_numpy(graph(function, x), (x,))(x), function(x)
+    assert (found - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("function", [FUNCTIONS["linear"], torch.lgamma])
@@ -134,3 +172,37 @@ def test_what_is_not_finite_passes_without_a_warning():
     assert found[0, 1:3].isinf().all()
     # nor does it matter at the recording
     assert by_numpy(graph(torch.log, OTHER), (OTHER,)) is not None
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "env", "settings"),
+    [
+        ("dqn", "CartPole-v1", {}),
+        ("dqn", "CartPole-v1", {"double_q": True, "prioritized": True, "huber_threshold": None}),
+        ("dqn", "CartPole-v1", {"dueling": True, "exploration": "noisy"}),
+        ("a2c", "CartPole-v1", {"n_steps": 8}),
+        ("a2c", "Pendulum-v1", {"n_steps": 8}),
+    ],
+)
+def test_what_small_networks_learn_is_replayed_by_numpy(algorithm, env, settings):
+    plain = {"hidden": [64, 64], "learning_starts": 64, "train_freq": 1, "gradient_steps": 1, "tau": 0.01}
+    plain |= {"target_update_interval": 1, "max_grad_norm": 0.5, "huber_threshold": 1.0}
+    settings = (plain if algorithm == "dqn" else {"hidden": [64, 64]}) | settings
+    config = default_config(algorithm, env, **{f"algo.{name}": value for name, value in settings.items()}, num_envs=4)
+    learner = build_trainer(config)
+    recorded, seen = learner.algorithm._gradient, []
+
+    def both(data):
+        seen.append((recorded(data), recorded.function(data)))
+        return dict(seen[-1][0])
+
+    learner.algorithm._gradient = both
+    for _ in range(60):
+        learner.iterate()
+    assert len(seen) > 20
+    assert all("by_numpy" in replay.__qualname__ for replay in recorded._recordings.values())
+    for found, expected in seen:
+        size = float(expected["gradient"].abs().max())
+        assert list(found) == list(expected)
+        for name in found:
+            torch.testing.assert_close(found[name], expected[name].detach(), rtol=1e-4, atol=1e-5 * max(1.0, size))
