@@ -48,7 +48,7 @@ CONTRIB = ("trpo", "tqc", "crossq")
 ON_POLICY = {"a2c": {"n_steps": 5}, "trpo": {"n_steps": 256, "batch_size": 128}}
 """Of every side, with 8 environments and two layers of 64; all else is the default, which is the same."""
 DQN = {"batch_size": 64, "buffer_size": 100_000, "learning_starts": 256, "gradient_steps": -1, "learning_rate": 5e-4}
-"""Of every side: as many updates as environment steps, of two layers of 64."""
+"""Of every side: as many updates as environment steps, of two layers of 64; targets are copied as seldom by each."""
 
 
 def measure_habilis(args):
@@ -74,8 +74,9 @@ def measure_habilis(args):
         common |= {f"algo.{key}": value for key, value in {**defaults, **ON_POLICY[args.algorithm]}.items()}
         common |= {"algo.normalize_obs": False, "algo.normalize_reward": False}
     elif args.algorithm == "dqn":
-        common |= {"num_envs": args.num_envs, "algo.train_freq": args.train_freq, "algo.hidden": [64, 64]}
-        common |= {f"algo.{key}": value for key, value in DQN.items()}
+        defaults = vars(ALGORITHMS["dqn"].config())  # and nothing of a preset
+        settings = {**defaults, **DQN, "target_update_interval": 10_000, "train_freq": args.train_freq}
+        common |= {"num_envs": args.num_envs} | {f"algo.{key}": value for key, value in settings.items()}
     else:
         common |= {"num_envs": 1, "algo.learning_starts": 256, "algo.batch_size": 256, "algo.hidden": [256, 256]}
     trainer = build_trainer(default_config(args.algorithm, ENV[args.algorithm], **common))

@@ -213,6 +213,7 @@ class A2C:
         memory, start, window = data[f"{part}_memory"], data["start"], self.config.memory.window
         return network.trunk(encoder.unroll(encoder.normalize(obs), memory, start, window)[0])  # type: ignore[no-any-return]
 
+    @torch.enable_grad()
     def _compute_gradient(self, data: Tree) -> dict[str, Tensor]:
         """Return the gradient of the loss of a rollout `[T, N]`, observations `[T + 1, N]`, and scalars."""
         c, s = self.config, self.state

@@ -246,6 +246,7 @@ class DQN:
             drawn["fractions"], drawn["next_fractions"] = torch.rand(2, rows, count, generator=g, device=g.device)
         return drawn
 
+    @torch.enable_grad()
     def _compute_gradient(self, data: Tree) -> dict[str, Tensor]:
         """Return the gradient of the loss towards the Bellman target."""
         s = self.state

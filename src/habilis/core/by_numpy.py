@@ -13,13 +13,15 @@ import copy
 import operator
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from math import sqrt
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
-from torch.fx import GraphModule, Node
+from torch.fx import GraphModule, Interpreter, Node
+from torch.fx.node import map_aggregate
 
 MOST_NUMBERS = 20_000
 """In one array: larger ones are worth PyTorch's way."""
@@ -72,12 +74,23 @@ def _mean(x: Any, dims: Sequence[int], keepdim: bool = False) -> Any:
 
 
 def _divide(x: Any, other: Any) -> Any:
-    return x / other if x.dtype.kind == "f" else np.divide(x, other, dtype=np.float32)
+    return np.divide(x, other, dtype=x.dtype if x.dtype.kind == "f" else np.float32)
 
 
-def _huber_loss(x: Any, target: Any, _: int, delta: float = 1.0) -> Any:
+def _huber_loss(x: Any, target: Any, reduction: int, delta: float = 1.0) -> Any:
+    _refuse(reduction)
     error = np.abs(x - target)
     return np.where(error < delta, 0.5 * error * error, delta * (error - 0.5 * delta))
+
+
+def _huber_loss_backward(gradient: Any, x: Any, target: Any, reduction: int, delta: float) -> Any:
+    _refuse(reduction)
+    return gradient * np.clip(x - target, -delta, delta)
+
+
+def _refuse(reduction: int) -> None:
+    if reduction:
+        raise ValueError("a mean or sum of losses is left to PyTorch")
 
 
 def _slice_backward(gradient: Any, shape: Sequence[int], dim: int, start: int, end: int, step: int) -> Any:
@@ -135,11 +148,11 @@ _BY_NUMPY: Mapping[OpOverload, Callable[..., Any]] = {
     _aten._log_softmax.default: _log_softmax,
     _aten._softmax.default: _softmax,
     _aten.huber_loss.default: _huber_loss,
-    # of what autograd makes of the above
+    # what autograd makes of the above; a gradient that is not finite is refused whatever becomes of it here
     _aten.threshold_backward.default: lambda gradient, x, least: gradient * (x > least),
     _aten.tanh_backward.default: lambda gradient, y: gradient * (1 - y * y),
     _aten._log_softmax_backward_data.default: lambda g, y, dim, _: g - np.exp(y) * g.sum(dim, keepdims=True),
-    _aten.huber_loss_backward.default: lambda g, x, target, _, delta: g * np.clip(x - target, -delta, delta),
+    _aten.huber_loss_backward.default: _huber_loss_backward,
     _aten.slice_backward.default: _slice_backward,
     _aten.add.Tensor: operator.add,
     _aten.sub.Tensor: operator.sub,
@@ -175,7 +188,7 @@ _BY_NUMPY: Mapping[OpOverload, Callable[..., Any]] = {
     _aten.select.int: _select,
     _aten.split.Tensor: _split,
     _aten.split_with_sizes.default: _split_by,
-    _aten.unbind.int: lambda x, dim=0: list(np.moveaxis(x, dim, 0)),
+    _aten.unbind.int: lambda x, dim=0: [_select(x, dim, k) for k in range(x.shape[dim])],
     _aten.cat.default: lambda parts, dim=0: np.concatenate(parts, dim),
     _aten.stack.default: lambda parts, dim=0: np.stack(parts, dim),
     _aten.clone.default: np.copy,
@@ -209,21 +222,22 @@ def by_numpy(module: GraphModule, values: Sequence[Tensor]) -> Callable[..., tup
         module: a graph of pure operations on CPU tensors.
         values: arguments of the shapes it is for.
     """
-    if not all(map(_is_known_and_small, module.graph.nodes)):
+    if any(x.requires_grad for x in values) or not all(map(_is_known_and_small, module.graph.nodes)):
         return None
-    with torch.no_grad():
-        expected = module(*values)
     arrays = copy.copy(module)
     arrays.graph = copy.deepcopy(module.graph)
     held: dict[str, Tensor] = {}
+    operations: dict[str, Callable[..., Any]] = {}
     for node in arrays.graph.nodes:
         if node.op == "get_attr":
             name = f"_array_{node.name}"
             held[name] = getattr(module, node.target)
             node.target = name
-        elif node.op == "call_function":
+        elif node.op == "call_function" and node.target is not operator.getitem:
             by_shape = _BY_SHAPE.get(node.target)
-            node.target = by_shape(node) if by_shape else _BY_NUMPY.get(node.target, node.target)
+            node.target = operations[node.name] = by_shape(node) if by_shape else _BY_NUMPY[node.target]
+    if not _come_to_the_same(module, operations, values):
+        return None
     arrays.recompile()
     forward, owners, places = arrays.forward, list(held.values()), [-1] * len(held)
 
@@ -234,13 +248,18 @@ def by_numpy(module: GraphModule, values: Sequence[Tensor]) -> Callable[..., tup
             for name, owner in held.items():
                 setattr(arrays, name, owner.detach().numpy())
         with np.errstate(all="ignore"):  # what is not finite is refused where it matters
-            return tuple([torch.from_numpy(np.asarray(x)) for x in forward(*[x.numpy() for x in tensors])])
+            return tuple([_tensor(x) for x in forward(*[x.numpy() for x in tensors])])
 
-    try:
-        found = replay(*values)
-    except (TypeError, ValueError, KeyError, IndexError):
-        return None  # an operation with other arguments, or a result that is no array
-    return replay if all(map(_alike, found, expected)) else None
+    return replay
+
+
+def _array(argument: Any) -> Any:
+    return argument.detach().numpy() if isinstance(argument, Tensor) else argument
+
+
+def _tensor(array: Any) -> Tensor:
+    array = np.asarray(array)
+    return torch.from_numpy(array if array.flags.writeable else array.copy())  # what was expanded is not
 
 
 def _is_known_and_small(node: Node) -> bool:
@@ -259,11 +278,63 @@ def _is_known_and_small(node: Node) -> bool:
     return known and (not isinstance(value, Tensor) or value.numel() <= MOST_NUMBERS)
 
 
-def _alike(one: Tensor, other: Tensor) -> bool:
-    """Whether two tensors are the same but for their last bits, which in a small number are those of the largest."""
+def _come_to_the_same(
+    module: GraphModule, operations: Mapping[str, Callable[..., Any]], values: Sequence[Tensor]
+) -> bool:
+    """Whether each operation by NumPy, named as its node, comes to what PyTorch's does on the same numbers.
+
+    Each is tried by itself: what rounding makes of one would grow in those after it, and whether a graph is replayed
+    would hang on the numbers, of which a run that is resumed has others.
+    """
+    trial = _Trial(module, operations)
+    try:
+        with torch.no_grad(), np.errstate(all="ignore"):
+            trial.run(*values)
+    except (TypeError, ValueError, KeyError, IndexError, ArithmeticError, AttributeError, RuntimeError):
+        return False  # an operation with other arguments
+    return trial.agree
+
+
+class _Trial(Interpreter):
+    """Runs a graph by PyTorch, and each operation on the same numbers by NumPy as well."""
+
+    def __init__(self, module: GraphModule, operations: Mapping[str, Callable[..., Any]]) -> None:
+        super().__init__(module)
+        self._operations = operations
+        self.agree = True
+
+    def run_node(self, n: Node) -> Any:
+        """Run one node, and see whether both agree."""
+        value = super().run_node(n)
+        if n.name in self._operations:
+            given = self.fetch_args_kwargs_from_env(n)
+            args, kwargs = map_aggregate(given, _array)
+            found = self._operations[n.name](*args, **kwargs)
+            several = isinstance(value, tuple | list)
+            sources = [x for x in n.all_input_nodes if isinstance(self.env[x], Tensor)]
+            scale = _scale(n, [self.env[x] for x in sources], value)
+            pairs = zip(found, value, strict=True) if several else ((found, value),)
+            self.agree = self.agree and all(_alike(_tensor(one), other, scale) for one, other in pairs)
+        return value
+
+
+def _scale(node: Node, sources: Sequence[Tensor], value: Any) -> float:
+    """Return the size of the numbers that an operation rounds, by the square root of how many it adds up."""
+    largest = [float(x.nan_to_num(0.0, 0.0, 0.0).abs().max()) if x.numel() else 0.0 for x in sources if _is_real(x)]
+    if node.target in _PRODUCTS:
+        *rest, one, other = largest
+        return max([one * other * sqrt(sources[-2].shape[-1]), *rest])
+    summed = sources[0].numel() / max(1, value.numel()) if sources and isinstance(value, Tensor) else 1.0
+    return max(largest, default=0.0) * sqrt(max(1.0, summed))
+
+
+def _is_real(tensor: Tensor) -> bool:
+    return tensor.is_floating_point()
+
+
+def _alike(one: Tensor, other: Tensor, scale: float) -> bool:
+    """Whether two tensors are the same but for their last bits."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    if not one.is_floating_point():
-        return torch.equal(one, other)
-    largest = float(other.nan_to_num(0.0, 0.0, 0.0).abs().max()) if other.numel() else 0.0
-    return torch.allclose(one, other, 1e-4, 1e-5 * max(1.0, largest), equal_nan=True)
+    exact = not _is_real(one)
+    return torch.equal(one, other) if exact else torch.allclose(one, other, 1e-4, 1e-5 * scale, equal_nan=True)

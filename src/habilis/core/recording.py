@@ -49,8 +49,9 @@ class Recorded:
         precision: of the hidden layers of the networks that it evaluates.
         inference: its results are read and never part of a graph of autograd nor written to: replayed in PyTorch's
             inference mode, which leaves out what autograd would need of them, a tenth of the time.
-        arrays: replayed by NumPy where it is small and NumPy can; the last bits are then others than the function's.
-            Its results are never part of a graph of autograd.
+        arrays: replayed by NumPy where it is small and NumPy can, from the first call on; the last bits are then others
+            than the function's. Its results are never part of a graph of autograd: it is called without one, and says
+            so where it needs gradients within.
     """
 
     def __init__(
@@ -91,7 +92,7 @@ class Recorded:
         return dict(zip(self._names[key], recording(*tensors.values()), strict=True))
 
     def _compute(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with hidden_precision(self.precision):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.arrays), hidden_precision(self.precision):
             return self.function(tensors)
 
     def _record(self, key: Hashable, tensors: Mapping[str, Tensor]) -> Callable[..., tuple[Tensor, ...]]:

@@ -71,7 +71,7 @@ class ObservationRing:
             ended: `[K]` int64, the environments.
             obs: what all N environments had reached; None: what the next row shows.
         """
-        if not len(ended):
+        if not ended.numel():
             return
         while len(self._free) < len(ended):
             held = len(next(iter(self._final.values())))
@@ -105,7 +105,7 @@ class ObservationRing:
         successors = self.read((index + self.num_envs) % self.final_slot.numel(), names)
         slot = self.final_slot.take(index)
         at_end = (slot >= 0).nonzero().squeeze(-1)
-        if len(at_end):
+        if at_end.numel():
             slots = slot.index_select(0, at_end)
             for name in successors:
                 last = self._final[name].index_select(0, slots)

@@ -128,7 +128,6 @@ class DeterministicPolicy(nn.Module):
         step = self._explore({NOISE: noise} | data)
         return PolicyStep(step["action"], step["env_action"], memory=remember(memory, step))
 
-    @torch.no_grad()
     def _compute(self, data: Tree) -> dict[str, Tensor]:
         """Turn observations, what is remembered and, where there is any, noise into actions within their bounds."""
         features, after = encode(self.encoder, data)

@@ -92,7 +92,6 @@ class StochasticPolicy(nn.Module):
         drawn = self._draw({NOISE: noise} | data)
         return PolicyStep(drawn["action"], drawn["env_action"], drawn["log_prob"], remember(memory, drawn))
 
-    @torch.no_grad()
     def _compute(self, data: Tree) -> dict[str, Tensor]:
         """Turn observations, what is remembered and, where there is any, noise into actions."""
         features, results = encode(self.encoder, data)

@@ -129,7 +129,6 @@ class ValuePolicy(nn.Module):
         width = 2 if self.exploration == "epsilon" else self.actions
         return torch.rand(rows, width, generator=generator, device=device)
 
-    @torch.no_grad()
     def _compute_explore(self, data: Tree) -> dict[str, Tensor]:
         """Turn observations and noise into actions."""
         noise = data[NOISE]

@@ -140,7 +140,6 @@ _LUNAR_LANDER_PRIORITIES: Mapping[str, Any] = {
     "algo.batch_size": 64,
     "algo.tau": 0.005,
     "algo.target_update_interval": 1,
-    "algo.exploration_final_eps": 0.01,
     "algo.hidden": (256, 128),
 }
 
