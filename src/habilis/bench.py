@@ -117,8 +117,11 @@ def run_suite(
 
 
 def choose_cases(suite: Sequence[Case], only: str | None) -> list[Case]:
-    """Return the case that is called `only`, else those whose names hold it; None is all of them."""
-    wanted = "" if only is None else only.lower()
+    """Return the case that is called `only`, else those whose names hold it; None is all of them.
+
+    It may be written as in a table: "dqn longer".
+    """
+    wanted = "" if only is None else only.lower().replace(" ", "-").replace("/", "-")
     exactly = [case for case in suite if case.name.lower() == wanted]
     return exactly or [case for case in suite if wanted in case.name.lower()]
 

@@ -275,6 +275,9 @@ def test_cases_can_be_chosen():
     names = [case.name for case in bench.choose_cases(SUITES["value"], "qn-Cart")]
     assert {"dqn-CartPole-v1", "iqn-CartPole-v1", "double_dqn-CartPole-v1"} < set(names)
     assert bench.choose_cases(SUITES["value"], None) == list(SUITES["value"])
+    names = [case.name for case in bench.choose_cases(SUITES["value"], "dqn longer")]
+    assert names == ["dqn-longer-CartPole-v1"]
+    assert len(bench.choose_cases(SUITES["value"], "dqn-habilis/Catch")) == 1
     with pytest.raises(ConfigError, match="it has ppo-probe-ObservationReward-v0"):
         run_suite("smoke", only="sac")
 
