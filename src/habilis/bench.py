@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from habilis.api import config_from_dict
-from habilis.cases import Case, Goal, as_measured, fingerprint
+from habilis.cases import Case, Goal, as_file_name, as_measured, fingerprint
 from habilis.checkpoint import CheckpointStore
 from habilis.core.config import require
 from habilis.core.errors import ConfigError, HabilisError
@@ -121,7 +121,7 @@ def choose_cases(suite: Sequence[Case], only: str | None) -> list[Case]:
 
     It may be written as in a table: "dqn longer".
     """
-    wanted = "" if only is None else only.lower().replace(" ", "-").replace("/", "-")
+    wanted = "" if only is None else as_file_name(only.lower())
     exactly = [case for case in suite if case.name.lower() == wanted]
     return exactly or [case for case in suite if wanted in case.name.lower()]
 

@@ -16,6 +16,11 @@ IDENTITY = ("seed", "run_dir", "name")
 """Keys of a configuration that do not change what is measured."""
 
 
+def as_file_name(text: str) -> str:
+    """Return a text, `dqn longer` on `habilis/Catch-v0` say, as it is written in the names of files."""
+    return text.replace("/", "-").replace(" ", "-")
+
+
 @dataclass(frozen=True)
 class Goal:
     """What the mean over the seeds is to reach."""
@@ -62,7 +67,7 @@ class Case:
     @property
     def name(self) -> str:
         """Name in files, say `ppo-Hopper-v5`."""
-        return f"{self.title}-{self.env}".replace("/", "-").replace(" ", "-")
+        return as_file_name(f"{self.title}-{self.env}")
 
     @property
     def folder(self) -> str:

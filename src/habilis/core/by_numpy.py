@@ -310,17 +310,16 @@ class _Trial(Interpreter):
             given = self.fetch_args_kwargs_from_env(n)
             args, kwargs = map_aggregate(given, _array)
             found = self._operations[n.name](*args, **kwargs)
-            several = isinstance(value, tuple | list)
-            sources = [x for x in n.all_input_nodes if isinstance(self.env[x], Tensor)]
-            scale = _scale(n, [self.env[x] for x in sources], value)
-            pairs = zip(found, value, strict=True) if several else ((found, value),)
+            pairs = zip(found, value, strict=True) if isinstance(value, tuple | list) else ((found, value),)
+            scale = _scale(n, [x for x in given[0] if isinstance(x, Tensor)], value)
             self.agree = self.agree and all(_alike(_tensor(one), other, scale) for one, other in pairs)
         return value
 
 
 def _scale(node: Node, sources: Sequence[Tensor], value: Any) -> float:
     """Return the size of the numbers that an operation rounds, by the square root of how many it adds up."""
-    largest = [float(x.nan_to_num(0.0, 0.0, 0.0).abs().max()) if x.numel() else 0.0 for x in sources if _is_real(x)]
+    real = [x for x in sources if x.is_floating_point()]
+    largest = [float(x.nan_to_num(0.0, 0.0, 0.0).abs().max()) if x.numel() else 0.0 for x in real]
     if node.target in _PRODUCTS:
         *rest, one, other = largest
         return max([one * other * sqrt(sources[-2].shape[-1]), *rest])
@@ -328,13 +327,10 @@ def _scale(node: Node, sources: Sequence[Tensor], value: Any) -> float:
     return max(largest, default=0.0) * sqrt(max(1.0, summed))
 
 
-def _is_real(tensor: Tensor) -> bool:
-    return tensor.is_floating_point()
-
-
 def _alike(one: Tensor, other: Tensor, scale: float) -> bool:
     """Whether two tensors are the same but for their last bits."""
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    exact = not _is_real(one)
-    return torch.equal(one, other) if exact else torch.allclose(one, other, 1e-4, 1e-5 * scale, equal_nan=True)
+    if not one.is_floating_point():
+        return torch.equal(one, other)
+    return torch.allclose(one, other, 1e-4, 1e-5 * scale, equal_nan=True)

@@ -119,10 +119,10 @@ _CARTPOLE_QUANTILES: Mapping[str, Any] = {**_CARTPOLE, "algo.huber_threshold": 1
 _CARTPOLE_ATOMS: Mapping[str, Any] = {**_CARTPOLE, "algo.adam_eps": 1e-4}
 # with steps of 5e-4 noisy weights still let the cart drift off the track when the run ends
 _CARTPOLE_NOISY: Mapping[str, Any] = {**_CARTPOLE_MEAN, "algo.learning_rate": 1e-3}
+
 # a velocity is the difference of two positions: a short window shows it
 _CARTPOLE_NO_VELOCITY: Mapping[str, Any] = {
     **_CARTPOLE_MEAN,
-    "total_timesteps": 100_000,
     "algo.learning_rate": 1e-3,
     "algo.max_grad_norm": 10.0,
     "algo.hidden": (128, 128),

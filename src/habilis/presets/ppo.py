@@ -56,7 +56,7 @@ PPO_PRESETS: Mapping[str, Mapping[str, Any]] = {
     "HalfCheetah-v5": {**_MUJOCO, "algo.init_std": 0.6},
     # with actions as large as 1 what they cost teaches an ant to stand before it can walk
     "Ant-v5": {**_MUJOCO, "algo.init_std": 0.5},
-    # values of rewards as large as -16 would take most of a gradient that is clipped as one
+    # values of rewards as large as -16 would take most of a gradient that is clipped as one;
     # with half the environments one run in four ends without an answer to some of the starts
     "habilis/PendulumNoVelocity-v0": {
         **_GRU,

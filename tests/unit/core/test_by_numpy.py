@@ -24,7 +24,7 @@ def numbers(*shape, seed=0) -> Tensor:
 WEIGHT, BIAS, OTHER = numbers(6, 4, seed=1), numbers(6, seed=2), numbers(5, 4, seed=3)
 
 LEARNT = numbers(3, 4, seed=4).requires_grad_()
-CHOICE = torch.tensor([[2], [0], [1], [1], [2]])
+CHOICE, FIRST = torch.tensor([[2], [0], [1], [1], [2]]), torch.tensor(0)
 
 
 def gradient(loss):
@@ -137,12 +137,14 @@ def test_what_is_large_unknown_or_called_otherwise_is_left_to_pytorch():
         lambda x: F.softplus(x, 2.0),
         lambda x: torch.add(x, x, alpha=2),
         lambda x: F.huber_loss(x, OTHER + 0),
-        gradient(lambda y: F.huber_loss(y, 0 * y.detach())),
-        lambda x: x.gather(0, torch.tensor(1)) if x.dim() == 1 else x.flatten().gather(0, torch.tensor(1)),
+        lambda x: x.view(20).gather(0, FIRST),
         lambda x: x.argmax(-1) * 0.5,  # of whole numbers NumPy makes float64
     ):
         assert by_numpy(graph(function, OTHER), (OTHER,)) is None
     assert by_numpy(graph(torch.exp, OTHER), (OTHER.clone().requires_grad_(),)) is None
+    # of a mean too, though where nothing is wrong its gradient is 0 whatever it is divided by
+    nothing = torch.zeros(5, 4)
+    assert by_numpy(graph(gradient(lambda y: F.huber_loss(y, OTHER[:, :3] * 0)), nothing), (nothing,)) is None
 
 
 def test_what_rounding_makes_of_the_numbers_has_no_say():
