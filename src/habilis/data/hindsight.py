@@ -20,6 +20,7 @@ from habilis.core.protocols import GoalEnv
 from habilis.core.specs import ACHIEVED, GoalSelection
 from habilis.core.tree import beside
 from habilis.core.types import State, Step
+from habilis.data.columns import Places
 
 UNDER_WAY = -1
 """Steps left in an episode that has not ended yet."""
@@ -82,11 +83,11 @@ class Hindsight:
         """Return how many bytes it takes to know the episodes of `capacity` transitions."""
         return 8 * capacity
 
-    def reserve(self, rows: int, held: int, num_envs: int, device: str) -> None:
+    def reserve(self, rows: int, held: int, num_envs: int) -> None:
         """Make room for a ring of `rows`, of which `held` have transitions: what a buffer does when it is made."""
         self._held = held
-        self._since = torch.zeros(rows, num_envs, dtype=torch.int32, device=device)
-        self._left = torch.full_like(self._since, UNDER_WAY)
+        self._since = np.zeros((rows, num_envs), dtype=np.int32)
+        self._left = np.full_like(self._since, UNDER_WAY)
         self._length = np.zeros(num_envs, dtype=np.int32)  # of the episodes under way
 
     def add(self, row: int, step: Step, desired: Tensor) -> None:
@@ -101,7 +102,7 @@ class Hindsight:
             EnvError: rewards or endings are not what the environment says that goals pay.
         """
         self._check(step, desired.to(step.reward.device))
-        self._since[row] = torch.from_numpy(self._length)
+        self._since[row] = self._length
         self._left[row] = UNDER_WAY
         valid = step.valid.numpy(force=True)
         self._length += valid
@@ -116,8 +117,8 @@ class Hindsight:
 
     def _close(self, row: int, env: int) -> None:
         """Count back from the last step of an episode, at `row`."""
-        steps = torch.arange(min(int(self._length[env]), self._held), device=self._left.device)
-        self._left[(row - steps) % len(self._left), env] = steps.int()
+        steps = np.arange(min(self._length[env], self._held))
+        self._left[(row - steps) % len(self._left), env] = steps
         self._length[env] = 0
 
     def _check(self, step: Step, desired: Tensor) -> None:
@@ -140,8 +141,8 @@ class Hindsight:
                 "hindsight needs rewards that follow from the goals alone, under the wrappers as well"
             )
 
-    def draw(self, index: Tensor, oldest: int, newest: int) -> Tensor:
-        """Draw the steps that goals come from, for transitions at places `[B]` (`row * num_envs + environment`).
+    def draw(self, index: Places, oldest: int, newest: int) -> Places:
+        """Draw the steps that goals come from, for transitions at places `[B]`.
 
         Args:
             index: `[B]` int64.
@@ -151,15 +152,15 @@ class Hindsight:
         rows, num_envs = self._left.shape
         row = index // num_envs
         left = self._left.take(index)
-        left = torch.where(left == UNDER_WAY, (newest - row) % rows, left)
+        left = np.where(left == UNDER_WAY, (newest - row) % rows, left)
         if self._strategy == "final":
             steps = left
         else:
-            chance = torch.from_numpy(self._generator.random(len(index))).to(index.device)
+            chance = self._generator.random(len(index))
             # of an episode partly overwritten, what is there
-            since = torch.minimum(self._since.take(index), (row - oldest) % rows) if self._strategy == "episode" else 0
-            steps = (chance * (left + since + 1)).long() - since
-        return (index + steps * num_envs) % self._left.numel()
+            since = np.minimum(self._since.take(index), (row - oldest) % rows) if self._strategy == "episode" else 0
+            steps = (chance * (left + since + 1)).astype(np.int64) - since
+        return (index + steps * num_envs) % self._left.size
 
     def replace(self, wanted: Tensor, achieved: Tensor) -> Goals:
         """Give most of the transitions the goal `achieved` instead of `wanted`, both `[B, *goal]`."""
@@ -188,7 +189,7 @@ class Hindsight:
         return reward, terminated
 
     def state_dict(self, used: int) -> State:
-        """Return where the episodes of the first `used` rows lie; the tensors are its own."""
+        """Return where the episodes of the first `used` rows lie; the arrays are its own."""
         return {"since": self._since[:used], "left": self._left[:used], "length": self._length.copy()}
 
     def load_state_dict(self, state: State) -> None:

@@ -2,19 +2,20 @@
 
 The successor of row t is row t + 1, except where an episode ended: its last observation lies in a side store that grows
 with the number of episodes. Of stacked frames (`EnvSpec.frame_stack`) a row holds the newest alone; the stack is
-rebuilt from the rows before it when it is read. Places are flat indices, `row * num_envs + environment`.
+rebuilt from the rows before it when it is read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from habilis.core.specs import DESIRED, EnvSpec
-from habilis.core.tree import tree_index
 from habilis.core.types import Obs, State
+from habilis.data.columns import Column, Places
 from habilis.data.hindsight import Goals
 
 
@@ -30,19 +31,24 @@ class ObservationRing:
 
     def __init__(self, spec: EnvSpec, rows: int, num_envs: int, device: str = "cpu") -> None:
         self.num_envs = num_envs
+        self.places = rows * num_envs
+        self.device = torch.device(device)
         self._frames = spec.frame_stack
         self._axes = {name: axis for name in spec.obs if (axis := spec.obs[name].channel_axis) and self._frames > 1}
-        shape = (rows, num_envs)
-        self.stores = {
-            name: torch.zeros(*shape, *spec.frame(name).shape, dtype=getattr(torch, group.dtype), device=device)
-            for name, group in spec.obs.items()
-        }
-        self._places = {name: store.flatten(0, 1) for name, store in self.stores.items()}
-        self.final_slot = torch.full(shape, -1, dtype=torch.int32, device=device)
+        self._shapes = {name: (spec.frame(name).shape, getattr(torch, group.dtype)) for name, group in spec.obs.items()}
+        self.columns = self._columns(self.places)
+        self.final_slot = np.full((rows, num_envs), -1, dtype=np.int32)
         # where the stack is one frame repeated, as when an episode starts: no frame before it is needed
-        self.first = torch.zeros(shape if self._axes else (0, num_envs), dtype=torch.bool, device=device)
-        self._final = {name: store[0, :0].clone() for name, store in self.stores.items()}
+        self.first = np.zeros((rows if self._axes else 0, num_envs), dtype=np.bool_)
+        self._final = self._columns(0)
         self._free: list[int] = []
+
+    def _columns(self, places: int) -> dict[str, Column]:
+        """Make room for as many observations."""
+        return {
+            name: Column(torch.zeros(places, *shape, dtype=dtype, device=self.device))
+            for name, (shape, dtype) in self._shapes.items()
+        }
 
     @staticmethod
     def bytes_needed(spec: EnvSpec) -> int:
@@ -53,17 +59,25 @@ class ObservationRing:
     def write(self, row: int, obs: Obs) -> None:
         """Store what N environments show, of stacked frames the newest."""
         newest = self._newest(obs)
-        for name, store in self.stores.items():
-            store[row] = newest[name]
+        for name, column in self.columns.items():
+            column[self.of(row)] = newest[name]
         if self._axes:
             self.first[row] = True
         for name, axis in self._axes.items():
             stack, channels = obs[name], newest[name].shape[axis]
             rest = stack.shape[axis] - channels
             alike = stack.narrow(axis, 0, rest) == stack.narrow(axis, channels, rest)
-            self.first[row] &= alike.flatten(1).all(1)
+            self.first[row] &= alike.flatten(1).all(1).numpy(force=True)
 
-    def end(self, row: int, ended: Tensor, obs: Obs | None = None) -> None:
+    def shown(self, row: int, name: str) -> Tensor:
+        """Return what a row holds of one group, `[N, *shape]`: the memory itself, no copy."""
+        return self.columns[name].values[self.of(row)]
+
+    def of(self, row: int) -> slice:
+        """Return the places of a row."""
+        return slice(row * self.num_envs, (row + 1) * self.num_envs)
+
+    def end(self, row: int, ended: np.ndarray, obs: Obs | None = None) -> None:
         """Keep the last observations of episodes whose last step is that of `row`.
 
         Args:
@@ -71,21 +85,27 @@ class ObservationRing:
             ended: `[K]` int64, the environments.
             obs: what all N environments had reached; None: what the next row shows.
         """
-        if not ended.numel():
+        if not ended.size:
             return
         while len(self._free) < len(ended):
-            held = len(next(iter(self._final.values())))
-            room = max(64, held)
-            self._free.extend(range(held + room - 1, held - 1, -1))
-            self._final = {
-                name: torch.cat([store, store.new_zeros(room, *store.shape[1:])]) for name, store in self._final.items()
-            }
-        slots = torch.tensor([self._free.pop() for _ in range(len(ended))], dtype=torch.long, device=ended.device)
-        self.final_slot[row, ended] = slots.int()
-        following = (row + 1) % len(self.final_slot)
-        reached = tree_index(self.stores, following) if obs is None else self._newest(obs)
-        for name, values in tree_index(reached, ended).items():
-            self._final[name][slots] = values
+            self._make_room()
+        slots = np.array([self._free.pop() for _ in range(len(ended))])
+        self.final_slot[row, ended] = slots
+        following = self.of((row + 1) % len(self.final_slot))
+        newest = None if obs is None else self._newest(obs)
+        for name, column in self._final.items():
+            reached = self.columns[name].values[following] if newest is None else newest[name]
+            column[slots] = Column(reached).take(ended)
+
+    def _make_room(self) -> None:
+        """Let the side store grow to twice its size."""
+        held = len(next(iter(self._final.values())).values)
+        room = max(64, held)
+        self._free.extend(range(held + room - 1, held - 1, -1))
+        grown = self._columns(held + room)
+        for name, column in self._final.items():
+            grown[name][:held] = column.values
+        self._final = grown
 
     def release(self, row: int) -> None:
         """Give back the side store of a row about to be overwritten."""
@@ -93,27 +113,26 @@ class ObservationRing:
         self._free.extend(slots[slots >= 0].tolist())
         self.final_slot[row] = -1
 
-    def read(self, index: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    def read(self, places: Places, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Return the observations at places `[B]`, of the groups `names` or of all."""
         return {
-            name: self._stack(name, index) if name in self._axes else self._places[name].index_select(0, index)
-            for name in names or self._places
+            name: self._stack(name, places) if name in self._axes else self.columns[name].take(places)
+            for name in names or self.columns
         }
 
-    def successors(self, index: Tensor, names: Collection[str] | None = None) -> dict[str, Tensor]:
+    def successors(self, places: Places, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Return the true successors of the steps at places `[B]`, of the groups `names` or of all."""
-        successors = self.read((index + self.num_envs) % self.final_slot.numel(), names)
-        slot = self.final_slot.take(index)
-        at_end = (slot >= 0).nonzero().squeeze(-1)
-        if at_end.numel():
-            slots = slot.index_select(0, at_end)
-            for name in successors:
-                last = self._final[name].index_select(0, slots)
+        successors = self.read((places + self.num_envs) % self.places, names)
+        slot = self.final_slot.take(places)
+        at_end = (slot >= 0).nonzero()[0]
+        if at_end.size:
+            for name, values in successors.items():
+                last = self._final[name].take(slot[at_end])
                 if name in self._axes:
                     axis, channels = self._axes[name], last.shape[self._axes[name]]
-                    shown = self._stack(name, index[at_end])
+                    shown = self._stack(name, places[at_end])
                     last = torch.cat([shown.narrow(axis, channels, shown.shape[axis] - channels), last], axis)
-                successors[name].index_copy_(0, at_end, last)
+                Column(values)[at_end] = last
         return successors
 
     @staticmethod
@@ -121,14 +140,14 @@ class ObservationRing:
         """Let observations that were read want the goals given in hindsight."""
         obs[DESIRED] = goals.given
 
-    def _stack(self, name: str, index: Tensor) -> Tensor:
+    def _stack(self, name: str, places: Places) -> Tensor:
         """Rebuild the frames of a group as they were seen at places `[B]`."""
-        store = self._places[name]
-        frames = [store.index_select(0, index)]
+        column = self.columns[name]
+        frames = [column.take(places)]
         for _ in range(self._frames - 1):
-            before = (index - self.num_envs) % self.final_slot.numel()
-            index = torch.where(self.first.take(index), index, before)
-            frames.append(store.index_select(0, index))
+            before = (places - self.num_envs) % self.places
+            places = np.where(self.first.take(places), places, before)
+            frames.append(column.take(places))
         return torch.cat(frames[::-1], self._axes[name])
 
     def _newest(self, obs: Obs) -> Obs:
@@ -138,19 +157,20 @@ class ObservationRing:
     def state_dict(self, used: int) -> State:
         """Return the first `used` rows; the tensors are the ring's own."""
         return {
-            "obs": {name: store[:used] for name, store in self.stores.items()},
-            "final_obs": dict(self._final),
+            "obs": {name: column.by_row(self.num_envs, used) for name, column in self.columns.items()},
+            "final_obs": {name: column.values for name, column in self._final.items()},
             "final_slot": self.final_slot[:used],
             "first": self.first[:used],
-            "free": torch.tensor(self._free, dtype=torch.long),
+            "free": np.array(self._free, np.int64),
         }
 
     def load_state_dict(self, state: State) -> None:
         """Restore what `state_dict` returned."""
-        for name, store in self.stores.items():
-            store[: len(state["obs"][name])] = state["obs"][name]
-        self._final = {name: saved.clone().to(self.first.device) for name, saved in state["final_obs"].items()}
-        self.final_slot.fill_(-1)[: len(state["final_slot"])] = state["final_slot"]
+        for name, column in self.columns.items():
+            column.by_row(self.num_envs, len(state["obs"][name]))[:] = state["obs"][name]
+        self._final = {name: Column(saved.clone().to(self.device)) for name, saved in state["final_obs"].items()}
+        self.final_slot.fill(-1)
+        self.final_slot[: len(state["final_slot"])] = state["final_slot"]
         if self._axes:
             self.first[: len(state["first"])] = state["first"]
         self._free = state["free"].tolist()

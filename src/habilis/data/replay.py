@@ -18,14 +18,12 @@ from habilis.core.batches import TransitionBatch
 from habilis.core.errors import ConfigError
 from habilis.core.specs import ACHIEVED, DESIRED, EnvSpec
 from habilis.core.types import Obs, State, Step
+from habilis.data.columns import Column, Places
 from habilis.data.hindsight import Goals, Hindsight
 from habilis.data.observations import ObservationRing
 from habilis.data.priorities import Priorities
 from habilis.data.windows import Windows
 from habilis.functional.n_step import n_step_return
-
-COLUMNS = ("actions", "rewards", "terminated", "done", "valid")
-"""What a row holds besides its observation."""
 
 PARTS = {
     "priorities": "has no priorities: resume with uniform sampling, as in the run",
@@ -82,22 +80,22 @@ class ReplayBuffer:
         self.n_steps = n_steps
         self.gamma = gamma
         self._generator = generator
-        shape = (self.rows, num_envs)
+        self.device = torch.device(device)
         self.observations = ObservationRing(spec, self.rows, num_envs, device)
-        self.actions = empty_actions(spec, shape, device)
-        self._actions = self.actions.flatten(0, 1)
-        self.rewards = torch.zeros(shape, device=device)
-        self.terminated = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.done = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.valid = torch.zeros(shape, dtype=torch.bool, device=device)
+        places = self.observations.places
+        self.actions = Column(empty_actions(spec, (places,), device))
+        self.rewards = Column(torch.zeros(places, device=device))
+        self.terminated = Column(torch.zeros(places, dtype=torch.bool, device=device))
+        self.done = np.zeros((self.rows, num_envs), np.bool_)
+        self.valid = np.zeros_like(self.done)
         self._added = 0
         self._all_valid = True
         self.priorities = priorities
         if priorities is not None:
-            priorities.reserve(self.valid.numel())
+            priorities.reserve(places)
         self.hindsight = hindsight
         if hindsight is not None:
-            hindsight.reserve(self.rows, self.held, num_envs, device)
+            hindsight.reserve(self.rows, self.held, num_envs)
         self.windows = windows
         if windows is not None:
             windows.reserve(self.observations)
@@ -126,7 +124,7 @@ class ReplayBuffer:
         if self._added:
             newest = (self._head - 1) % self.rows
             # those whose last observation is not kept aside: under way, or ended in an environment that resets later
-            self.observations.end(newest, (self.observations.final_slot[newest] < 0).nonzero().squeeze(-1))
+            self.observations.end(newest, (self.observations.final_slot[newest] < 0).nonzero()[0])
             self.done[newest] = True
             if self.hindsight is not None:
                 self.hindsight.cut(newest)
@@ -147,23 +145,22 @@ class ReplayBuffer:
         if self._added >= self.rows - 1:
             self.observations.release(following)
         if self.hindsight is not None:
-            self.hindsight.add(row, step, self.observations.stores[DESIRED][row])
+            self.hindsight.add(row, step, self.observations.shown(row, DESIRED))
         if self.windows is not None:
             self.windows.add(row, step, memory)
-        self.actions[row] = action
-        self.rewards[row] = step.reward
-        self.terminated[row] = step.terminated
-        self.valid[row] = step.valid
-        self.valid[leaving] = False
-        done = step.done
-        self.done[row] = done
+        places = self.observations.of(row)
+        self.actions[places] = action
+        self.rewards[places] = step.reward
+        self.terminated[places] = step.terminated
+        valid, done = step.valid.numpy(force=True), step.done.numpy(force=True)
+        self.valid[row], self.valid[leaving], self.done[row] = valid, False, done
         if step.next_obs is not step.obs:
-            self.observations.end(row, done.nonzero().squeeze(-1), step.next_obs)
+            self.observations.end(row, done.nonzero()[0], step.next_obs)
         self.observations.write(following, step.obs)
-        self._all_valid = self._all_valid and bool(step.valid.all())
+        self._all_valid = self._all_valid and bool(valid.all())
         if self.priorities is not None:
             envs = np.arange(self.num_envs)
-            self.priorities.enter(row * self.num_envs + envs, step.valid.numpy(force=True))
+            self.priorities.enter(row * self.num_envs + envs, valid)
             self.priorities.leave(leaving * self.num_envs + envs)
         self._added += 1
 
@@ -172,7 +169,7 @@ class ReplayBuffer:
         by, n = self.priorities, batch_size
         index, weight, number = (self._draw(n), None, None) if by is None else self._draw_by_priority(n, by)
         obs = self._shown.read(index)
-        action = self._actions.index_select(0, index)
+        action = self.actions.take(index)
         goals = None if self.hindsight is None else self._choose_goals(index, self.hindsight)
         if self.n_steps == 1:
             reward, terminated = self._outcomes(index, goals)
@@ -203,51 +200,49 @@ class ReplayBuffer:
         assert self.priorities is not None, "a buffer without priorities gives batches without an index"
         number = index.numpy(force=True)
         held = number >= (self._added - self.held) * self.num_envs
-        self.priorities.update(number[held] % self.valid.numel(), td_error.numpy(force=True)[held])
+        self.priorities.update(number[held] % self.valid.size, td_error.numpy(force=True)[held])
 
     def anneal(self, progress: float) -> None:
         """Set what changes over the run, for `progress` in [0, 1] of it: how far importance weights correct."""
         if self.priorities is not None:
             self.priorities.anneal(progress)
 
-    def _draw(self, batch_size: int) -> Tensor:
-        """Draw valid transitions as flat indices, `row * num_envs + environment`, `[batch_size]` int64."""
-        index = self._draw_any(batch_size)
+    def _draw(self, batch_size: int) -> Places:
+        """Draw the places of valid transitions, `[batch_size]` int64."""
+        places = self._draw_any(batch_size)
         if not self._all_valid:
-            while (refused := ~self.valid.take(index)).any():
+            while (refused := ~self.valid.take(places)).any():
                 if refused.all() and not self.valid.any():
                     raise ConfigError("the replay buffer holds no transition to learn from: every step was invalid")
-                index[refused] = self._draw_any(int(refused.sum()))
-        return index
+                places[refused] = self._draw_any(int(refused.sum()))
+        return places
 
-    def _draw_any(self, count: int) -> Tensor:
+    def _draw_any(self, count: int) -> Places:
         if not self._added:
             raise ConfigError("the replay buffer is empty: add steps before sampling")
         oldest = self._added * self.num_envs - len(self)
-        index = oldest + self._generator.integers(len(self), size=count)
-        return torch.from_numpy(index % self.valid.numel()).to(self.valid.device)
+        return (oldest + self._generator.integers(len(self), size=count)) % self.valid.size
 
-    def _draw_by_priority(self, batch_size: int, priorities: Priorities) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw flat indices `[batch_size]` by priority; return them, importance weights, and the transitions' numbers.
+    def _draw_by_priority(self, batch_size: int, priorities: Priorities) -> tuple[Places, Tensor, Tensor]:
+        """Draw places `[batch_size]` by priority; return them, importance weights, and the transitions' numbers.
 
         Transitions are numbered as they came, environments side by side: unlike a place, a number is used only once.
         """
         if not priorities.tree.total:
             raise ConfigError("the replay buffer holds no transition to learn from: add valid steps before sampling")
-        index, weight = priorities.draw(batch_size, self._generator)
+        places, weight = priorities.draw(batch_size, self._generator)
         oldest = (self._added - self.held) * self.num_envs
-        number = oldest + (index - oldest) % self.valid.numel()
-        drawn = (torch.from_numpy(x).to(self.valid.device) for x in (index, weight, number))
-        return next(drawn), next(drawn), next(drawn)
+        number = oldest + (places - oldest) % self.valid.size
+        return places, torch.from_numpy(weight).to(self.device), torch.from_numpy(number).to(self.device)
 
-    def _choose_goals(self, index: Tensor, hindsight: Hindsight) -> Goals:
-        """Choose goals of what episodes reached, for transitions at flat indices."""
+    def _choose_goals(self, index: Places, hindsight: Hindsight) -> Goals:
+        """Choose goals of what episodes reached, for transitions at places `[B]`."""
         oldest, newest = (self._added - len(self) // self.num_envs) % self.rows, (self._head - 1) % self.rows
         source = hindsight.draw(index, oldest, newest)
         wanted = self.observations.read(index, (DESIRED,))[DESIRED]
         return hindsight.replace(wanted, self.observations.successors(source, (ACHIEVED,))[ACHIEVED])
 
-    def _outcomes(self, places: Tensor, goals: Goals | None) -> tuple[Tensor, Tensor]:
+    def _outcomes(self, places: Places, goals: Goals | None) -> tuple[Tensor, Tensor]:
         """Return rewards and terminations of the steps at `[B]` or `[n, B]`, in hindsight of B transitions' goals."""
         reward, terminated = self.rewards.take(places), self.terminated.take(places)
         if goals is None or self.hindsight is None:
@@ -255,16 +250,15 @@ class ReplayBuffer:
         achieved = self.observations.successors(places.flatten(), (ACHIEVED,))[ACHIEVED]
         return self.hindsight.judge(goals, achieved.unflatten(0, places.shape), reward, terminated)
 
-    def _n_step(self, index: Tensor, goals: Goals | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Sum rewards from flat indices on, up to an episode's end, the newest step or a step that is not valid."""
-        steps = torch.arange(self.n_steps + 1, device=index.device).unsqueeze(1)
-        window = (index + steps * self.num_envs) % self.valid.numel()
+    def _n_step(self, index: Places, goals: Goals | None) -> tuple[Tensor, Tensor, Places, Tensor]:
+        """Sum rewards from places `[B]` on, up to an episode's end, the newest step or a step that is not valid."""
+        window = (index + np.arange(self.n_steps + 1)[:, None] * self.num_envs) % self.valid.size
         # the newest row is never valid, so what is written there next ends a window as well
-        stop = self.done.take(window[:-1]) | ~self.valid.take(window[1:])
+        stop = torch.from_numpy(self.done.take(window[:-1]) | ~self.valid.take(window[1:])).to(self.device)
         rewards, terminated = self._outcomes(window[:-1], goals)
         # another goal may end the episode sooner
         reward, discount, last, ended = n_step_return(rewards, terminated, stop | terminated, self.gamma)
-        return reward, discount, window.gather(0, last.unsqueeze(0)).squeeze(0), ended
+        return reward, discount, window[last.numpy(force=True), np.arange(len(index))], ended
 
     def state_dict(self) -> State:
         """Return what is held, and nothing of the room that is still empty; the tensors are the buffer's own."""
@@ -280,8 +274,14 @@ class ReplayBuffer:
             "priorities": None if priorities is None else priorities.state_dict(used * self.num_envs),
             "hindsight": None if self.hindsight is None else self.hindsight.state_dict(used),
             "windows": None if self.windows is None else self.windows.state_dict(used),
-            **{name: getattr(self, name)[:used] for name in COLUMNS},
+            **self._columns(used),
         }
+
+    def _columns(self, used: int) -> dict[str, Tensor | np.ndarray]:
+        """Return the first `used` rows of what is held besides observations: the memory itself."""
+        columns = {"actions": self.actions, "rewards": self.rewards, "terminated": self.terminated}
+        rows = {name: column.by_row(self.num_envs, used) for name, column in columns.items()}
+        return {**rows, "done": self.done[:used], "valid": self.valid[:used]}
 
     def load_state_dict(self, state: State) -> None:
         """Restore what `state_dict` returned.
@@ -303,7 +303,8 @@ class ReplayBuffer:
         self._added = state["head"] + (self.rows if state["size"] == self.rows - 1 else 0)
         self._all_valid = state["all_valid"]
         self.observations.load_state_dict(state)
-        for name in COLUMNS:
-            getattr(self, name).zero_()[: len(state[name])] = state[name]
+        self.valid.fill(False)
+        for name, rows in self._columns(len(state["valid"])).items():
+            rows[:] = state[name]
         for name, part in parts.items():
             part.load_state_dict(state[name])

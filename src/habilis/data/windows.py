@@ -7,6 +7,7 @@ each place, where it remembers anything. Nothing else is stored for a window, ho
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,6 +16,7 @@ from habilis.core.config import require
 from habilis.core.specs import DESIRED
 from habilis.core.tree import beside
 from habilis.core.types import State, Step
+from habilis.data.columns import Column, Places
 from habilis.data.hindsight import Goals
 from habilis.data.observations import ObservationRing
 
@@ -46,10 +48,9 @@ class Windows:
     def reserve(self, observations: ObservationRing) -> None:
         """Make room beside a ring of observations: what a buffer does when it is made."""
         self._observations = observations
-        shape, device = observations.final_slot.shape, observations.final_slot.device
         # true where the observation is the first that the policy remembers
-        self.fresh = torch.zeros(shape, dtype=torch.bool, device=device)
-        self.memories = torch.zeros(*shape, self.memory_dim, device=device)
+        self.fresh = np.zeros_like(observations.final_slot, np.bool_)
+        self.memories = Column(torch.zeros(observations.places, self.memory_dim, device=observations.device))
 
     def start(self, row: int) -> None:
         """Begin new episodes with the observations of `row`."""
@@ -64,18 +65,19 @@ class Windows:
             memory: `[N, memory_dim]`, what the policy remembered when it acted; None for nothing yet.
         """
         # a step that is not valid leads nowhere: what comes after it is remembered by itself
-        self.fresh[(row + 1) % len(self.fresh)] = step.done | ~step.valid
+        self.fresh[(row + 1) % len(self.fresh)] = (step.done | ~step.valid).numpy(force=True)
         if self.memory_dim:
-            self.memories[row] = 0.0 if memory is None else memory
+            places = self._observations.of(row)
+            self.memories[places] = torch.zeros_like(self.memories.values[places]) if memory is None else memory
 
-    def read(self, index: Tensor) -> dict[str, Tensor]:
+    def read(self, index: Places) -> dict[str, Tensor]:
         """Return the windows whose newest observations are at places `[B]`."""
         places, valid = self._reach(index)
         obs = self._observations.read(places.flatten())
         windows = {name: rows.unflatten(0, places.shape) for name, rows in obs.items()}
         return self._complete(windows, valid, places[:, 0])
 
-    def successors(self, index: Tensor) -> dict[str, Tensor]:
+    def successors(self, index: Places) -> dict[str, Tensor]:
         """Return the windows that end with the true successors of the steps at places `[B]`."""
         places, valid = self._reach(index)
         places, valid = places[:, 1:], valid[:, 1:]
@@ -84,22 +86,21 @@ class Windows:
             name: torch.cat([before[name].unflatten(0, places.shape), newest.unsqueeze(1)], 1)
             for name, newest in self._observations.successors(index).items()
         }
-        return self._complete(windows, torch.cat([valid, torch.ones_like(valid[:, :1])], 1), places[:, 0])
+        return self._complete(windows, np.hstack([valid, np.ones_like(valid[:, :1])]), places[:, 0])
 
-    def _reach(self, index: Tensor) -> tuple[Tensor, Tensor]:
+    def _reach(self, index: Places) -> tuple[Places, np.ndarray]:
         """Return the places of the last W steps up to places `[B]`, `[B, W]`, and which belong to one episode."""
-        num_envs = self.fresh.shape[1]
-        steps = torch.arange(1 - self.length, 1, device=index.device)
-        places = (index.unsqueeze(1) + steps * num_envs) % self.fresh.numel()
+        steps = np.arange(1 - self.length, 1)
+        places = (index[:, None] + steps * self._observations.num_envs) % self.fresh.size
         # a step belongs to the newest one's episode where none after it begins another
-        begun = self.fresh.take(places[:, 1:]).flip(1).cumsum(1).flip(1)
-        return places, torch.cat([begun == 0, torch.ones_like(places[:, :1], dtype=torch.bool)], 1)
+        begun = np.logical_or.accumulate(self.fresh.take(places[:, :0:-1]), 1)[:, ::-1]
+        return places, np.hstack([~begun, np.ones_like(begun[:, :1])])
 
-    def _complete(self, windows: dict[str, Tensor], valid: Tensor, first: Tensor) -> dict[str, Tensor]:
+    def _complete(self, windows: dict[str, Tensor], valid: np.ndarray, first: Places) -> dict[str, Tensor]:
         """Add the groups that observations have not, for windows that begin at places `first` `[B]`."""
-        windows[VALID] = valid
+        windows[VALID] = torch.from_numpy(valid).to(self._observations.device)
         if self.memory_dim:
-            windows[MEMORY] = self.memories.flatten(0, 1).index_select(0, first) * valid.all(1, keepdim=True)
+            windows[MEMORY] = self.memories.take(first) * windows[VALID].all(1, keepdim=True)
         return windows
 
     def replace_goals(self, windows: dict[str, Tensor], goals: Goals) -> None:
@@ -111,9 +112,10 @@ class Windows:
 
     def state_dict(self, used: int) -> State:
         """Return what the first `used` rows hold; the tensors are its own."""
-        return {"fresh": self.fresh[:used], "memories": self.memories[:used]}
+        return {"fresh": self.fresh[:used], "memories": self.memories.by_row(self.fresh.shape[1], used)}
 
     def load_state_dict(self, state: State) -> None:
         """Restore what `state_dict` returned."""
-        for name, column in (("fresh", self.fresh), ("memories", self.memories)):
-            column.zero_()[: len(state[name])] = state[name]
+        self.fresh.fill(False)
+        self.fresh[: len(state["fresh"])] = state["fresh"]
+        self.memories.by_row(self.fresh.shape[1], len(state["memories"]))[:] = state["memories"]

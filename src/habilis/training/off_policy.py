@@ -71,7 +71,7 @@ class OffPolicyTrainer:
         self.plugins = plugins
         self.counters = Counters()
         self._config = algorithm.config
-        self._explore = streams.torch("explore", buffer.rewards.device)
+        self._explore = streams.torch("explore", buffer.device)
 
     def __iter__(self) -> Iterator[Report]:
         while self.counters.env_steps < self.total_timesteps:

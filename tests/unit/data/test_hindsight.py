@@ -306,7 +306,7 @@ def test_batches_drawn_together_have_as_many_goals_each():
 
 def test_memory():
     hindsight = make(held=10).hindsight
-    per_place = hindsight._since.element_size() + hindsight._left.element_size()
+    per_place = hindsight._since.itemsize + hindsight._left.itemsize
     assert Hindsight.bytes_needed(10) == 10 * per_place
 
 

@@ -180,7 +180,7 @@ def test_side_store_is_reused():
     buffer = ReplayBuffer(SPEC, 50, 1, generator=np.random.default_rng(0))
     run(buffer, 5000, ends=0.9)
     ring = buffer.observations
-    stored = next(iter(ring._final.values()))
+    stored = next(iter(ring._final.values())).values
     used = ring.final_slot[ring.final_slot >= 0].tolist()
     assert len(stored) == 64  # one block holds what 50 transitions can end
     assert len(set(used)) == len(used)
@@ -225,9 +225,9 @@ def test_a_million_transitions_of_halfcheetah():
     assert needed == 103_000_000
     buffer = ReplayBuffer(CHEETAH, 1_000_000, 1, generator=np.random.default_rng(0))
     ring = buffer.observations
-    stores = [*ring.stores.values(), buffer.actions, buffer.rewards, buffer.terminated, buffer.done, buffer.valid]
-    stores += [ring.final_slot, ring.first, *ring._final.values()]
-    taken = sum(s.numel() * s.element_size() for s in stores)
+    columns = [*ring.columns.values(), *ring._final.values(), buffer.actions, buffer.rewards, buffer.terminated]
+    stores = [*(column.values for column in columns), buffer.done, buffer.valid, ring.final_slot, ring.first]
+    taken = sum(store.nbytes for store in stores)
     assert needed <= taken <= 150e6
     assert taken - needed < 1000
 

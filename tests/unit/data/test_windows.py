@@ -231,7 +231,7 @@ def test_without_memory_to_store_there_is_the_window_alone():
     assert {obs: row[0][0] for obs, row in rows_of(batch).items()} == {
         obs: row[0][0] for obs, row in feed.expected().items()
     }
-    assert buffer.windows.memories.numel() == 0
+    assert buffer.windows.memories.values.numel() == 0
 
 
 @pytest.mark.parametrize("steps", [5, 24, 61])
@@ -263,8 +263,7 @@ def test_a_window_of_one_step_is_refused():
 
 def test_bytes():
     buffer = make(1, 100, 4, memory_dim=5)
-    taken = [buffer.windows.fresh, buffer.windows.memories]
-    per_row = sum(x.numel() * x.element_size() for x in taken) / buffer.rows
+    per_row = (buffer.windows.fresh.nbytes + buffer.windows.memories.values.nbytes) / buffer.rows
     assert buffer.windows.bytes_needed(100) == 100 * per_row == 100 * 21
 
 

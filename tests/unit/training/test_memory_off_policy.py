@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -76,16 +77,17 @@ def test_what_is_stored_is_what_acting_had(algorithm, env, kind):
     trainer = run(build(algorithm, env, kind), 30)
     buffer, encoder = trainer.buffer, trainer.algorithm.policy.encoder
     memory, ended = encoder.fresh(3), 0
+    memories = buffer.windows.memories.by_row(3, 120)
     with torch.no_grad():
         for row in range(120):
-            starts = buffer.windows.fresh[row]
+            starts = torch.from_numpy(buffer.windows.fresh[row])
             ended += int(starts.sum())
             memory = torch.where(starts.unsqueeze(1), 0.0, memory)
             if kind == "transformer":
-                assert buffer.windows.memories[row].shape == (3, 0)
+                assert memories[row].shape == (3, 0)
             else:
-                torch.testing.assert_close(buffer.windows.memories[row], memory)
-            index = 3 * row + torch.arange(3)
+                torch.testing.assert_close(memories[row], memory)
+            index = 3 * row + np.arange(3)
             shown = buffer._shown.read(index)
             features, memory = encoder.step(at(shown, (slice(None), -1)), memory)
             # a window gives the newest step the features that it had when it was acted on
@@ -93,7 +95,7 @@ def test_what_is_stored_is_what_acting_had(algorithm, env, kind):
             following = buffer._shown.successors(index)
             torch.testing.assert_close(encoder(following), encoder.step(at(following, (slice(None), -1)), memory)[0])
     assert ended > 12  # episodes, and most of them longer than a window
-    now = torch.where(buffer.windows.fresh[120, :, None], 0.0, memory)
+    now = torch.where(torch.from_numpy(buffer.windows.fresh[120, :, None]), 0.0, memory)
     torch.testing.assert_close(trainer.collector.memory["network"], now)
 
 
@@ -171,8 +173,7 @@ def test_the_size_is_said_before_it_is_allocated(kind, size):
     # 100,000 transitions of 4 + 1 + 1 float32, three flags and an int32
     buffer = build("sac", "InvertedPendulum-v5", kind, said.append, **{"algo.buffer_size": 100_000}).buffer
     assert f"replay memory: 100,000 transitions, {(31 + size) / 10:.0f} MB" in said
-    stores = (buffer.windows.fresh, buffer.windows.memories)
-    assert sum(x.numel() * x.element_size() for x in stores) == size * buffer.rows * 3
+    assert buffer.windows.fresh.nbytes + buffer.windows.memories.values.nbytes == size * buffer.rows * 3
 
 
 def test_what_does_not_fit_is_refused():

@@ -71,7 +71,8 @@ def test_the_algorithm_sees_the_transformed_batch_and_the_buffer_stays_raw(algor
         assert float(reports[-1].metrics["bonus"]) == trainer.plugins[0].bonus
     torch.testing.assert_close(seen["changed"], seen["plain"] + 5.0)
     # the task's own rewards are distances, never above zero
-    assert all(float(held.rewards.max()) <= 0.0 for held in raw or [changed.buffer])
+    held = [batch.rewards for batch in raw] or [changed.buffer.rewards.values]
+    assert all(float(rewards.max()) <= 0.0 for rewards in held)
 
 
 @pytest.mark.parametrize("algorithm", ["ppo", "sac"])

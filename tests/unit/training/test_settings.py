@@ -58,7 +58,7 @@ def test_actions_are_drawn_evenly_until_learning_starts(gradient_steps, made):
         seen.append((report.env_steps, len(acted), report.gradient_steps))
     # rounds of four steps of three environments: the fourth round passes the fortieth step, the fifth acts after it
     assert seen == [(12, 0, 0), (24, 0, 0), (36, 0, 0), (48, 0, made), (60, 4, 2 * made)]
-    uniform = trainer.buffer.actions[:16]
+    uniform = trainer.buffer.actions.values[:48]
     assert 0.3 < uniform.std() < 0.9
     # the round that makes just as many steps is the last that nothing is learnt after
     known = REPLAY | {"algo.gradient_steps": gradient_steps, "algo.learning_starts": 36}
@@ -175,7 +175,7 @@ def test_episodes_that_begin_after_a_resumption_are_others_and_end_those_in_the_
         shown.append(again.collector.obs["policy"])
         buffer = again.buffer
         assert buffer.done[(buffer._head - 1) % buffer.rows].all()
-        assert torch.equal(buffer.observations.stores["policy"][buffer._head], shown[-1])
+        assert torch.equal(buffer.observations.shown(buffer._head, "policy"), shown[-1])
     assert not torch.equal(*shown)
 
 
