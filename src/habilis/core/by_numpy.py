@@ -80,12 +80,13 @@ def _divide(x: Any, other: Any) -> Any:
 def _huber_loss(x: Any, target: Any, reduction: int, delta: float = 1.0) -> Any:
     _refuse(reduction)
     error = np.abs(x - target)
-    return np.where(error < delta, 0.5 * error * error, delta * (error - 0.5 * delta))
+    near = np.minimum(error, delta)
+    return near * (error - 0.5 * near)
 
 
 def _huber_loss_backward(gradient: Any, x: Any, target: Any, reduction: int, delta: float) -> Any:
     _refuse(reduction)
-    return gradient * np.clip(x - target, -delta, delta)
+    return gradient * _clamp(x - target, -delta, delta)
 
 
 def _refuse(reduction: int) -> None:

@@ -271,7 +271,7 @@ class ClassicEnv:
             NonFiniteError: a force is not finite.
         """
         numbers, reward, terminated = self.task.advance(self.state, self._controls(action))
-        self.state = np.array(numbers, np.float64)
+        self.state = np.asarray(numbers, np.float64)
         self._elapsed += 1
         truncated = (self._elapsed >= self.spec.step_limit) & ~terminated
         obs = next_obs = self._observe()
@@ -328,7 +328,7 @@ class ClassicEnv:
         return continuous_actions(self.spec, action, self.num_envs)[:, 0]
 
     def _observe(self) -> Obs:
-        return {"policy": torch.from_numpy(np.array(self.task.observe(self.state), np.float32).T.copy())}
+        return {"policy": torch.from_numpy(np.asarray(self.task.observe(self.state)).T.astype(np.float32, order="C"))}
 
 
 def make_classic(
