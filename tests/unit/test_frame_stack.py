@@ -175,9 +175,8 @@ def test_the_buffer_gives_back_what_the_policy_saw(data):
         )
 
     buffer = make(0)
-    assert all(
-        store.shape[2:] == env.spec.frame(name).shape for name, store in buffer.observations.stores.items()
-    )  # no frame is stored twice
+    kept = {name: column.values.shape[1:] for name, column in buffer.observations.columns.items()}
+    assert kept == {name: env.spec.frame(name).shape for name in env.spec.obs}  # no frame is stored twice
     obs = env.reset(0)
     buffer.start(obs)
     history = [[] for _ in range(num_envs)]
@@ -261,9 +260,9 @@ def test_bytes_of_a_buffer_of_stacked_frames():
     assert needed == 1000 * (200 + 99 + 4 + 8 + 4 + 4 + 4)
     buffer = ReplayBuffer(env.spec, 1000, 1, generator=np.random.default_rng(0))
     ring = buffer.observations
-    stores = [*ring.stores.values(), ring.first, ring.final_slot, buffer.actions, buffer.rewards]
-    stores += [buffer.terminated, buffer.done, buffer.valid]
-    assert sum(s.numel() * s.element_size() for s in stores) == needed + 4 * needed // 1000
+    columns = [*ring.columns.values(), buffer.actions, buffer.rewards, buffer.terminated]
+    stores = [*(column.values for column in columns), ring.first, ring.final_slot, buffer.done, buffer.valid]
+    assert sum(store.nbytes for store in stores) == needed + 4 * needed // 1000
 
 
 def test_the_rollout_buffer_keeps_what_the_policy_saw():

@@ -1,7 +1,7 @@
 """What a replay buffer keeps of its places: one block of numbers each, written and read many at a time.
 
-The numbers lie where learning happens; which places are meant is always known to the processor, as NumPy's arrays. So
-is what says where an episode ended or what may be learnt from: a buffer's bookkeeping waits for no device.
+The numbers lie where learning happens. Which places are meant, where episodes end and what may be learnt from is always
+known to the processor, as NumPy's arrays: so places are reckoned without a device, and reach it once for all columns.
 """
 
 from __future__ import annotations
@@ -14,8 +14,13 @@ Places = np.ndarray
 """Flat indices, `row * num_envs + environment`, int64."""
 
 
+def located(places: Places, device: torch.device) -> Places | Tensor:
+    """Return places as columns that lie on a device are indexed by."""
+    return places if device.type == "cpu" else torch.from_numpy(places).to(device)
+
+
 class Column:
-    """Numbers of P places, read and written by NumPy where they lie on the processor: its way to a few is the shorter.
+    """Numbers of P places; on the processor NumPy reads and writes them, which for a few is faster than PyTorch.
 
     Args:
         values: `[P, ...]`, the memory itself.
@@ -25,20 +30,18 @@ class Column:
         self.values = values
         self._array = values.numpy() if values.is_cpu else None
 
-    def __setitem__(self, places: Places | slice, values: Tensor) -> None:
-        """Write `[K, ...]` at K places."""
+    def __setitem__(self, places: Places | Tensor | slice, values: Tensor) -> None:
+        """Write `[K, ...]` at K places, as `located` returns them, or at those of a slice."""
         if self._array is not None:
             self._array[places] = values.numpy(force=True)
         else:
-            index = places if isinstance(places, slice) else torch.from_numpy(places).to(self.values.device)
-            self.values[index] = values
+            self.values[places] = values
 
-    def take(self, places: Places) -> Tensor:
-        """Return a copy of what is at places `[...]`."""
-        if self._array is not None:
-            return torch.from_numpy(self._array.take(places, 0))
-        return self.values[torch.from_numpy(places).to(self.values.device)]
+    def take(self, places: Places | Tensor) -> Tensor:
+        """Return a copy of what is at places `[...]`, as `located` returns them."""
+        return self.values[places] if self._array is None else torch.from_numpy(self._array.take(places, 0))
 
     def by_row(self, num_envs: int, used: int) -> Tensor:
         """Return the first rows as `[used, num_envs, ...]`: the memory itself, no copy."""
-        return self.values.view(len(self.values) // num_envs, num_envs, *self.values.shape[1:])[:used]
+        rows: Tensor = self.values.unflatten(0, (-1, num_envs))
+        return rows[:used]

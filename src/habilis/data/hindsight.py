@@ -189,7 +189,7 @@ class Hindsight:
         return reward, terminated
 
     def state_dict(self, used: int) -> State:
-        """Return where the episodes of the first `used` rows lie; the arrays are its own."""
+        """Return where the episodes of the first `used` rows lie."""
         return {"since": self._since[:used], "left": self._left[:used], "length": self._length.copy()}
 
     def load_state_dict(self, state: State) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from habilis.core.specs import DESIRED, EnvSpec
 from habilis.core.types import Obs, State
-from habilis.data.columns import Column, Places
+from habilis.data.columns import Column, Places, located
 from habilis.data.hindsight import Goals
 
 
@@ -36,14 +36,14 @@ class ObservationRing:
         self._frames = spec.frame_stack
         self._axes = {name: axis for name in spec.obs if (axis := spec.obs[name].channel_axis) and self._frames > 1}
         self._shapes = {name: (spec.frame(name).shape, getattr(torch, group.dtype)) for name, group in spec.obs.items()}
-        self.columns = self._columns(self.places)
+        self.columns = self._room(self.places)
         self.final_slot = np.full((rows, num_envs), -1, dtype=np.int32)
         # where the stack is one frame repeated, as when an episode starts: no frame before it is needed
         self.first = np.zeros((rows if self._axes else 0, num_envs), dtype=np.bool_)
-        self._final = self._columns(0)
+        self._final = self._room(0)
         self._free: list[int] = []
 
-    def _columns(self, places: int) -> dict[str, Column]:
+    def _room(self, places: int) -> dict[str, Column]:
         """Make room for as many observations."""
         return {
             name: Column(torch.zeros(places, *shape, dtype=dtype, device=self.device))
@@ -91,18 +91,19 @@ class ObservationRing:
             self._make_room()
         slots = np.array([self._free.pop() for _ in range(len(ended))])
         self.final_slot[row, ended] = slots
+        to, whose = located(slots, self.device), torch.from_numpy(ended).to(self.device)
         following = self.of((row + 1) % len(self.final_slot))
         newest = None if obs is None else self._newest(obs)
         for name, column in self._final.items():
             reached = self.columns[name].values[following] if newest is None else newest[name]
-            column[slots] = Column(reached).take(ended)
+            column[to] = reached[whose]
 
     def _make_room(self) -> None:
         """Let the side store grow to twice its size."""
         held = len(next(iter(self._final.values())).values)
         room = max(64, held)
         self._free.extend(range(held + room - 1, held - 1, -1))
-        grown = self._columns(held + room)
+        grown = self._room(held + room)
         for name, column in self._final.items():
             grown[name][:held] = column.values
         self._final = grown
@@ -115,8 +116,9 @@ class ObservationRing:
 
     def read(self, places: Places, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Return the observations at places `[B]`, of the groups `names` or of all."""
+        at = located(places, self.device)
         return {
-            name: self._stack(name, places) if name in self._axes else self.columns[name].take(places)
+            name: self._stack(name, places) if name in self._axes else self.columns[name].take(at)
             for name in names or self.columns
         }
 
@@ -126,13 +128,14 @@ class ObservationRing:
         slot = self.final_slot.take(places)
         at_end = (slot >= 0).nonzero()[0]
         if at_end.size:
+            slots, rows = located(slot[at_end], self.device), located(at_end, self.device)
             for name, values in successors.items():
-                last = self._final[name].take(slot[at_end])
+                last = self._final[name].take(slots)
                 if name in self._axes:
                     axis, channels = self._axes[name], last.shape[self._axes[name]]
                     shown = self._stack(name, places[at_end])
                     last = torch.cat([shown.narrow(axis, channels, shown.shape[axis] - channels), last], axis)
-                Column(values)[at_end] = last
+                Column(values)[rows] = last
         return successors
 
     @staticmethod
@@ -143,11 +146,11 @@ class ObservationRing:
     def _stack(self, name: str, places: Places) -> Tensor:
         """Rebuild the frames of a group as they were seen at places `[B]`."""
         column = self.columns[name]
-        frames = [column.take(places)]
+        frames = [column.take(located(places, self.device))]
         for _ in range(self._frames - 1):
             before = (places - self.num_envs) % self.places
             places = np.where(self.first.take(places), places, before)
-            frames.append(column.take(places))
+            frames.append(column.take(located(places, self.device)))
         return torch.cat(frames[::-1], self._axes[name])
 
     def _newest(self, obs: Obs) -> Obs:
@@ -155,7 +158,7 @@ class ObservationRing:
         return {**obs, **{name: obs[name].chunk(self._frames, axis)[-1] for name, axis in self._axes.items()}}
 
     def state_dict(self, used: int) -> State:
-        """Return the first `used` rows; the tensors are the ring's own."""
+        """Return the first `used` rows; nearly all of it is the ring's own memory."""
         return {
             "obs": {name: column.by_row(self.num_envs, used) for name, column in self.columns.items()},
             "final_obs": {name: column.values for name, column in self._final.items()},

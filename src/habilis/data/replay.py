@@ -18,7 +18,7 @@ from habilis.core.batches import TransitionBatch
 from habilis.core.errors import ConfigError
 from habilis.core.specs import ACHIEVED, DESIRED, EnvSpec
 from habilis.core.types import Obs, State, Step
-from habilis.data.columns import Column, Places
+from habilis.data.columns import Column, Places, located
 from habilis.data.hindsight import Goals, Hindsight
 from habilis.data.observations import ObservationRing
 from habilis.data.priorities import Priorities
@@ -169,7 +169,7 @@ class ReplayBuffer:
         by, n = self.priorities, batch_size
         index, weight, number = (self._draw(n), None, None) if by is None else self._draw_by_priority(n, by)
         obs = self._shown.read(index)
-        action = self.actions.take(index)
+        action = self.actions.take(located(index, self.device))
         goals = None if self.hindsight is None else self._choose_goals(index, self.hindsight)
         if self.n_steps == 1:
             reward, terminated = self._outcomes(index, goals)
@@ -244,7 +244,8 @@ class ReplayBuffer:
 
     def _outcomes(self, places: Places, goals: Goals | None) -> tuple[Tensor, Tensor]:
         """Return rewards and terminations of the steps at `[B]` or `[n, B]`, in hindsight of B transitions' goals."""
-        reward, terminated = self.rewards.take(places), self.terminated.take(places)
+        at = located(places, self.device)
+        reward, terminated = self.rewards.take(at), self.terminated.take(at)
         if goals is None or self.hindsight is None:
             return reward, terminated
         achieved = self.observations.successors(places.flatten(), (ACHIEVED,))[ACHIEVED]
@@ -261,7 +262,7 @@ class ReplayBuffer:
         return reward, discount, window[last.numpy(force=True), np.arange(len(index))], ended
 
     def state_dict(self) -> State:
-        """Return what is held, and nothing of the room that is still empty; the tensors are the buffer's own."""
+        """Return what is held, and nothing of the room that is still empty; most of it is the buffer's own memory."""
         used = min(self._added + 1, self.rows)
         priorities = self.priorities
         return {

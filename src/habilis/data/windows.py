@@ -16,7 +16,7 @@ from habilis.core.config import require
 from habilis.core.specs import DESIRED
 from habilis.core.tree import beside
 from habilis.core.types import State, Step
-from habilis.data.columns import Column, Places
+from habilis.data.columns import Column, Places, located
 from habilis.data.hindsight import Goals
 from habilis.data.observations import ObservationRing
 
@@ -68,7 +68,7 @@ class Windows:
         self.fresh[(row + 1) % len(self.fresh)] = (step.done | ~step.valid).numpy(force=True)
         if self.memory_dim:
             places = self._observations.of(row)
-            self.memories[places] = torch.zeros_like(self.memories.values[places]) if memory is None else memory
+            self.memories.values[places] = 0.0 if memory is None else memory
 
     def read(self, index: Places) -> dict[str, Tensor]:
         """Return the windows whose newest observations are at places `[B]`."""
@@ -100,7 +100,8 @@ class Windows:
         """Add the groups that observations have not, for windows that begin at places `first` `[B]`."""
         windows[VALID] = torch.from_numpy(valid).to(self._observations.device)
         if self.memory_dim:
-            windows[MEMORY] = self.memories.take(first) * windows[VALID].all(1, keepdim=True)
+            before = self.memories.take(located(first, self._observations.device))
+            windows[MEMORY] = torch.where(windows[VALID].all(1, keepdim=True), before, 0.0)
         return windows
 
     def replace_goals(self, windows: dict[str, Tensor], goals: Goals) -> None:
@@ -111,7 +112,7 @@ class Windows:
             windows[MEMORY] = windows[MEMORY] * ~goals.replaced.unsqueeze(1)
 
     def state_dict(self, used: int) -> State:
-        """Return what the first `used` rows hold; the tensors are its own."""
+        """Return what the first `used` rows hold; the memory itself."""
         return {"fresh": self.fresh[:used], "memories": self.memories.by_row(self.fresh.shape[1], used)}
 
     def load_state_dict(self, state: State) -> None:

@@ -104,6 +104,16 @@ def test_it_comes_to_what_pytorch_comes_to(name):
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["huber", "gradient of huber", "relu", "clamp"])
+def test_what_is_not_a_number_stays_so(name):
+    x = numbers(5, 4)
+    replay = by_numpy(graph(FUNCTIONS[name], x), (x,))
+    x = x.index_fill(0, torch.tensor(2), torch.nan)
+    found, expected = replay(x)[0], FUNCTIONS[name](x)
+    assert expected.isnan().any()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
 def test_all_operations_are_tried():
     tried = set()
     for function in FUNCTIONS.values():

@@ -234,9 +234,35 @@ def test_without_memory_to_store_there_is_the_window_alone():
     assert buffer.windows.memories.values.numel() == 0
 
 
-@pytest.mark.parametrize("steps", [5, 24, 61])
-def test_a_loaded_state_goes_on_bit_for_bit(steps):
-    one, two = make(2, 10, 4, seed=1), make(2, 10, 4, seed=2)
+def test_what_is_not_remembered_is_zero_where_the_ring_has_turned():
+    buffer = make(1, 4, 2)
+    no = torch.zeros(1, dtype=torch.bool)
+    obs = {"policy": torch.zeros(1, 1), "camera": torch.zeros(1, 1, 1, 1, dtype=torch.uint8)}
+    buffer.start(obs)
+    for memory in [*[torch.full((1, 2), torch.inf)] * 9, *[None] * 9]:
+        buffer.add(torch.zeros(1, dtype=torch.long), Step(obs, obs, torch.zeros(1), no, no, ~no), memory)
+    batch = buffer.sample(50)
+    assert (batch.obs[MEMORY] == 0).all()
+    assert (batch.next_obs[MEMORY] == 0).all()
+
+
+def test_what_was_remembered_before_an_episode_is_zero_whatever_lies_there():
+    buffer = make(1, 20, 3)
+    no = torch.zeros(1, dtype=torch.bool)
+    obs = {"policy": torch.zeros(1, 1), "camera": torch.zeros(1, 1, 1, 1, dtype=torch.uint8)}
+    buffer.start(obs)
+    for _ in range(10):
+        buffer.add(
+            torch.zeros(1, dtype=torch.long),
+            Step(obs, obs, torch.zeros(1), no, ~no, ~no),
+            torch.full((1, 2), torch.inf),
+        )
+    assert (buffer.sample(50).obs[MEMORY] == 0).all()
+
+
+@pytest.mark.parametrize(("steps", "n_steps"), [(5, 1), (24, 1), (61, 1), (5, 4), (8, 4)])
+def test_a_loaded_state_goes_on_bit_for_bit(steps, n_steps):
+    one, two = make(2, 10, 4, seed=1, n_steps=n_steps), make(2, 10, 4, seed=2, n_steps=n_steps)
     feed = Feed(one)
     feed.run(steps)
     Feed(two).run(45)  # what it held before must not matter
@@ -245,7 +271,9 @@ def test_a_loaded_state_goes_on_bit_for_bit(steps):
     feed.copies.append(two)
     for _ in range(30):
         feed.step([("cut", True), ("go", True)] if feed.count % 5 == 0 else [("go", True), ("end", False)])
-        assert rows_of(one.sample(8)) == rows_of(two.sample(8))
+        first, second = one.sample(8), two.sample(8)
+        assert rows_of(first) == rows_of(second)
+        assert torch.equal(first.discount, second.discount)
 
 
 def test_a_state_without_windows_is_refused():

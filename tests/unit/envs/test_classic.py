@@ -94,6 +94,19 @@ def test_episodes_are_gymnasiums_under_the_same_seed(id):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-7)
 
 
+@pytest.mark.parametrize("id", CLASSIC)
+def test_steps_are_its_own_and_in_order(id):
+    env, rng = make_vec_env(id, 3, seed=0), np.random.default_rng(0)
+    given = []
+    for _ in range(5):
+        obs = env.step(draw(env, rng)).obs["policy"]
+        assert obs.is_contiguous()
+        assert env.state.dtype == np.float64
+        given.append((obs, obs.clone()))
+        env.state += 0.01
+    assert all(torch.equal(obs, then) for obs, then in given)  # nothing that was given out changes later
+
+
 def test_an_episode_is_cut_off_and_the_next_begins_in_the_same_step():
     env = make_vec_env("Pendulum-v1", 2, max_episode_steps=3)
     env.reset(0)
