@@ -92,10 +92,10 @@ class ObservationRing:
         slots = np.array([self._free.pop() for _ in range(len(ended))])
         self.final_slot[row, ended] = slots
         to, whose = located(slots, self.device), torch.from_numpy(ended).to(self.device)
-        following = self.of((row + 1) % len(self.final_slot))
+        following = (row + 1) % len(self.final_slot)
         newest = None if obs is None else self._newest(obs)
         for name, column in self._final.items():
-            reached = self.columns[name].values[following] if newest is None else newest[name]
+            reached = self.shown(following, name) if newest is None else newest[name]
             column[to] = reached[whose]
 
     def _make_room(self) -> None:
