@@ -164,7 +164,7 @@ class ObservationRing:
             "final_obs": {name: column.values for name, column in self._final.items()},
             "final_slot": self.final_slot[:used],
             "first": self.first[:used],
-            "free": np.array(self._free, np.int64),
+            "free": torch.tensor(self._free, dtype=torch.long),
         }
 
     def load_state_dict(self, state: State) -> None:
