@@ -1,7 +1,7 @@
 """What a replay buffer keeps of its places: one block of numbers each, written and read many at a time.
 
 The numbers lie where learning happens. Which places are meant, where episodes end and what may be learnt from is always
-known to the processor, as NumPy's arrays: so places are reckoned without a device, and reach it once for all columns.
+known to the processor, as NumPy's arrays: places are reckoned there, and a device is given those that are read.
 """
 
 from __future__ import annotations

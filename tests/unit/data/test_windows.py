@@ -234,13 +234,21 @@ def test_without_memory_to_store_there_is_the_window_alone():
     assert buffer.windows.memories.values.numel() == 0
 
 
-def test_what_is_not_remembered_is_zero_where_the_ring_has_turned():
-    buffer = make(1, 4, 2)
+def add_alike(buffer, memories, ends):
+    """Start, and add one step after another, of which nothing differs but what was remembered."""
     no = torch.zeros(1, dtype=torch.bool)
     obs = {"policy": torch.zeros(1, 1), "camera": torch.zeros(1, 1, 1, 1, dtype=torch.uint8)}
     buffer.start(obs)
-    for memory in [*[torch.full((1, 2), torch.inf)] * 9, *[None] * 9]:
-        buffer.add(torch.zeros(1, dtype=torch.long), Step(obs, obs, torch.zeros(1), no, no, ~no), memory)
+    for memory in memories:
+        buffer.add(torch.zeros(1, dtype=torch.long), Step(obs, obs, torch.zeros(1), no, no | ends, ~no), memory)
+
+
+INFINITE = torch.full((1, 2), torch.inf)
+
+
+def test_what_is_not_remembered_is_zero_where_the_ring_has_turned():
+    buffer = make(1, 4, 2)
+    add_alike(buffer, [*[INFINITE] * 9, *[None] * 9], ends=False)
     batch = buffer.sample(50)
     assert (batch.obs[MEMORY] == 0).all()
     assert (batch.next_obs[MEMORY] == 0).all()
@@ -248,15 +256,7 @@ def test_what_is_not_remembered_is_zero_where_the_ring_has_turned():
 
 def test_what_was_remembered_before_an_episode_is_zero_whatever_lies_there():
     buffer = make(1, 20, 3)
-    no = torch.zeros(1, dtype=torch.bool)
-    obs = {"policy": torch.zeros(1, 1), "camera": torch.zeros(1, 1, 1, 1, dtype=torch.uint8)}
-    buffer.start(obs)
-    for _ in range(10):
-        buffer.add(
-            torch.zeros(1, dtype=torch.long),
-            Step(obs, obs, torch.zeros(1), no, ~no, ~no),
-            torch.full((1, 2), torch.inf),
-        )
+    add_alike(buffer, [INFINITE] * 10, ends=True)
     assert (buffer.sample(50).obs[MEMORY] == 0).all()
 
 
