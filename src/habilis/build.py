@@ -127,6 +127,7 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
     if isinstance(config.algo, OffPolicyConfig):
         _reserve_replay(config.algo, env.spec, env.num_envs, device, say)
         _tell_atoms(config.algo, say)
+        _tell_unread(config.algo, env.spec, say)
         if config.algo.learning_starts >= config.total_timesteps:
             say(f"nothing will be learnt: learning_starts is {config.algo.learning_starts:,}, and the run ends before")
     try:
@@ -165,6 +166,14 @@ def _tell_atoms(c: OffPolicyConfig, say: Callable[[str], None]) -> None:
     if "v_min" in used:
         span = f"from {used['v_min']:g} to {used['v_max']:g}"
         say(f"atoms {span}: discounted returns beyond them cannot be told apart (--algo.v-min, --algo.v-max)")
+
+
+def _tell_unread(c: OffPolicyConfig, spec: EnvSpec, say: Callable[[str], None]) -> None:
+    """Say what of an environment would be of use and is not used."""
+    if spec.has_goals and c.goal_selection_strategy == "none":
+        say("not in hindsight of the goals that episodes reach: --algo.goal-selection-strategy future learns from them")
+    if isinstance(c, dqn.DQNConfig) and spec.critic_groups != spec.policy_groups:
+        say("the group critic is not read: what estimates the values of choices acts by them, and sees what acts sees")
 
 
 def _make_windows(c: OffPolicyConfig) -> Windows | None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require_positive
+from habilis.core.config import require, require_positive
 from habilis.core.options import only_if
 from habilis.core.random import RandomStreams
 from habilis.core.recording import Recorded
@@ -37,7 +37,7 @@ from habilis.nn.optimizer import Optimizer
 from habilis.nn.value import ValueNetwork
 from habilis.policies.action_filter import ActionConfig
 from habilis.policies.actor_critic import make_critic, make_policy, recall, require_actor_critic
-from habilis.policies.smoothness import SmoothnessConfig, require_smoothness, rollout_neighbours, smoothness_loss
+from habilis.policies.smoothness import SmoothnessConfig, require_smoothness, rollout_neighbours, with_smoothness
 from habilis.policies.stochastic import StochasticPolicy
 
 
@@ -103,6 +103,10 @@ class A2CConfig:
     def __post_init__(self) -> None:
         require_actor_critic(self)
         require_positive(self, "rms_prop_eps")
+        learnt = self.n_steps > 1 or not self.memory.used
+        require(
+            learnt, "what to remember is learnt over several steps, and n_steps is 1: take more, as a2c does"
+        )
 
 
 @dataclass
@@ -233,8 +237,7 @@ class A2C:
         loss = policy_loss + c.vf_coef * critic_loss
         if c.ent_coef != 0:  # its gradient is not free
             loss = loss - c.ent_coef * entropy
-        if c.smoothness.used:
-            loss = loss + smoothness_loss(c.smoothness, s.policy, data, weight)
+        loss, penalty = with_smoothness(loss, c.smoothness, s.policy, data, weight)
         results = {
             **s.optimizer.gradient(loss),
             "policy_loss": policy_loss.detach(),
@@ -242,7 +245,7 @@ class A2C:
             "entropy": entropy.detach(),
             "value": (weight * values.detach()).sum(),
         }
-        return results | deviation(distribution)
+        return results | penalty | deviation(distribution)
 
     def state_dict(self) -> State:
         """Return everything that learning changes."""

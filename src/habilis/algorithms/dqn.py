@@ -35,7 +35,7 @@ from habilis.core.tree import Tree, tree_part
 from habilis.core.types import Metrics, Obs, State
 from habilis.functional.losses import q_target
 from habilis.nn.activations import Activation
-from habilis.nn.encoder import ImageEncoderKind
+from habilis.nn.encoder import ImageEncoderKind, require_images
 from habilis.nn.memory import MemoryConfig, make_encoder
 from habilis.nn.mlp import MLP
 from habilis.nn.optimizer import Optimizer, flatten_parameters
@@ -157,6 +157,7 @@ def make_policy(spec: EnvSpec, config: DQNConfig, generator: torch.Generator) ->
     require_action(spec, DiscreteAction, "value-based learning")
     assert isinstance(spec.action, DiscreteAction)
     c = config
+    require_images(c.image_encoder, spec.obs)
     encoder = make_encoder(
         spec.obs, spec.policy_groups, c.normalize_obs, c.memory, generator, c.image_encoder, stored=True
     )

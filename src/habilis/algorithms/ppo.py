@@ -44,7 +44,7 @@ from habilis.policies.actor_critic import (
     minibatch_features,
     require_actor_critic,
 )
-from habilis.policies.smoothness import SmoothnessConfig, require_smoothness, rollout_neighbours, smoothness_loss
+from habilis.policies.smoothness import SmoothnessConfig, require_smoothness, rollout_neighbours, with_smoothness
 from habilis.policies.stochastic import StochasticPolicy
 
 
@@ -252,8 +252,7 @@ class PPO:
         loss = surrogate.loss + c.vf_coef * critic_loss
         if c.ent_coef != 0:  # its gradient costs a twentieth of a small minibatch
             loss = loss - c.ent_coef * entropy
-        if c.smoothness.used:
-            loss = loss + smoothness_loss(c.smoothness, s.policy, data)
+        loss, penalty = with_smoothness(loss, c.smoothness, s.policy, data)
         results = {
             **s.optimizer.gradient(loss),
             "policy_loss": surrogate.loss.detach(),
@@ -262,7 +261,7 @@ class PPO:
             "approx_kl": surrogate.approx_kl,
             "clip_fraction": surrogate.clip_fraction,
         }
-        return results | deviation(distribution)
+        return results | penalty | deviation(distribution)
 
     def _adapt_learning_rate(self, kl: Tensor) -> None:
         """Divide the rate by 1.5 where an update moved too far, multiply where it moved too little (rsl_rl)."""

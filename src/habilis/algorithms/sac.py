@@ -36,7 +36,7 @@ from habilis.nn.memory import MemoryConfig
 from habilis.nn.network import NetworkKind, critic_network
 from habilis.nn.optimizer import Optimizer, flatten_parameters, parameters_besides
 from habilis.policies.action_filter import ActionConfig
-from habilis.policies.smoothness import SmoothnessConfig, draw_neighbours, smoothness_loss
+from habilis.policies.smoothness import SmoothnessConfig, draw_neighbours, with_smoothness
 from habilis.policies.squashed import make_policy
 from habilis.policies.stochastic import StochasticPolicy
 
@@ -277,9 +277,8 @@ class SAC:
         action, log_prob = s.policy.head(features).sample(data["noise"])
         values = s.critics(obs, action, data.get("dropout")).mean(-1)
         loss = losses.soft_policy_loss(values.amin(0) if c.policy_critic == "min" else values.mean(0), log_prob, alpha)
-        if c.smoothness.used:
-            loss = loss + smoothness_loss(c.smoothness, s.policy, data)
-        results = s.policy_optimizer.gradient(loss) | {"statistics": statistics}
+        whole, penalty = with_smoothness(loss, c.smoothness, s.policy, data)
+        results = s.policy_optimizer.gradient(whole) | penalty | {"statistics": statistics}
         if s.alpha_optimizer is not None:
             alpha_loss = losses.temperature_loss(s.log_alpha, log_prob, self.target_entropy)
             results |= {f"alpha_{name}": value for name, value in s.alpha_optimizer.gradient(alpha_loss).items()}

@@ -37,7 +37,7 @@ from habilis.nn.network import NetworkKind, critic_network, make_trunk, policy_n
 from habilis.nn.optimizer import Optimizer, flatten_parameters, parameters_besides
 from habilis.policies.action_filter import ActionConfig
 from habilis.policies.deterministic import ActionNoise, DeterministicPolicy
-from habilis.policies.smoothness import SmoothnessConfig, draw_neighbours, require_smoothness, smoothness_loss
+from habilis.policies.smoothness import SmoothnessConfig, draw_neighbours, require_smoothness, with_smoothness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -280,9 +280,9 @@ class TD3:
         obs = s.critics.see(tree_part(data, "obs"))
         action, statistics = s.policy.learn(obs)
         loss = -self.q_values(obs, action, which=torch.zeros(1, dtype=torch.int64, device=action.device)).mean()
-        if self.config.smoothness.used:
-            loss = loss + smoothness_loss(self.config.smoothness, s.policy, data)
-        return {**s.policy_optimizer.gradient(loss), "statistics": statistics, "policy_loss": loss.detach()}
+        whole, penalty = with_smoothness(loss, self.config.smoothness, s.policy, data)
+        scalars = {"policy_loss": loss.detach(), **penalty}
+        return {**s.policy_optimizer.gradient(whole), "statistics": statistics, **scalars}
 
     def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
         """Take observations into the statistics of every encoder; the targets' follow the networks'."""

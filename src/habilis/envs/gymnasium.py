@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from typing import Any
@@ -75,7 +76,7 @@ def make_gymnasium(
         raise
     except Exception as error:
         _name_missing(error)
-        raise EnvError(f"the environment {id or env} cannot be made ({type(error).__name__}: {error})") from error
+        raise EnvError(f"the environment {id or env} cannot be made ({_cause(error)})") from error
     registered = gym.registry.get(id.split(":")[-1]) if id else None
     if registered is not None:  # which the environments know themselves, but those in other processes cannot be asked
         limit = kwargs.get("max_episode_steps", registered.max_episode_steps)
@@ -392,6 +393,15 @@ def _name_missing(error: Exception) -> None:
         for extra, (package, ours) in EXTRAS.items():
             if f"gymnasium[{extra}" in str(error):
                 raise MissingExtraError(package, ours) from error
+
+
+def _cause(error: Exception) -> str:
+    """Return what an error says, and where it says nothing the line that raised it."""
+    said = str(error)
+    if not said and error.__traceback__ is not None:
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        said = f"{at.line}, line {at.lineno} of {at.filename}"
+    return f"{type(error).__name__}: {said}"
 
 
 def _make_guarded(make_one: Callable[[], gym.Env], index: int) -> gym.Env:

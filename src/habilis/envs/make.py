@@ -205,12 +205,21 @@ def _make_gymnasium(id: str, num_envs: int, **kwargs: Any) -> VecEnv:
     try:
         return make_gymnasium(id, num_envs, **kwargs)
     except (gymnasium.error.UnregisteredEnv, gymnasium.error.DeprecatedEnv) as error:
-        hint = "an environment that your own file registers is found as `module:id`"
-        if find_spec("envpool") and id in list_env_ids("envpool"):
-            hint = "EnvPool has it: --env-backend envpool, or `backend` in Python"
+        hint = _in_envpool(id) or "an environment that your own file registers is found as `module:id`"
         raise ConfigError(
             f"there is no environment {id!r}{did_you_mean(id, list_env_ids())}: {error} ({hint})"
         ) from error
+    except EnvError as error:
+        hint = _in_envpool(id.rpartition(":")[2])
+        if hint is None:
+            raise
+        raise EnvError(f"{error}: {hint}") from error
+
+
+def _in_envpool(id: str) -> str | None:
+    """Return what to tell of an id that EnvPool has, where that is installed."""
+    there = find_spec("envpool") and id in list_env_ids("envpool")
+    return f"EnvPool has {id}: --env-backend envpool, or `backend` in Python" if there else None
 
 
 def _make_probe(id: str, num_envs: int, *, seed: int, threads: int | None) -> VecEnv:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from habilis.core.acceleration import hidden_layers
+from habilis.core.config import require
 from habilis.core.errors import ConfigError
 from habilis.core.specs import ObsGroup
 from habilis.core.types import Obs
@@ -26,6 +27,12 @@ NATURE_LAYERS = {
 }
 """(channels, kernel, stride) of each layer by the least side of an image: that of the paper, and two for small ones. In
 the smallest a pixel is an object, and a stride would blur where it is."""
+
+
+def require_images(kind: ImageEncoderKind, groups: Mapping[str, ObsGroup]) -> None:
+    """Raise `ConfigError` where an encoder of images is asked for and nothing that is observed is one."""
+    seen = any(group.is_image for group in groups.values())
+    require(seen or kind == "nature", f"image_encoder {kind!r} is for images, and none is observed: leave it out")
 
 
 class ImageEncoder(nn.Module):

@@ -329,6 +329,7 @@ def make_head(
         require(not config.use_sde, "use_sde is for real-valued actions, and these are choices: leave it out")
         fits = config.std_type == "independent"
         require(fits, f"std_type {config.std_type!r} is for real-valued actions, and these are choices: leave it out")
+        require(config.init_std == 1, "init_std is for real-valued actions, and these are choices: leave it out")
         only = f"distribution {config.distribution!r} is for real-valued actions, and these are choices: leave it out"
         require(config.distribution == "gaussian", only)
         return CategoricalHead(in_dim, action, generator)

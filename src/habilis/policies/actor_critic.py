@@ -13,7 +13,7 @@ from habilis.core.specs import EnvSpec
 from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part
 from habilis.functional.returns import explained_variance, generalized_advantage
 from habilis.nn.activations import Activation
-from habilis.nn.encoder import ImageEncoderKind
+from habilis.nn.encoder import ImageEncoderKind, require_images
 from habilis.nn.heads import HeadConfig, make_head, require_head
 from habilis.nn.memory import Encoder, MemoryConfig, MemoryEncoder, make_encoder
 from habilis.nn.mlp import MLP
@@ -66,6 +66,7 @@ def require_actor_critic(config: Any) -> None:
 
 def make_policy(spec: EnvSpec, config: ActorCriticConfig, generator: torch.Generator) -> StochasticPolicy:
     """Build the policy for an environment: its head by the actions and the distribution that is asked for."""
+    require_images(config.image_encoder, spec.obs)
     encoder = _make_encoder(spec, spec.policy_groups, config, generator)
     trunk = MLP(encoder.out_dim, config.hidden, None, config.activation, generator, orthogonal=True)
     head = make_head(spec.action, trunk.out_dim, config, generator)

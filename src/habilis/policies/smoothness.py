@@ -113,6 +113,20 @@ def bounded_action(policy: StochasticPolicy | DeterministicPolicy, normalized: O
     return policy.action_map.bound(policy.head(features).mode())[..., : policy.action_map.values]
 
 
+def with_smoothness(
+    loss: Tensor,
+    c: SmoothnessConfig,
+    policy: StochasticPolicy | DeterministicPolicy,
+    data: Tree,
+    weight: Tensor | None = None,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return a policy's loss with its penalties, and their sum as a scalar to log; as it is where there are none."""
+    if not c.used:
+        return loss, {}
+    penalty = smoothness_loss(c, policy, data, weight)
+    return loss + penalty, {"smoothness_loss": penalty.detach()}
+
+
 def smoothness_loss(
     c: SmoothnessConfig, policy: StochasticPolicy | DeterministicPolicy, data: Tree, weight: Tensor | None = None
 ) -> Tensor:

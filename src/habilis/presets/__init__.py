@@ -41,10 +41,20 @@ _SPECIAL: dict[str, Mapping[str, Mapping[str, Any]]] = {
     **TD3_PRESETS,
 }
 
+_FROM_PICTURES: Mapping[str, Any] = {"frame_stack": 3}
+"""For pictures of robots that were never tried: one alone shows no speed."""
+
+_REPLAYED_PICTURES: Mapping[str, Any] = {"plugins": {"random_shift": {}}, "algo.buffer_size": 100_000}
+"""Besides, where they are replayed: critics learn few pictures by heart, and a million take 12 GB."""
+
 
 def preset(algorithm: str, env: str) -> dict[str, Any]:
     """Return the dotted keys for an algorithm on an environment."""
-    return {**_GENERAL[algorithm], **_SPECIAL[algorithm].get(env, {})}
+    usual = dict(_GENERAL[algorithm])
+    if env.endswith("Pixels-v0") and algorithm not in TABULAR_NAMES:
+        usual |= _FROM_PICTURES
+        usual |= _REPLAYED_PICTURES if algorithm in (*SAC_NAMES, *TD3_NAMES, "fast_td3") else {}
+    return usual | dict(_SPECIAL[algorithm].get(env, {}))
 
 
 def tuned_environments(algorithm: str) -> list[str]:

@@ -70,6 +70,17 @@ _EVERY_NAME: Mapping[str, Mapping[str, Any]] = {
         "algo.batch_size": 64,
         "algo.buffer_size": 40_000,
     },
+    "habilis/PointReachGoal-v0": {
+        "total_timesteps": 30_000,
+        "num_envs": 8,
+        "algo.goal_selection_strategy": "future",
+        "algo.gradient_steps": 4,
+        "algo.learning_rate": 1e-3,
+        "algo.tau": 0.05,
+        "algo.gamma": 0.98,
+        "algo.normalize_obs": True,
+        "algo.hidden": (128, 128),
+    },
     **{f"{name}-v5": _MUJOCO for name in ("Ant", "Hopper", "Humanoid", "Swimmer", "Walker2d")},
     "HalfCheetah-v5": {**_MUJOCO, "algo.learning_rate": 1e-3},
 }

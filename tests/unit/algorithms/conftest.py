@@ -15,7 +15,7 @@ from habilis.algorithms.sac import SAC, SACConfig
 from habilis.algorithms.td3 import TD3, TD3Config
 from habilis.algorithms.trpo import TRPO, TRPOConfig
 from habilis.core.random import RandomStreams
-from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, MultiDiscreteAction, ObsGroup
+from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, HybridAction, MultiDiscreteAction, ObsGroup
 from habilis.core.types import Step
 from habilis.data.replay import ReplayBuffer
 from habilis.data.rollout import RolloutBuffer
@@ -25,6 +25,7 @@ ACTIONS = {
     "choice": DiscreteAction(3),
     "choices": MultiDiscreteAction((3, 2)),
 }
+ACTIONS["hybrid"] = HybridAction(ACTIONS["box"], ACTIONS["choices"])
 VECTOR = {"policy": ObsGroup((3,))}
 ASYMMETRIC = {"policy": ObsGroup((3,)), "critic": ObsGroup((5,))}
 IMAGES = {"policy": ObsGroup((36, 36, 3), "uint8")}

@@ -61,6 +61,23 @@ def test_actions_without_bounds_are_refused_where_there_is_nothing_to_scale_to(a
     ALGORITHMS["ppo"].make_policy(spec, ALGORITHMS["ppo"].config(), torch.Generator())
 
 
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c", "trpo", "reinforce", "dqn", "rainbow"])
+def test_an_encoder_of_images_has_no_meaning_without_images(algorithm):
+    config = ALGORITHMS[algorithm].config(image_encoder="impala")
+    for groups in ({"policy": ObsGroup((3,))}, {"policy": ObsGroup((36, 36, 3), "uint8")}):
+        spec = EnvSpec("toy", groups, DiscreteAction(2))
+        if groups["policy"].is_image:
+            ALGORITHMS[algorithm].make_policy(spec, config, torch.Generator())
+        else:
+            with pytest.raises(ConfigError, match="image_encoder 'impala' is for images, and none is observed"):
+                ALGORITHMS[algorithm].make_policy(spec, config, torch.Generator())
+
+
+def test_one_step_does_not_teach_what_to_remember():
+    with pytest.raises(ConfigError, match="what to remember is learnt over several steps, and n_steps is 1"):
+        override(ALGORITHMS["a2c"].config(), {"n_steps": 1, "memory.kind": "gru"})
+
+
 @pytest.mark.parametrize("algorithm", ["ppo", "a2c", "trpo", "reinforce"])
 def test_a_distribution_of_real_values_has_no_meaning_for_choices(algorithm):
     config = ALGORITHMS[algorithm].config(distribution="beta")

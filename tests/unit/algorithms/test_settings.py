@@ -82,6 +82,9 @@ def test_a_large_penalty_brings_the_actions_of_successive_observations_together(
         return sum(distance() for _ in range(20))
 
     algorithm.update(next(batches))  # observations are normalised from here on
+    assert float(algorithm.update(next(batches))["smoothness_loss"]) > 0  # TD3's policy learns in every second update
+    other = getattr(lab, name)(env)
+    assert all("smoothness_loss" not in other.update(next(batches)) for _ in range(2))
     before = mean_distance()
     for _, batch in zip(range(60), batches, strict=False):
         algorithm.update(batch)

@@ -500,6 +500,16 @@ def test_cost_of_a_vector_step_of_six():
     assert step.reward.tolist() == [1, 1]
 
 
+def test_an_error_without_words_is_told_by_its_line():
+    def make():
+        raise RuntimeError
+
+    with pytest.raises(
+        EnvError, match=r"cannot be made \(RuntimeError: raise RuntimeError, line \d+ of .*test_gymnasium.py\)"
+    ):
+        make_gymnasium(make, 1)
+
+
 @pytest.mark.parametrize("made", [True, False])
 def test_an_environment_that_raises_is_named(made):
     broken = iter([False, True])

@@ -75,8 +75,14 @@ def test_arguments_of_the_wrong_kind_are_told(id, argument, value):
 
 def test_who_has_an_environment_that_gymnasium_lacks_is_said():
     pytest.importorskip("envpool")
-    with pytest.raises(ConfigError, match="EnvPool has it: --env-backend envpool"):
+    with pytest.raises(ConfigError, match=r"EnvPool has \S+: --env-backend envpool"):
         make_vec_env("FetchReach-v4")
+
+
+def test_who_has_an_environment_that_cannot_be_made_is_said():
+    pytest.importorskip("envpool")
+    with pytest.raises(EnvError, match=r"cannot be made .*: EnvPool has FetchReach-v4: --env-backend envpool"):
+        make_vec_env("no_such_package:FetchReach-v4")
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,7 @@ def test_who_does_not_take_an_action_says_who_does(module, config, action, messa
 
 def test_what_is_for_real_values_is_refused_of_choices():
     spec = EnvSpec("test", {"policy": ObsGroup((3,))}, MultiDiscreteAction((3, 2)))
-    for config in ({"use_sde": True}, {"std_type": "annealed"}, {"distribution": "beta"}):
+    for config in ({"use_sde": True}, {"std_type": "annealed"}, {"distribution": "beta"}, {"init_std": 0.5}):
         with pytest.raises(ConfigError, match="for real-valued actions, and these are choices: leave it out"):
             ppo.make_policy(spec, ppo.PPOConfig(**config), torch.Generator())
 

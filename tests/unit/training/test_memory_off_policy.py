@@ -26,6 +26,24 @@ CASES = [
 every_case = pytest.mark.parametrize(("algorithm", "env", "kind"), CASES)
 WINDOW = 4
 
+SHOWN_MORE = """
+import gymnasium
+from gymnasium.spaces import Box, Dict, Discrete
+
+class ShownMore(gymnasium.Env):
+    observation_space = Dict(policy=Box(-1, 1, (2,)), critic=Box(-1, 1, (3,)))
+    action_space = Discrete(2)
+
+    def reset(self, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 0.0, False, False, {}
+
+gymnasium.register("ShownMore-v0", ShownMore, max_episode_steps=10)
+"""
+
 
 def build(algorithm, env, kind, say=lambda text: None, **overrides):
     """A trainer that acts uniformly at first, then by its policy, and whose steps are too small to change anything."""
@@ -54,6 +72,22 @@ def test_what_atoms_span_is_told():
     build("dqn", "CartPole-v1", "none", told.append)
     atoms = [line.partition(":")[0] for line in told if "atoms" in line]
     assert atoms == ["atoms from 0 to 50.5", "atoms from -7 to 3"]
+
+
+def test_goals_that_are_not_learnt_of_in_hindsight_are_told_of():
+    for strategy, told_of in (("none", True), ("final", False)):
+        told = []
+        build("td3", "habilis/PointReachGoal-v0", "none", told.append, **{"algo.goal_selection_strategy": strategy})
+        assert any(line.startswith("not in hindsight of the goals") for line in told) == told_of
+
+
+def test_a_group_for_critics_that_nothing_reads_is_told_of(tmp_path, monkeypatch):
+    (tmp_path / "shown_more.py").write_text(SHOWN_MORE)
+    monkeypatch.syspath_prepend(tmp_path)
+    for algorithm, told_of in (("dqn", True), ("discrete_sac", False)):
+        told = []
+        build(algorithm, "shown_more:ShownMore-v0", "none", told.append)
+        assert any(line.startswith("the group critic is not read") for line in told) == told_of
 
 
 def test_a_run_that_ends_before_it_learns_is_told_of():
