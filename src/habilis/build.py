@@ -169,11 +169,14 @@ def _tell_atoms(c: OffPolicyConfig, say: Callable[[str], None]) -> None:
 
 
 def _tell_unread(c: OffPolicyConfig, spec: EnvSpec, say: Callable[[str], None]) -> None:
-    """Say what of an environment would be of use and is not used."""
+    """Say what would be of use to the learner and is left aside."""
     if spec.has_goals and c.goal_selection_strategy == "none":
         say("not in hindsight of the goals that episodes reach: --algo.goal-selection-strategy future learns from them")
-    if isinstance(c, dqn.DQNConfig) and spec.critic_groups != spec.policy_groups:
-        say("the group critic is not read: what estimates the values of choices acts by them, and sees what acts sees")
+    if isinstance(c, dqn.DQNConfig):
+        if spec.critic_groups != spec.policy_groups:
+            say("the group critic is not read: what estimates values acts by them, and sees what acts sees")
+    elif c.network != "mlp" and not c.normalize_obs:
+        say(f"observations are not normalised, which {c.network} expects: --algo.normalize-obs")
 
 
 def _make_windows(c: OffPolicyConfig) -> Windows | None:

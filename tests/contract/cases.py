@@ -178,6 +178,9 @@ SEEING: dict[tuple[str, str], dict[str, Any]] = {
 for _name, _env in SEEING:
     EXACT[_name] += (_env,)
 
+ON_SPHERES = {(name, "HalfCheetah-v5"): {"algo.network": "simba_v2"} for name in ("droq", "td3")}
+"""Networks that are put back to their spheres after each step; `simba_sac` has the others with a way around."""
+
 INEXACT = {"a3c"}
 """Algorithms that are outside the promise of exact resumption, and of the same bits from the same seed."""
 
@@ -193,6 +196,7 @@ SPECIAL: dict[tuple[str, str], dict[str, Any]] = {
     **MEMORY,
     **ACTING,
     **SEEING,
+    **ON_SPHERES,
 }
 """What an algorithm needs in one environment."""
 

@@ -194,6 +194,13 @@ def test_actions_that_climb_critics(algorithm: str) -> None:
     assert act(trainer, [[-1.0], [1.0]]).flatten().tolist() == pytest.approx([-0.5, 0.5], abs=0.15)
 
 
+@pytest.mark.parametrize("algorithm", ["sac", "td3"])
+def test_networks_on_spheres(algorithm: str) -> None:
+    settings = {**COLD.get(algorithm, {}), "algo.network": "simba_v2"}
+    trainer = train(algorithm, "ActionObservationRewardContinuous", **settings)
+    assert act(trainer, [[-1.0], [1.0]]).flatten().tolist() == pytest.approx([-0.5, 0.5], abs=0.15)
+
+
 def test_choices_by_critics() -> None:
     cold = {"algo.ent_coef": 1e-3}
     assert act(train("discrete_sac", "ActionObservationReward", **cold), [[-1.0], [1.0]]).tolist() == [0, 1]
@@ -243,8 +250,9 @@ def test_reinforce_without_a_baseline() -> None:
     assert act(trainer, torch.eye(4).tolist()).tolist() == [0, 1, 2, 3]
 
 
-def test_several_discrete_choices_at_once() -> None:
-    trainer = train("ppo", "IdentityMultiDiscrete", total_timesteps=48_000)
+@pytest.mark.parametrize("algorithm", ["ppo", "a2c"])
+def test_several_discrete_choices_at_once(algorithm: str) -> None:
+    trainer = train(algorithm, "IdentityMultiDiscrete", total_timesteps=48_000)
     rows = [[float(a == i) for i in range(3)] + [float(b == i) for i in range(2)] for a in range(3) for b in range(2)]
     assert act(trainer, rows).tolist() == [[a, b] for a in range(3) for b in range(2)]
 
@@ -266,7 +274,7 @@ def test_state_dependent_noise(algorithm: str) -> None:
     assert act(trainer, rows).flatten().tolist() == pytest.approx(torch.tensor(rows).flatten().tolist(), abs=0.2)
 
 
-@pytest.mark.parametrize(("algorithm", "distribution"), [("ppo", "gaussian"), ("a2c", "squashed")])
+@pytest.mark.parametrize(("algorithm", "distribution"), [("ppo", "gaussian"), ("a2c", "squashed"), ("ppo", "beta")])
 def test_values_and_choices_at_once(algorithm: str, distribution: str) -> None:
     trainer = train(algorithm, "IdentityHybrid", **{"algo.distribution": distribution}, total_timesteps=64_000)
     result = evaluate(trainer.algorithm.policy, make_vec_env("probe/IdentityHybrid-v0", 50), episodes=100, seed=1)

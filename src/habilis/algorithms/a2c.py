@@ -104,9 +104,7 @@ class A2CConfig:
         require_actor_critic(self)
         require_positive(self, "rms_prop_eps")
         learnt = self.n_steps > 1 or not self.memory.used
-        require(
-            learnt, "what to remember is learnt over several steps, and n_steps is 1: take more, as a2c does"
-        )
+        require(learnt, "what to remember is learnt over several steps, and n_steps is 1: take more, as a2c does")
 
 
 @dataclass

@@ -90,6 +90,14 @@ def test_a_group_for_critics_that_nothing_reads_is_told_of(tmp_path, monkeypatch
         assert any(line.startswith("the group critic is not read") for line in told) == told_of
 
 
+def test_observations_of_any_size_are_told_of_where_a_network_expects_one():
+    for normalizes in (True, False):
+        told = []
+        settings = {"algo.network": "simba", "algo.normalize_obs": normalizes}
+        build("sac", "Pendulum-v1", "none", told.append, **settings)
+        assert any("which simba expects: --algo.normalize-obs" in line for line in told) != normalizes
+
+
 def test_a_run_that_ends_before_it_learns_is_told_of():
     told = []
     build("sac", "Pendulum-v1", "none", told.append, total_timesteps=60)
