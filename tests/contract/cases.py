@@ -149,7 +149,8 @@ ACTING: dict[tuple[str, str], dict[str, Any]] = {
     ("td3", "Hopper-v5"): {
         "algo.action_noise": "ornstein_uhlenbeck",
         "algo.action.smoothing": 0.5,
-        "algo.action.rate_limit": 0.2,
+        "algo.action.rate_limit": [0.2, 0.1, 0.3],
+        "algo.action.rest": [0.5, 0.0, -0.5],
         "algo.n_steps": 1,
         "algo.smoothness.local": 1.0,
     },

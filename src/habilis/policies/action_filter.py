@@ -1,7 +1,7 @@
 """How fast a policy may act: smoothing and a limit of the rate, inside the action map and so inside every export.
 
-Both depend on the last action, which is memory of the policy. They start with each episode from zero, the middle of
-the range, and not from whatever the policy wants first: a robot that has just been switched on does not jump either.
+Both depend on the last action, which is memory of the policy. They start with each episode from where the robot rests,
+and not from whatever the policy wants first: one that has just been switched on does not jump either.
 """
 
 from __future__ import annotations
@@ -15,7 +15,12 @@ from habilis.core.config import require
 from habilis.core.tree import Tree
 
 LAST = "/last_action"
-"""Name, among observation groups, of the last action `[N, dim]` in units of half the range; 0 is the middle of it."""
+"""Name, among observation groups, of how far the last action `[N, dim]` is from rest, in units of half the range."""
+
+
+def _each(numbers: float | tuple[float, ...]) -> tuple[float, ...]:
+    """Return one number as a tuple, several as they are."""
+    return numbers if isinstance(numbers, tuple) else (numbers,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +29,18 @@ class ActionConfig:
 
     smoothing: float = 0.0
     """Share of the last action that is kept: a low-pass of first order, with 1 / (1 - smoothing) steps to settle."""
-    rate_limit: float | None = None
-    """Largest change from one step to the next, in units of half the range; None for no limit."""
+    rate_limit: float | tuple[float, ...] | None = None
+    """Largest change in a step, in units of half the range: one number, or one for each value; None for no limit."""
+    rest: float | tuple[float, ...] = 0.0
+    """What is taken for the last action when an episode begins, from -1 to 1, likewise; 0 is the middle."""
 
     def __post_init__(self) -> None:
-        limit = self.rate_limit
+        limits = () if self.rate_limit is None else _each(self.rate_limit)
         require(0 <= self.smoothing < 1, f"action.smoothing must be in [0, 1), got {self.smoothing}")
-        require(limit is None or limit > 0, f"action.rate_limit must be positive, got {limit}")
+        require(all(limit > 0 for limit in limits), f"action.rate_limit must be positive, got {self.rate_limit}")
+        require(all(abs(x) <= 1 for x in _each(self.rest)), f"action.rest must be from -1 to 1, got {self.rest}")
+        used = self.remembers or not any(_each(self.rest))
+        require(used, "action.rest has no effect without action.smoothing or action.rate_limit: leave it out")
 
     @property
     def remembers(self) -> bool:
@@ -51,11 +61,12 @@ class ActionFilter(nn.Module):
         choices: how many choices follow.
 
     Raises:
-        ConfigError: there are no real values.
+        ConfigError: there are no real values, or not as many as numbers in the configuration.
     """
 
     keep: Tensor
     limit: Tensor
+    rest: Tensor
 
     def __init__(self, config: ActionConfig, values: int, choices: int) -> None:
         super().__init__()
@@ -63,17 +74,28 @@ class ActionFilter(nn.Module):
             values > 0, "action.smoothing and action.rate_limit are for real values, not for choices: leave them out"
         )
         limit = torch.inf if config.rate_limit is None else config.rate_limit
-        keeps, limits = [config.smoothing] * values + [0.0] * choices, [limit] * values + [torch.inf] * choices
-        self.register_buffer("keep", torch.tensor(keeps), persistent=False)
-        self.register_buffer("limit", torch.tensor(limits), persistent=False)
+        columns = {"keep": (config.smoothing, 0.0), "limit": (limit, torch.inf), "rest": (config.rest, 0.0)}
+        for name, (of_values, of_choices) in columns.items():
+            numbers = _each(of_values)
+            numbers = numbers * values if len(numbers) == 1 else numbers
+            told = f"one number for each of the {values} real values, or one for all, got {len(numbers)}"
+            require(len(numbers) == values, f"action.{'rest' if name == 'rest' else 'rate_limit'} must be {told}")
+            self.register_buffer(name, torch.tensor([*numbers, *[of_choices] * choices]), persistent=False)
+        self.rests = any(_each(config.rest))
 
-    def forward(self, action: Tensor, data: Tree) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return what is done instead of `action` `[N, dim]`, and the same under `LAST`, where `data` has the last."""
-        last = data[LAST]
+    def forward(self, action: Tensor, last: Tensor) -> Tensor:
+        """Return what is done instead of `action` `[N, dim]`, after `last`."""
         smooth = action + self.keep * (last - action)
-        new = torch.maximum(torch.minimum(smooth, last + self.limit), last - self.limit)
-        return new, {LAST: new}
+        return torch.maximum(torch.minimum(smooth, last + self.limit), last - self.limit)
+
+    def recall(self, data: Tree) -> Tensor:
+        """Return the last action `[N, dim]` by what is remembered of it: zeros where an episode begins."""
+        return data[LAST] + self.rest if self.rests else data[LAST]
+
+    def remember(self, done: Tensor) -> dict[str, Tensor]:
+        """Return what `recall` takes in the next step."""
+        return {LAST: done - self.rest if self.rests else done}
 
     def fresh(self, rows: int) -> Tensor:
-        """Return the last action `[rows, dim]` when episodes begin."""
+        """Return what is remembered `[rows, dim]` when episodes begin."""
         return torch.zeros(rows, len(self.keep), dtype=self.keep.dtype, device=self.keep.device)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from habilis.core.specs import ActionSpec, action_parts, choices_of
 from habilis.core.tree import Tree
-from habilis.policies.action_filter import LAST, PLAIN, ActionConfig, ActionFilter
+from habilis.policies.action_filter import PLAIN, ActionConfig, ActionFilter
 
 
 class ActionMap(nn.Module):
@@ -68,9 +68,9 @@ class ActionMap(nn.Module):
         """Map the actions `[N, dim]` of one step; what the filter remembers is in `data`, and in the second result."""
         if self.filter is None:
             return self(action), {}
-        last = data[LAST].clamp(self.lower, self.upper)  # an episode starts from 0, which may lie beyond a single bound
-        filtered, after = self.filter(self.bound(action), {LAST: last})
-        return filtered * self.scale + self.offset, after
+        last = self.filter.recall(data).clamp(self.lower, self.upper)  # at rest it may lie beyond a single bound
+        done = self.filter(self.bound(action), last)
+        return done * self.scale + self.offset, self.filter.remember(done)
 
     def inverse(self, env_action: Tensor) -> Tensor:
         """Return the policy's action of which `forward` makes `env_action`, or the nearest; 0 if bounds are equal."""

@@ -72,6 +72,25 @@ def test_each_alone_by_hand(config):
     assert after[LAST].tolist() == [pytest.approx(row) for row in expected]
 
 
+def test_limits_and_rests_of_each_value_by_hand():
+    """From rest at half the range and a quarter below the middle; remembered is how far the last one is away."""
+    action_map = ActionMap(HYBRID, ActionConfig(rate_limit=(0.5, 0.1), rest=(0.5, -0.25)))
+    data, done = {LAST: action_map.filter.fresh(1)}, []
+    for _ in range(4):
+        env_action, data = action_map.step(torch.tensor([[-1.0, 1.0, 2.0, 1.0]]), data)
+        done.append(env_action[0].tolist())
+    # of a range from 0 to 4 and one from -1 to 1
+    expected = [[2.0, -0.15], [1.0, -0.05], [0.0, 0.05], [0.0, 0.15]]
+    assert done == [pytest.approx([*row, 2.0, 1.0]) for row in expected]
+    assert data[LAST].tolist() == [pytest.approx([-1.5, 0.4, 2.0, 1.0])]
+
+
+def test_smoothing_begins_at_rest():
+    action_map = ActionMap(BOX, ActionConfig(smoothing=0.5, rest=-1.0))
+    _, after = action_map.step(torch.tensor([[1.0, 0.0]]), {LAST: torch.zeros(1, 2)})
+    assert after[LAST].tolist() == [pytest.approx([1.0, 0.5])]
+
+
 def test_a_single_bound_holds_from_the_first_step_on():
     """Zero, from where episodes start, lies beyond both of these."""
     action_map = ActionMap(box([1, -np.inf], [np.inf, -2]), ActionConfig(rate_limit=0.1))
@@ -121,9 +140,17 @@ def test_the_inverse_where_there_is_little_to_invert():
 
 
 def test_what_cannot_be_is_refused():
-    for wrong in ({"smoothing": 1.0}, {"smoothing": -0.1}, {"rate_limit": 0.0}):
+    for wrong in ({"smoothing": 1.0}, {"smoothing": -0.1}, {"rate_limit": 0.0}, {"rate_limit": (0.1, -0.1)}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             ActionConfig(**wrong)
+    with pytest.raises(ConfigError, match=r"action.rest must be from -1 to 1, got \(0.0, 1.5\)"):
+        ActionConfig(rate_limit=0.1, rest=(0.0, 1.5))
+    with pytest.raises(ConfigError, match=r"action\.rest has no effect without action\.smoothing"):
+        ActionConfig(rest=0.5)
+    for name in ("rate_limit", "rest"):
+        config = ActionConfig(**{"rate_limit": 0.1, name: (0.1, 0.2, 0.3)})
+        with pytest.raises(ConfigError, match=f"action.{name} must be one number for each of the 2 real values, .* 3"):
+            make(BOX, action=config)
     with pytest.raises(ConfigError, match="for real values, not for choices"):
         make(DiscreteAction(3), action=BOTH)
 
