@@ -210,7 +210,8 @@ def _make_gymnasium(id: str, num_envs: int, **kwargs: Any) -> VecEnv:
             f"there is no environment {id!r}{did_you_mean(id, list_env_ids())}: {error} ({hint})"
         ) from error
     except EnvError as error:
-        hint = _in_envpool(id.rpartition(":")[2])
+        package, _, name = id.rpartition(":")
+        hint = _in_envpool(name) if package else None  # another package's environment, which may not work here
         if hint is None:
             raise
         raise EnvError(f"{error}: {hint}") from error
