@@ -229,7 +229,7 @@ def test_heads_by_configuration(generator):
     assert [h.squashed for h in heads.values()] == [False, True, False]
     assert isinstance(heads["squashed"](features), Gaussian)
     assert heads["squashed"](features).squashed
-    assert isinstance(make_head(DiscreteAction(3), 5, Config(), generator), CategoricalHead)
+    assert isinstance(make_head(DiscreteAction(3), 5, Config(init_std=1.0), generator), CategoricalHead)
     assert make_head(BOX, 5, Config(), generator).sde is None
     unbounded = BoxAction(np.array([-1, -np.inf], np.float32), np.array([1, 1], np.float32))
     for kind in ("squashed", "beta"):
