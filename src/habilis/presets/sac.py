@@ -159,7 +159,7 @@ DISCRETE_SAC_PRESETS: Mapping[str, Mapping[str, Any]] = {
 SAC_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "sac": _SAC,
     # a cheetah's values are not overestimated: the paper leaves out no quantiles there either
-    "tqc": {**_SAC, "HalfCheetah-v5": {**_SAC["HalfCheetah-v5"], **_SOON, "algo.top_quantiles_to_drop_per_net": 0}},
+    "tqc": {**_SAC, "HalfCheetah-v5": {**_SAC["HalfCheetah-v5"], "algo.top_quantiles_to_drop_per_net": 0}},
     # many updates for each step: the rates of the papers, which are lower
     "redq": {"Pendulum-v1": _PENDULUM_OFTEN, **dict.fromkeys(MUJOCO, _WARM_UP)},
     "droq": {
