@@ -74,12 +74,16 @@ class ActionFilter(nn.Module):
             values > 0, "action.smoothing and action.rate_limit are for real values, not for choices: leave them out"
         )
         limit = torch.inf if config.rate_limit is None else config.rate_limit
-        columns = {"keep": (config.smoothing, 0.0), "limit": (limit, torch.inf), "rest": (config.rest, 0.0)}
-        for name, (of_values, of_choices) in columns.items():
+        columns = {
+            "keep": ("smoothing", config.smoothing, 0.0),
+            "limit": ("rate_limit", limit, torch.inf),
+            "rest": ("rest", config.rest, 0.0),
+        }
+        for name, (option, of_values, of_choices) in columns.items():
             numbers = _each(of_values)
             numbers = numbers * values if len(numbers) == 1 else numbers
             told = f"one number for each of the {values} real values, or one for all, got {len(numbers)}"
-            require(len(numbers) == values, f"action.{'rest' if name == 'rest' else 'rate_limit'} must be {told}")
+            require(len(numbers) == values, f"action.{option} must be {told}")
             self.register_buffer(name, torch.tensor([*numbers, *[of_choices] * choices]), persistent=False)
         self.rests = any(_each(config.rest))
 

@@ -12,6 +12,7 @@ from habilis.build import ALGORITHMS
 from habilis.core.config import override
 from habilis.core.errors import ConfigError
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, ObsGroup
+from habilis.presets import preset
 
 
 def has(algorithm, name):
@@ -71,6 +72,16 @@ def test_an_encoder_of_images_has_no_meaning_without_images(algorithm):
         else:
             with pytest.raises(ConfigError, match="image_encoder 'impala' is for images, and none is observed"):
                 ALGORITHMS[algorithm].make_policy(spec, config, torch.Generator())
+
+
+def test_pictures_of_robots_are_stacked_and_where_they_are_replayed_moved():
+    for algorithm in ("sac", "crossq", "td3", "fast_td3"):
+        given = preset(algorithm, "habilis/HopperPixels-v0")
+        assert given["frame_stack"] == 3
+        assert given["plugins"] == {"random_shift": {}}
+        assert given["algo.buffer_size"] == 100_000
+    assert preset("ppo", "habilis/HopperPixels-v0") == preset("ppo", "none") | {"frame_stack": 3}
+    assert preset("td3", "habilis/ReacherPixels-v0")["plugins"] == {"random_shift": {"pad": 2}}
 
 
 def test_one_step_does_not_teach_what_to_remember():
