@@ -1,10 +1,13 @@
-"""How tensors are computed on this machine: threads, matrix products and memory, in one place.
+"""How tensors are computed on this machine: threads, matrix products, tiny numbers and memory, in one place.
 
 PyTorch's default float32 product is slow on some processors; under the precision "medium" it may use oneDNN instead,
 which takes half the time there from 128 columns up (`benchmarks/matmul.py` measures both on the machine at hand). Where
 oneDNN would round to bfloat16 for it (AMX), the default stays: a product on the processor is always one of float32.
 Small batches gain nothing from threads. Hidden layers may be computed in bfloat16 while learning, where there are units
 for it: weights, moments, outputs, losses and targets stay float32, and so does the policy that acts.
+
+Numbers that float32 holds only with fewer digits (below 1.2e-38) count as 0: Adam's mean gradient of a unit that has
+stopped to learn shrinks until it is one and stays one, and processors take a hundred times as long for them.
 """
 
 from __future__ import annotations
@@ -31,13 +34,16 @@ _HIDDEN: ContextVar[HiddenPrecision] = ContextVar("hidden_precision", default="f
 
 
 def configure(*, threads: int, precision: Precision) -> None:
-    """Set the threads of operations, and which products stand for float32 ones, in this process.
+    """Set the threads of operations, which products stand for float32 ones, and that tiny numbers count as 0.
+
+    Threads and products hold for this process; tiny numbers for this thread and those that it starts later.
 
     Args:
         threads: intra-op threads.
         precision: "medium" and "high" let PyTorch use oneDNN on the processor where that computes in float32 too, and
             TF32 on a GPU.
     """
+    torch.set_flush_denormal(True)  # before the first operation starts threads; where a processor cannot, it stays so
     torch.set_num_threads(threads)
     torch.set_float32_matmul_precision(precision)
     if _rounds(precision):
