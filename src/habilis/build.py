@@ -401,6 +401,7 @@ ACTOR_CRITICS: Mapping[str, tuple[str, Any, Mapping[str, Any]]] = {
             "normalize_obs": True,
             "learning_rate": 1e-4,
             "gradient_steps": 2,
+            "init_ent_coef": 0.01,
         },
     ),
     "discrete_sac": (

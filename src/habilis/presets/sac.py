@@ -30,6 +30,9 @@ _SOON: Mapping[str, Any] = {"algo.init_ent_coef": 0.2}
 _NARROWER: Mapping[str, Any] = {**_WARM_UP, "algo.critic_hidden": (256, 256)}
 """Half the width of SimBa's paper is a quarter of its time."""
 
+_ONE_CRITIC: Mapping[str, Any] = {"algo.n_critics": 1, "algo.target_entropy": -3.0}
+"""As in SimBa's own code: minus half a nat for each action value, and a second critic only where episodes can end."""
+
 _MUJOCO: Mapping[str, Any] = {**_WARM_UP, "algo.learning_rate": 5e-4, "algo.critic_learning_rate": 1e-3}
 """A faster policy and temperature lose their randomness before a cheetah has left its back."""
 
@@ -168,6 +171,10 @@ SAC_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "HalfCheetah-v5": {**_SHORT_WARM_UP, **_SOON},
     },
     "crossq": {"Pendulum-v1": {**_PENDULUM_OFTEN, "total_timesteps": 8000}, **dict.fromkeys(MUJOCO, _WARM_UP)},
-    "simba_sac": {"Pendulum-v1": _PENDULUM_SIMBA, **dict.fromkeys(MUJOCO, _NARROWER)},
+    "simba_sac": {
+        "Pendulum-v1": _PENDULUM_SIMBA,
+        **dict.fromkeys(MUJOCO, _NARROWER),
+        "HalfCheetah-v5": {**_NARROWER, **_ONE_CRITIC},
+    },
 }
 """By algorithm and environment."""
