@@ -201,7 +201,7 @@ def _gamma(concentration: Tensor, noise: Tensor) -> Tensor:
     accepted = (cube > 0) & (uniform.clamp_min(tiny).log() < bound)
     # the first of the accepted; where there is none, the first of all, which is no disaster
     which = accepted.to(torch.uint8).argmax(-1, keepdim=True)
-    return (d * cube.clamp_min(tiny)).gather(-1, which).squeeze(-1)
+    return (d * cube).gather(-1, which).squeeze(-1).clamp_min(tiny)
 
 
 class Categorical:
