@@ -14,6 +14,7 @@ import torch
 from torch import distributions as td
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from habilis.core.acceleration import configure
 from habilis.core.errors import ConfigError
 from habilis.core.specs import BoxAction, DiscreteAction, HybridAction, MultiDiscreteAction
 from habilis.nn.distributions import Beta, Categorical, Gaussian, Hybrid, MultiCategorical, SquashedGaussian, deviation
@@ -147,6 +148,16 @@ def test_beta_draws_fall_where_the_density_says(a, b, generator):
     ranks = np.interp((action[:, 0].double().numpy() + 1) / 2, x, cumulative)
     counts, _ = np.histogram(ranks, 20, (0, 1))
     assert ((counts - n / 20) ** 2 / (n / 20)).sum() < 43.8  # exceeded once in a thousand with 19 degrees of freedom
+
+
+def test_beta_draws_are_finite_where_no_proposal_is_accepted():
+    """Both gamma variates are at their floor then, which must not itself be a number that counts as 0."""
+    configure(threads=1, precision="highest")  # from where on tiny numbers do
+    one = torch.full((1, 1), 1.1)
+    noise = torch.full((1, 1, *Beta.NOISE), -10.0)
+    action, log_prob = Beta(one, one).sample(noise)
+    assert action.item() == 0
+    assert log_prob.isfinite().all()
 
 
 def test_beta_divergence_and_information(generator):
