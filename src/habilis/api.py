@@ -15,6 +15,7 @@ from habilis.build import ALGORITHMS, build_trainer
 from habilis.build import make_env as make_config_env
 from habilis.checkpoint import CheckpointStore, load_checkpoint
 from habilis.checkpoint.checkpoint import resolve as resolve_pointer
+from habilis.core.acceleration import tiny_numbers_kept
 from habilis.core.config import differences, override, require, to_dict
 from habilis.core.errors import CheckpointError, ConfigError
 from habilis.core.files import replace_text
@@ -120,7 +121,7 @@ def train_config(config: TrainConfig, *, command: str | None = None, progress: b
         progress: whether to show progress.
     """
     require_used(config, usual=default_config(config.algorithm, config.env))
-    with begin(config) as run_dir:
+    with begin(config) as run_dir, tiny_numbers_kept():
         trainer = build_trainer(config, tell if progress else _say_nothing)
         if progress:
             tell(f"run directory: {run_dir}")
@@ -154,7 +155,7 @@ def resume(path: str | Path, *, command: str | None = None, progress: bool = Tru
     config = override(before, overrides)
     require_changeable(overrides)
     require_used(config, usual=before)
-    with hold(run_dir):
+    with hold(run_dir), tiny_numbers_kept():
         checkpoint = CheckpointStore(run_dir / "checkpoints").latest()
         trainer = build_trainer(config, tell if progress else _say_nothing)
         if checkpoint is None:

@@ -53,6 +53,16 @@ def configure(*, threads: int, precision: Precision) -> None:
             torch.set_float32_matmul_precision("highest")
 
 
+@contextmanager
+def tiny_numbers_kept() -> Iterator[None]:
+    """Have tiny numbers count in this thread after the block as before it, whatever `configure` was asked within."""
+    zero = bool(torch.full((1,), 1e-38) * 0.1 == 0)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(zero)
+
+
 @cache
 def _rounds(precision: Precision) -> bool:
     """Return whether PyTorch's products on this processor are less than float32 at this precision, which is set."""
