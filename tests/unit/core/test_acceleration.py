@@ -62,4 +62,6 @@ def test_a_policy_is_exported_where_it_was_trained_with_wide_layers(tmp_path):
     run = api.train("sac", "Pendulum-v1", **settings)
     assert run.config.matmul_precision == "medium"
     assert torch.full((1,), 1e-38) * 0.1 > 0  # tiny numbers count again
+    api.resume(run.path)
+    assert torch.full((1,), 1e-38) * 0.1 > 0
     assert api.export(run.policy, tmp_path / "export").is_dir()
