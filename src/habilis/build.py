@@ -164,7 +164,8 @@ def _tell_atoms(c: OffPolicyConfig, say: Callable[[str], None]) -> None:
     """Say which returns the atoms of a categorical distribution span, as no loss shows that there are others."""
     used = in_effect(c)
     if "v_min" in used:
-        span = f"from {used['v_min']:g} to {used['v_max']:g}"
+        unit = " standard deviations" if c.normalize_reward else ""
+        span = f"from {used['v_min']:g} to {used['v_max']:g}{unit}"
         say(f"atoms {span}: discounted returns beyond them cannot be told apart (--algo.v-min, --algo.v-max)")
 
 

@@ -39,6 +39,7 @@ SMALL: dict[str, dict[str, Any]] = {
         "algo.hidden": [16],
         "algo.n_steps": 3,
         "algo.normalize_obs": True,
+        "algo.normalize_reward": True,
     },
 }
 """An algorithm without an entry here fails `test_every_algorithm_is_tested`."""
@@ -77,6 +78,7 @@ DQN = {
     "algo.n_atoms": 11,
     "algo.n_quantiles": 7,
     "algo.normalize_obs": True,
+    "algo.normalize_reward": True,
 }
 SMALL |= dict.fromkeys(DQN_NAMES, DQN)
 SMALL["iqn"] = DQN | {"algo.hidden": [16, 16]}

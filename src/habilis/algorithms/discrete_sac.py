@@ -77,6 +77,8 @@ class DiscreteSACConfig:
     """Transitions with a goal in hindsight for each one that keeps its own."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
+    normalize_reward: bool = False
+    """Divide rewards by the running standard deviation of the discounted return."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     """What policy and critics remember, each with a memory of its own."""
     network: NetworkKind = "mlp"

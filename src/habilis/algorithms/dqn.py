@@ -120,6 +120,8 @@ class DQNConfig:
     """Last epsilon, or temperature."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
+    normalize_reward: bool = False
+    """Divide rewards by the running standard deviation of the discounted return."""
     image_encoder: ImageEncoderKind = "nature"
     """Convolutional network for images."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)

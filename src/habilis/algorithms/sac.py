@@ -1,11 +1,10 @@
 """Soft actor-critic (Haarnoja et al. 2018b, arXiv 1812.05905) and its sample-efficient kin.
 
-The algorithm alone: losses (from `functional/losses.py`) and one update over a batch of transitions. The policy is
-built in `policies/squashed.py`; the loop that collects and replays is `training/off_policy.py`. By its settings it is
-TQC (quantile critics), REDQ (targets of random critics), DroQ (dropout and layer normalisation), CrossQ (batch
-renormalisation, no targets) or SAC with SimBa's networks; `build.py` names them. Deviations: the policy's gradient is
-taken at the critics before their step, so that both can be computed side by side; any number of critics; n-step
-targets; policy and critic may read different groups, and share the encoder of images they both see.
+Losses (`functional/losses.py`) and one update over a batch of transitions; the policy is `policies/squashed.py`, the
+loop that collects and replays `training/off_policy.py`. By its settings it is TQC (quantile critics), REDQ (targets of
+random critics), DroQ (dropout and layer normalisation), CrossQ (batch renormalisation, no targets) or SAC with SimBa's
+networks; `build.py` names them. Deviations: the policy's gradient is taken at the critics before their step, so that
+both can be computed side by side; any number of critics; n-step targets; other observation groups for the critic.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from habilis.core.specs import EnvSpec, GoalSelection
 from habilis.core.state import bundle_state, load_bundle
 from habilis.core.tree import Tree, tree_join, tree_part
 from habilis.core.types import Metrics, Obs, State
-from habilis.functional import losses
+from habilis.functional import losses, quantiles
 from habilis.nn.activations import Activation
 from habilis.nn.critics import Critics, share_images
 from habilis.nn.heads import require_sde
@@ -101,6 +100,8 @@ class SACConfig:
     """Transitions with a goal in hindsight for each one that keeps its own."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
+    normalize_reward: bool = False
+    """Divide rewards by the running standard deviation of the discounted return."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     """What policy and critics remember, each with a memory of its own."""
     network: NetworkKind = "mlp"
@@ -265,7 +266,7 @@ class SAC:
         next_values = losses.lowest(next_values, c.top_quantiles_to_drop_per_net)
         soft = losses.soft_value(next_values, next_log_prob, s.log_alpha.detach().exp())
         target = losses.q_target(data["reward"], data["terminated"], data["discount"], soft)
-        loss = (losses.critic_loss if c.n_quantiles == 1 else losses.quantile_critic_loss)(values, target)
+        loss = (losses.critic_loss if c.n_quantiles == 1 else quantiles.quantile_critic_loss)(values, target)
         scalars = {"critic_loss": loss.detach(), "q_mean": values.detach().mean()}
         return {**s.critic_optimizer.gradient(loss), "statistics": statistics, **scalars}
 

@@ -4,8 +4,8 @@ The algorithm alone: networks, losses (from `functional/losses.py`) and one upda
 loop that collects and replays is `training/off_policy.py`. With one critic, no delay and no target noise it is deep
 deterministic policy gradient (Lillicrap et al. 2016, arXiv 1509.02971); with distributions of returns, noise of each
 environment's own and large batches it is FastTD3 (Seo et al. 2025, arXiv 2505.22642). Deviations from the papers: the
-policy's gradient is taken at the critics before their step, so that both gradients can be computed side by side; any
-number of critics; n-step targets if asked for; policy and critic may read different observation groups.
+policy's gradient is taken at the critics before their step, so that both can be computed side by side; any number of
+critics; n-step targets; other observation groups for the critic.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ class TD3Config:
     """Transitions with a goal in hindsight for each one that keeps its own."""
     normalize_obs: bool = False
     """Normalise vector observations by running mean and variance."""
+    normalize_reward: bool = False
+    """Divide rewards by the running standard deviation of the discounted return."""
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     """What policy and critics remember, each with a memory of its own."""
     network: NetworkKind = "mlp"
@@ -281,8 +283,7 @@ class TD3:
         action, statistics = s.policy.learn(obs)
         loss = -self.q_values(obs, action, which=torch.zeros(1, dtype=torch.int64, device=action.device)).mean()
         whole, penalty = with_smoothness(loss, self.config.smoothness, s.policy, data)
-        scalars = {"policy_loss": loss.detach(), **penalty}
-        return {**s.policy_optimizer.gradient(whole), "statistics": statistics, **scalars}
+        return s.policy_optimizer.gradient(whole) | penalty | {"statistics": statistics, "policy_loss": loss.detach()}
 
     def update_normalizers(self, obs: Obs, valid: Tensor) -> None:
         """Take observations into the statistics of every encoder; the targets' follow the networks'."""

@@ -9,8 +9,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from habilis.functional.quantiles import quantile_loss
-
 
 def lowest(values: Tensor, dropped: int = 0) -> Tensor:
     """Return the lowest of what all critics say, `[critics, B, K]` to `[B, M]`.
@@ -74,18 +72,6 @@ def critic_loss(values: Tensor, target: Tensor) -> Tensor:
     `values` is `[critics, B, 1]` and `target` `[B, 1]`.
     """
     return 0.5 * (values - target).square().mean(1).sum()
-
-
-def quantile_critic_loss(values: Tensor, target: Tensor) -> Tensor:
-    """Return the quantile Huber loss (Kuznetsov et al. 2020, equations 12 and 13), summed over the critics.
-
-    Args:
-        values: `[critics, B, K]`, evenly spaced quantiles in order.
-        target: `[B, M]`, samples of the return, each compared with each quantile; the loss is the mean over B, K and M.
-    """
-    critics, rows, count = values.shape
-    fractions = ((torch.arange(count, device=values.device) + 0.5) / count).repeat(critics)
-    return quantile_loss(values.transpose(0, 1).flatten(1), fractions, target, 1.0).sum() / (rows * count)
 
 
 def soft_policy_loss(value: Tensor, log_prob: Tensor, alpha: Tensor) -> Tensor:

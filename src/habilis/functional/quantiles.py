@@ -46,3 +46,15 @@ def quantile_loss(quantiles: Tensor, fractions: Tensor, target: Tensor, threshol
     loss = fractions * loss_above + (1 - fractions) * loss_below
     each: Tensor = loss.to(places.dtype) - pull.to(places.dtype) * (quantiles - places)
     return each.sum(1) / count
+
+
+def quantile_critic_loss(values: Tensor, target: Tensor) -> Tensor:
+    """Return the quantile Huber loss (Kuznetsov et al. 2020, equations 12 and 13), summed over the critics.
+
+    Args:
+        values: `[critics, B, K]`, evenly spaced quantiles in order.
+        target: `[B, M]`, samples of the return, each compared with each quantile; the loss is the mean over B, K and M.
+    """
+    critics, rows, count = values.shape
+    fractions = ((torch.arange(count, device=values.device) + 0.5) / count).repeat(critics)
+    return quantile_loss(values.transpose(0, 1).flatten(1), fractions, target, 1.0).sum() / (rows * count)

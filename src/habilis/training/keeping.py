@@ -42,8 +42,11 @@ def components(trainer: Trainer) -> dict[str, State]:
         "plugins": {"states": [plugin.state_dict() for plugin in trainer.plugins]},
         "counters": asdict(trainer.counters),
     }
-    # a rollout buffer is empty between iterations
-    return states | {"replay": trainer.buffer.state_dict()} if isinstance(trainer, OffPolicyTrainer) else states
+    if isinstance(trainer, OffPolicyTrainer):  # a rollout buffer is empty between iterations
+        states["replay"] = trainer.buffer.state_dict()
+        if trainer.reward_norm is not None:
+            states["reward_norm"] = trainer.reward_norm.state_dict()
+    return states
 
 
 def restore(trainer: Trainer, states: Mapping[str, State]) -> None:
@@ -71,12 +74,14 @@ def restore(trainer: Trainer, states: Mapping[str, State]) -> None:
         plugin.load_state_dict(state)
     trainer.counters = Counters(**states["counters"])
     trainer.collector.load_state_dict(states["collector"], seed=trainer.streams.seed + trainer.counters.iteration)
-    fresh = not spec.saves_state
-    if fresh and (reward_norm := getattr(trainer.algorithm.state, "reward_norm", None)) is not None:
-        reward_norm.start()
+    fresh, reward_norm = not spec.saves_state, getattr(trainer.algorithm.state, "reward_norm", None)
     if isinstance(trainer, OffPolicyTrainer):
         trainer.buffer.load_state_dict(states["replay"])
         if fresh:
             trainer.buffer.start(trainer.collector.obs)
+        if (reward_norm := trainer.reward_norm) is not None:
+            reward_norm.load_state_dict(states["reward_norm"])
     elif isinstance(trainer, TabularTrainer) and fresh:
         trainer.algorithm.drop_plans()
+    if fresh and reward_norm is not None:
+        reward_norm.start()

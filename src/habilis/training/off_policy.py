@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from habilis.core.protocols import Algorithm, Plugin
 from habilis.core.random import RandomStreams
 from habilis.core.types import Metrics, Obs, PolicyStep
 from habilis.data.replay import ReplayBuffer
+from habilis.nn.normalizer import RewardNorm
 from habilis.plugins import learn_with
 from habilis.policies.batch import NETWORK, follow
 from habilis.training.collector import Collector
@@ -26,6 +28,8 @@ class ReplayConfig(Protocol):
     train_freq: int
     gradient_steps: int
     normalize_obs: bool
+    normalize_reward: bool
+    gamma: float
 
 
 class OffPolicyAlgorithm(Algorithm, Protocol):
@@ -70,7 +74,8 @@ class OffPolicyTrainer:
         self.total_timesteps = total_timesteps
         self.plugins = plugins
         self.counters = Counters()
-        self._config = algorithm.config
+        self._config = c = algorithm.config
+        self.reward_norm = RewardNorm(collector.env.num_envs, c.gamma).to(buffer.device) if c.normalize_reward else None
         self._explore = streams.torch("explore", buffer.device)
 
     def __iter__(self) -> Iterator[Report]:
@@ -92,6 +97,8 @@ class OffPolicyTrainer:
             self.buffer.add(policy_step.action, step, remembered)
             if c.normalize_obs:
                 self.algorithm.update_normalizers(obs, step.valid)
+            if self.reward_norm is not None:
+                self.reward_norm.update(*(x.unsqueeze(0) for x in (step.reward, step.done, step.valid)))
         counters.iteration += 1
         counters.env_steps += c.train_freq * self.collector.env.num_envs
         metrics = self._learn() if counters.env_steps > c.learning_starts else {}
@@ -111,6 +118,8 @@ class OffPolicyTrainer:
         updates = c.gradient_steps if c.gradient_steps > 0 else c.train_freq * self.collector.env.num_envs
         metrics: Metrics = {}
         for batch in self.buffer.batches(c.batch_size, updates):
+            if self.reward_norm is not None:
+                batch = replace(batch, reward=self.reward_norm(batch.reward))
             metrics |= learn_with(self.plugins, self.algorithm, batch)
             td_error = metrics.pop("td_error", None)
             if td_error is not None and batch.index is not None:

@@ -13,7 +13,6 @@ from habilis.functional.losses import (
     lowest,
     lowest_distribution,
     q_target,
-    quantile_critic_loss,
     smoothed_action,
     soft_policy_loss,
     soft_value,
@@ -134,30 +133,6 @@ def test_categorical_loss_of_two_critics_by_hand():
     second = (-math.log(0.1) - math.log(0.5)) / 2
     loss, _ = categorical_loss(probs.log(), target)
     assert loss.mean(1).tolist() == pytest.approx([first, second])
-
-
-def test_quantile_critic_loss_by_hand():
-    # fractions 0.25 and 0.75; errors of quantile 0 are 0.5 and 2, of quantile 4 -3.5 and -2
-    values = torch.tensor([[[0.0, 4.0]]], requires_grad=True)
-    loss = quantile_critic_loss(values, torch.tensor([[0.5, 2.0]]))
-    by_hand = (0.25 * 0.125 + 0.25 * 1.5 + 0.25 * 3.0 + 0.25 * 1.5) / 4
-    assert loss.item() == pytest.approx(by_hand)
-    (gradient,) = torch.autograd.grad(loss, values)
-    assert gradient.flatten().tolist() == pytest.approx([-0.25 * (0.5 + 1) / 4, 0.25 * (1 + 1) / 4])
-
-
-def test_quantile_critic_loss_against_loops():
-    g = torch.Generator().manual_seed(0)
-    values, target = torch.randn(3, 4, 5, generator=g) * 2, torch.randn(4, 7, generator=g) * 2
-    slow = 0.0
-    for critic in range(3):
-        for b in range(4):
-            for k in range(5):
-                for m in range(7):
-                    error = float(target[b, m] - values[critic, b, k])
-                    size = 0.5 * error**2 if abs(error) <= 1 else abs(error) - 0.5
-                    slow += abs((k + 0.5) / 5 - (error < 0)) * size / (4 * 5 * 7)
-    assert float(quantile_critic_loss(values, target)) == pytest.approx(slow, rel=1e-5)
 
 
 def test_smoothed_action_by_hand():

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from habilis.functional.quantiles import quantile_loss
+from habilis.functional.quantiles import quantile_critic_loss, quantile_loss
 
 
 def quantile_loss_by_loops(quantiles, fractions, target, threshold):
@@ -94,3 +94,27 @@ def test_it_is_not_finite_where_a_sample_or_a_quantile_is_not():
             quantile_loss(of_quantile, fractions, target, 1.0),
         ):
             assert loss.isfinite().tolist() == [True, False, True]
+
+
+def test_quantile_critic_loss_by_hand():
+    # fractions 0.25 and 0.75; errors of quantile 0 are 0.5 and 2, of quantile 4 -3.5 and -2
+    values = torch.tensor([[[0.0, 4.0]]], requires_grad=True)
+    loss = quantile_critic_loss(values, torch.tensor([[0.5, 2.0]]))
+    by_hand = (0.25 * 0.125 + 0.25 * 1.5 + 0.25 * 3.0 + 0.25 * 1.5) / 4
+    assert loss.item() == pytest.approx(by_hand)
+    (gradient,) = torch.autograd.grad(loss, values)
+    assert gradient.flatten().tolist() == pytest.approx([-0.25 * (0.5 + 1) / 4, 0.25 * (1 + 1) / 4])
+
+
+def test_quantile_critic_loss_against_loops():
+    g = torch.Generator().manual_seed(0)
+    values, target = torch.randn(3, 4, 5, generator=g) * 2, torch.randn(4, 7, generator=g) * 2
+    slow = 0.0
+    for critic in range(3):
+        for b in range(4):
+            for k in range(5):
+                for m in range(7):
+                    error = float(target[b, m] - values[critic, b, k])
+                    size = 0.5 * error**2 if abs(error) <= 1 else abs(error) - 0.5
+                    slow += abs((k + 0.5) / 5 - (error < 0)) * size / (4 * 5 * 7)
+    assert float(quantile_critic_loss(values, target)) == pytest.approx(slow, rel=1e-5)

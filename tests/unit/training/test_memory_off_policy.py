@@ -65,13 +65,17 @@ def build(algorithm, env, kind, say=lambda text: None, **overrides):
     return build_trainer(default_config(algorithm, env, **settings | overrides), say)
 
 
+NORMALIZED = {"algo.normalize_reward": True, "algo.v_min": -5.0, "algo.v_max": 5.0}
+
+
 def test_what_atoms_span_is_told():
     told = []
     build("c51", "CartPole-v1", "none", told.append, **{"algo.v_max": 50.5})
     build("fast_td3", "Pendulum-v1", "none", told.append, **{"algo.v_min": -7.0, "algo.v_max": 3.0})
+    build("fast_td3", "Pendulum-v1", "none", told.append, **NORMALIZED)
     build("dqn", "CartPole-v1", "none", told.append)
     atoms = [line.partition(":")[0] for line in told if "atoms" in line]
-    assert atoms == ["atoms from 0 to 50.5", "atoms from -7 to 3"]
+    assert atoms == ["atoms from 0 to 50.5", "atoms from -7 to 3", "atoms from -5 to 5 standard deviations"]
 
 
 def test_goals_that_are_not_learnt_of_in_hindsight_are_told_of():

@@ -47,6 +47,35 @@ def test_priorities_follow_the_errors_and_their_weights_the_progress():
     assert len(np.unique(values[values > 0])) > 8  # each is 1 until an error is known
 
 
+def test_rewards_are_divided_by_the_deviation_of_the_returns_until_now():
+    trainer = build("sac", "InvertedPendulum-v5", **REPLAY | {"algo.normalize_reward": True, "algo.gamma": 0.9})
+    collector, update, learnt, running, returns = trainer.collector, trainer.algorithm.update, [], np.zeros(3), []
+    step = collector.step
+
+    def follow(*args):
+        made = step(*args)
+        running[:] = 0.9 * running + made.reward.numpy()
+        returns.extend(running.tolist())
+        running[made.done.numpy()] = 0
+        return made
+
+    def learn(batch):
+        learnt.append((batch.reward, np.std(returns)))
+        return update(batch)
+
+    collector.step, trainer.algorithm.update = follow, learn
+    for _ in range(5):
+        trainer.iterate()
+    assert (trainer.buffer.done.any(), len(learnt)) == (True, 2)
+    for rewards, deviation in learnt:  # a step of the pendulum pays 1, or 0 where it falls
+        assert (rewards * deviation).tolist() == pytest.approx((rewards > 0).float().tolist(), rel=1e-5)
+        assert (rewards > 0).any()
+    again = build("sac", "InvertedPendulum-v5", **REPLAY | {"algo.normalize_reward": True, "algo.gamma": 0.9})
+    restore(again, components(trainer))
+    assert float(again.reward_norm(torch.ones(1))) == pytest.approx(1 / learnt[-1][1], rel=1e-5)
+    assert again.reward_norm.running_return.tolist() == pytest.approx(running.tolist(), rel=1e-5)
+
+
 @pytest.mark.parametrize(("gradient_steps", "made"), [(2, 2), (-1, 12)])
 def test_actions_are_drawn_evenly_until_learning_starts(gradient_steps, made):
     trainer = build("sac", "probe/IdentityContinuous-v0", **REPLAY | {"algo.gradient_steps": gradient_steps})
