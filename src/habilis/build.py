@@ -393,13 +393,16 @@ ACTOR_CRITICS: Mapping[str, tuple[str, Any, Mapping[str, Any]]] = {
         },
     ),
     "simba_sac": (
-        "SAC with SimBa's residual networks (Lee et al. 2024)",
+        "SAC with SimBaV2's residual networks, quantiles of scaled returns (Lee et al. 2025)",
         SAC,
         {
-            "network": "simba",
+            "n_quantiles": 25,
+            "top_quantiles_to_drop_per_net": 2,
+            "network": "simba_v2",
             "hidden": (128,),
             "critic_hidden": (512, 512),
             "normalize_obs": True,
+            "normalize_reward": True,
             "learning_rate": 1e-4,
             "gradient_steps": 2,
             "init_ent_coef": 0.01,

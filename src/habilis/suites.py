@@ -302,13 +302,6 @@ SUITES.add(
             reference="8112 ± 896, at 50k 6345 ± 790, on v4 (SimbaV2 data)",
         ),
         Case(
-            algorithm="simba_sac",
-            label="simba_sac with simba_v2",
-            env="HalfCheetah-v5",
-            total_timesteps=100_000,
-            overrides={"algo.network": "simba_v2"},
-        ),
-        Case(
             algorithm="sac",
             env="FetchReach-v4",
             total_timesteps=20_000,

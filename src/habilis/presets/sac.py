@@ -28,9 +28,13 @@ _SOON: Mapping[str, Any] = {"algo.init_ent_coef": 0.2}
 """A temperature of 1 values a cheetah's randomness above its speed, and falls once for each step of the robot."""
 
 _NARROWER: Mapping[str, Any] = {**_WARM_UP, "algo.critic_hidden": (256, 256)}
-"""Half the width of SimBa's paper is a quarter of its time."""
+"""Half the width of SimBa's papers is a quarter of its time."""
 
-_ONE_CRITIC: Mapping[str, Any] = {"algo.n_critics": 1, "algo.target_entropy": -3.0}
+_ONE_CRITIC: Mapping[str, Any] = {
+    "algo.n_critics": 1,
+    "algo.top_quantiles_to_drop_per_net": 0,
+    "algo.target_entropy": -3.0,
+}
 """As in SimBa's own code: minus half a nat for each action value, and a second critic only where episodes can end."""
 
 _MUJOCO: Mapping[str, Any] = {**_WARM_UP, "algo.learning_rate": 5e-4, "algo.critic_learning_rate": 1e-3}
