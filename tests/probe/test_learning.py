@@ -67,7 +67,7 @@ KIN = {
     "ddpg": SAC | {"algo.action_noise": "ornstein_uhlenbeck", "algo.action_noise_std": 0.2},
 }
 KIN["crossq"] |= {"algo.adam_beta1": 0.9}
-KIN["simba_sac"] |= {"algo.normalize_obs": False}
+KIN["simba_sac"] |= {"algo.normalize_obs": False, "algo.normalize_reward": False}
 DQN = {
     "num_envs": 8,
     "algo.learning_starts": 64,

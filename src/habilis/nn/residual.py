@@ -6,7 +6,7 @@ unit at length 1: weights are put back to it after each optimiser step, lengths 
 moves the features a learnt part of the way. A block's wide layer may have dropout, and SimBa may normalise by the batch
 (`BatchRenorm`) where it normalises by the layer, and its input too. Both expect observations normalised by running
 statistics, as `ObsEncoder` does. Deviation from SimBaV2: its features are multiplied by the root of their number, and
-the output, being a policy's head or a return that no bins confine, is an ordinary linear layer.
+the output, being a policy's head or quantiles that no bins confine, is an ordinary linear layer.
 """
 
 from __future__ import annotations
