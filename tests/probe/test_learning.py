@@ -194,9 +194,9 @@ def test_actions_that_climb_critics(algorithm: str) -> None:
     assert act(trainer, [[-1.0], [1.0]]).flatten().tolist() == pytest.approx([-0.5, 0.5], abs=0.15)
 
 
-@pytest.mark.parametrize("algorithm", ["sac", "td3"])
-def test_networks_on_spheres(algorithm: str) -> None:
-    settings = {**COLD.get(algorithm, {}), "algo.network": "simba_v2"}
+@pytest.mark.parametrize(("algorithm", "network"), [("sac", "simba"), ("sac", "simba_v2"), ("td3", "simba_v2")])
+def test_residual_networks_and_normalised_rewards(algorithm: str, network: str) -> None:
+    settings = {**COLD.get(algorithm, {}), "algo.network": network, "algo.normalize_reward": True}
     trainer = train(algorithm, "ActionObservationRewardContinuous", **settings)
     assert act(trainer, [[-1.0], [1.0]]).flatten().tolist() == pytest.approx([-0.5, 0.5], abs=0.15)
 

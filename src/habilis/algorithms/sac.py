@@ -70,7 +70,7 @@ class SACConfig:
     """Critics."""
     n_quantiles: int = 1
     """What a critic says of a return: 1 for its mean, of which the target takes the least, or quantiles (TQC)."""
-    top_quantiles_to_drop_per_net: int = 0
+    top_quantiles_to_drop_per_net: int = unless(0, n_quantiles=1)
     """How many of all critics' quantiles together the target leaves out, the highest, for each critic."""
     n_target_critics: int | None = None
     """Critics drawn anew for each target (REDQ); None: all."""
@@ -127,11 +127,11 @@ class SACConfig:
         require_replay(self)
         require_positive(self, "critic_learning_rate", "n_critics", "n_quantiles", "n_target_critics", "policy_delay")
         require_positive(self, "init_ent_coef")
-        require_not_negative(self, "ent_coef")
+        require_not_negative(self, "ent_coef", "top_quantiles_to_drop_per_net")
         require(0 <= self.adam_beta1 < 1, f"adam_beta1 must be in [0, 1), got {self.adam_beta1}")
         drawn, dropped, made = self.n_target_critics or 1, self.top_quantiles_to_drop_per_net, self.n_quantiles
         require(drawn <= self.n_critics, f"n_target_critics must be at most n_critics, {self.n_critics}, got {drawn}")
-        require(0 <= dropped < made, f"top_quantiles_to_drop_per_net must be from 0 to {made - 1}, got {dropped}")
+        require(made == 1 or dropped < made, f"top_quantiles_to_drop_per_net must be below {made}, got {dropped}")
         copies = self.target_networks and self.batch_renorm
         require(not copies, "batch_renorm needs target_networks off: the statistics of copies would stand still")
         require_sde(self)

@@ -1,7 +1,8 @@
 """Running mean and variance of data that arrives in batches, and the normalisation by them.
 
 The statistics are buffers, so they are saved and exported with the module that owns them. They change only when
-`update` is called, which trainers do once an iteration after optimisation: between acting and learning nothing drifts.
+`update` is called: of rollouts once an iteration, after optimisation, so that between acting and learning nothing
+drifts; of replay after each step.
 """
 
 from __future__ import annotations
@@ -33,17 +34,18 @@ class RunningNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise `[..., *shape]`."""
-        return ((x - self.mean.to(x.dtype)) * self._scale(x)).clamp(-self.clip, self.clip)
+        return ((x - self.mean.to(x.dtype)) * self.scale(x)).clamp(-self.clip, self.clip)
 
     def invert(self, x: Tensor) -> Tensor:
         """Return the rows whose normalised values are `x`."""
-        return x / self._scale(x) + self.mean.to(x.dtype)
+        return x / self.scale(x) + self.mean.to(x.dtype)
 
     def scale_only(self, x: Tensor) -> Tensor:
         """Divide by the standard deviation without moving the mean, as rewards are normalised."""
-        return (x * self._scale(x)).clamp(-self.clip, self.clip)
+        return (x * self.scale(x)).clamp(-self.clip, self.clip)
 
-    def _scale(self, x: Tensor) -> Tensor:
+    def scale(self, x: Tensor) -> Tensor:
+        """Return what `[*shape]` is multiplied by, in the precision of `x`."""
         return (self.var + self.eps).rsqrt().to(x.dtype)
 
     @torch.no_grad()
@@ -72,19 +74,26 @@ class RunningNorm(nn.Module):
 
 
 class RewardNorm(nn.Module):
-    """Divide rewards by the running standard deviation of the discounted return (OpenAI Baselines' `VecNormalize`).
+    """Divide rewards by the running standard deviation of the discounted return.
+
+    Rewards beyond 10 deviations are clipped (OpenAI Baselines' `VecNormalize`). With a bound none is: they are divided
+    by more where that keeps the returns within it (Lee et al. 2025), and stay as they are until one differs from 0.
 
     Args:
         num_envs: environments whose returns are followed.
         gamma: discount.
+        bound: what no return seen is to exceed once its rewards are scaled; None clips rewards instead.
     """
 
     running_return: Tensor
+    greatest: Tensor | None
 
-    def __init__(self, num_envs: int, gamma: float) -> None:
+    def __init__(self, num_envs: int, gamma: float, bound: float | None = None) -> None:
         super().__init__()
         self.gamma = gamma
+        self.bound = bound
         self.returns = RunningNorm(())
+        self.register_buffer("greatest", None if bound is None else torch.zeros(()))
         self.register_buffer("running_return", torch.zeros(num_envs))
 
     def start(self) -> None:
@@ -93,7 +102,10 @@ class RewardNorm(nn.Module):
 
     def forward(self, rewards: Tensor) -> Tensor:
         """Scale rewards of any shape."""
-        return self.returns.scale_only(rewards)
+        if self.greatest is None or self.bound is None:
+            return self.returns.scale_only(rewards)
+        within = (self.bound / self.greatest).to(rewards.dtype)
+        return rewards * torch.where(self.greatest > 0, torch.minimum(self.returns.scale(rewards), within), 1.0)
 
     def learn(self, batch: RolloutBatch) -> Tensor:
         """Take the rewards of a rollout in, and return them scaled, `[T, N]`."""
@@ -110,4 +122,7 @@ class RewardNorm(nn.Module):
             self.running_return.mul_(self.gamma).add_(rewards[t])
             returns[t] = self.running_return
             self.running_return.masked_fill_(over[t], 0.0)
-        self.returns.update(returns[valid])
+        seen = returns[valid]
+        self.returns.update(seen)
+        if self.greatest is not None and len(seen):
+            self.greatest.copy_(torch.maximum(self.greatest, seen.abs().amax()))

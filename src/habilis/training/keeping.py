@@ -53,7 +53,8 @@ def restore(trainer: Trainer, states: Mapping[str, State]) -> None:
     """Put a trainer where `components` found it; environments that cannot be restored start fresh episodes.
 
     Raises:
-        CheckpointError: the environment has another engine than the one that was saved, or there are other plugins.
+        CheckpointError: the environment has another engine than the one that was saved, there are other plugins, or
+            rewards are normalised in one of the two alone.
     """
     spec, saved = trainer.collector.env.spec, states["collector"]["env"] is not None
     if saved != spec.saves_state:
@@ -79,7 +80,11 @@ def restore(trainer: Trainer, states: Mapping[str, State]) -> None:
         trainer.buffer.load_state_dict(states["replay"])
         if fresh:
             trainer.buffer.start(trainer.collector.obs)
-        if (reward_norm := trainer.reward_norm) is not None:
+        reward_norm = trainer.reward_norm
+        if (reward_norm is None) != ("reward_norm" not in states):
+            was = "raw" if reward_norm else "normalised"
+            raise CheckpointError(f"the run learnt from {was} rewards: leave normalize_reward as it was")
+        if reward_norm is not None:
             reward_norm.load_state_dict(states["reward_norm"])
     elif isinstance(trainer, TabularTrainer) and fresh:
         trainer.algorithm.drop_plans()

@@ -19,6 +19,9 @@ from habilis.policies.batch import NETWORK, follow
 from habilis.training.collector import Collector
 from habilis.training.report import Counters, Report
 
+LARGEST_RETURN = 10.0
+"""What no discounted return seen so far exceeds once rewards are normalised."""
+
 
 class ReplayConfig(Protocol):
     """What the loop asks of a configuration, by the names that every off-policy algorithm gives it."""
@@ -75,7 +78,9 @@ class OffPolicyTrainer:
         self.plugins = plugins
         self.counters = Counters()
         self._config = c = algorithm.config
-        self.reward_norm = RewardNorm(collector.env.num_envs, c.gamma).to(buffer.device) if c.normalize_reward else None
+        self.reward_norm: RewardNorm | None = None
+        if c.normalize_reward:
+            self.reward_norm = RewardNorm(collector.env.num_envs, c.gamma, LARGEST_RETURN).to(buffer.device)
         self._explore = streams.torch("explore", buffer.device)
 
     def __iter__(self) -> Iterator[Report]:

@@ -77,6 +77,23 @@ def test_reward_scale_against_a_loop():
     assert float(norm(torch.tensor(2.0))) == pytest.approx(2 / np.std(seen), rel=1e-4)
 
 
+def test_rewards_are_divided_so_that_no_return_exceeds_the_bound():
+    norm, no = RewardNorm(1, 0.5, bound=10.0), torch.zeros(100, 1, dtype=torch.bool)
+    norm.update(torch.zeros(100, 1), no, ~no)
+    assert norm(torch.tensor([1.0, -0.001])).tolist() == [1.0, pytest.approx(-0.001)]  # nothing but zeros was seen
+    rewards = torch.zeros(100, 1)
+    rewards[50] = -100.0  # once in two hundred steps: the deviation is 8, and 100 / 8 more than 10
+    norm.update(rewards, no, ~no)
+    assert float(norm.greatest) == 100
+    assert norm(torch.tensor([-100.0, 1.0])).tolist() == pytest.approx([-10.0, 0.1])
+    rewards[50:] = 30.0  # returns of up to 60 are usual now
+    norm.update(rewards, no, ~no)
+    returns = [0.0]
+    for reward in [0.0] * 150 + [-100.0] + [0.0] * 99 + [30.0] * 50:
+        returns.append(0.5 * returns[-1] + reward)
+    assert float(norm(torch.tensor(1.0))) == pytest.approx(1 / np.std(returns[1:]), rel=1e-4)
+
+
 def test_reward_scale_survives_an_invalid_reward():
     norm = RewardNorm(1, 0.9)
     rewards = torch.tensor([[1.0], [math.nan], [2.0]])

@@ -13,6 +13,7 @@ from gymnasium.vector import AsyncVectorEnv
 from habilis import api
 from habilis.build import build_trainer
 from habilis.checkpoint import CheckpointStore
+from habilis.core.errors import CheckpointError
 from habilis.evaluation.evaluator import EvaluationResult
 from habilis.training import session
 from habilis.training.keeping import components, restore
@@ -54,10 +55,13 @@ def test_rewards_are_divided_by_the_deviation_of_the_returns_until_now():
 
     def follow(*args):
         made = step(*args)
+        valid = made.valid.clone()
+        if trainer.counters.iteration == 1:  # what may not be learnt from is no part of a return
+            valid[0], made.reward[0] = False, 1000.0
         running[:] = 0.9 * running + made.reward.numpy()
-        returns.extend(running.tolist())
-        running[made.done.numpy()] = 0
-        return made
+        returns.extend(running[valid].tolist())
+        running[(made.done | ~valid).numpy()] = 0
+        return replace(made, valid=valid)
 
     def learn(batch):
         learnt.append((batch.reward, np.std(returns)))
@@ -74,6 +78,28 @@ def test_rewards_are_divided_by_the_deviation_of_the_returns_until_now():
     restore(again, components(trainer))
     assert float(again.reward_norm(torch.ones(1))) == pytest.approx(1 / learnt[-1][1], rel=1e-5)
     assert again.reward_norm.running_return.tolist() == pytest.approx(running.tolist(), rel=1e-5)
+
+
+def test_returns_begin_anew_where_a_resumed_run_begins_new_episodes():
+    settings = REPLAY | {"algo.normalize_reward": True, "env_backend": "gymnasium"}
+    trainer, again = build("sac", "Pendulum-v1", **settings), build("sac", "Pendulum-v1", **settings)
+    for _ in range(4):
+        trainer.iterate()
+    restore(again, components(trainer))
+    assert (trainer.reward_norm.running_return < 0).all()
+    assert again.reward_norm.running_return.tolist() == [0.0] * 3
+    assert again.reward_norm.greatest == trainer.reward_norm.greatest > 0
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_run_goes_on_with_rewards_as_it_began(normalized):
+    trainer, other = (
+        build("sac", "probe/IdentityContinuous-v0", **REPLAY | {"algo.normalize_reward": chosen})
+        for chosen in (normalized, not normalized)
+    )
+    trainer.iterate()
+    with pytest.raises(CheckpointError, match=f"from {'normalised' if normalized else 'raw'} rewards"):
+        restore(other, components(trainer))
 
 
 @pytest.mark.parametrize(("gradient_steps", "made"), [(2, 2), (-1, 12)])
