@@ -11,6 +11,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
+def midpoints(count: int, device: torch.device | None = None) -> Tensor:
+    """Return `[count]`: the middle of each of `count` equal parts of [0, 1]."""
+    return (torch.arange(count, device=device) + 0.5) / count
+
+
 def quantile_loss(quantiles: Tensor, fractions: Tensor, target: Tensor, threshold: float) -> Tensor:
     """Return the quantile Huber loss `[B]` (Dabney et al. 2018a, equation 10; 2018b, equation 3).
 
@@ -56,5 +61,5 @@ def quantile_critic_loss(values: Tensor, target: Tensor) -> Tensor:
         target: `[B, M]`, samples of the return, each compared with each quantile; the loss is the mean over B, K and M.
     """
     critics, rows, count = values.shape
-    fractions = ((torch.arange(count, device=values.device) + 0.5) / count).repeat(critics)
+    fractions = midpoints(count, values.device).repeat(critics)
     return quantile_loss(values.transpose(0, 1).flatten(1), fractions, target, 1.0).sum() / (rows * count)

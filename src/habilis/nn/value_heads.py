@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from habilis.core.config import require
-from habilis.functional.quantiles import quantile_loss
+from habilis.functional.quantiles import midpoints, quantile_loss
 from habilis.functional.value_losses import (
     categorical_cvar,
     categorical_loss,
@@ -360,11 +360,6 @@ def make_value_head(in_dim: int, actions: int, c: Any, generator: torch.Generato
     if c.head == "quantile":
         return QuantileHead(streams, threshold, c.risk_level)
     return ImplicitQuantileHead(streams, threshold, c.risk_level, c.n_fractions, c.n_acting_fractions, generator)
-
-
-def midpoints(count: int) -> Tensor:
-    """Return `[count]`: the middle of each of `count` equal parts of [0, 1]."""
-    return (torch.arange(count) + 0.5) / count
 
 
 def of_action(values: Tensor, action: Tensor) -> Tensor:

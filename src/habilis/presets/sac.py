@@ -27,8 +27,8 @@ _SHORT_WARM_UP: Mapping[str, Any] = {**_WARM_UP, "algo.learning_starts": 2500}
 _SOON: Mapping[str, Any] = {"algo.init_ent_coef": 0.2}
 """A temperature of 1 values a cheetah's randomness above its speed, and falls once for each step of the robot."""
 
-_OF_ONE_SIZE: Mapping[str, Any] = {"algo.normalize_reward": True, "algo.init_ent_coef": 0.01}
-"""Values of the size of one, and a temperature to go with them."""
+_SCALED: Mapping[str, Any] = {"algo.normalize_reward": True, "algo.init_ent_coef": 0.01}
+"""Values of a few units, whatever the task pays, and a temperature to go with them."""
 
 _NARROWER: Mapping[str, Any] = {**_WARM_UP, "algo.critic_hidden": (256, 256)}
 """Half the width of SimBa's papers is a quarter of its time."""
@@ -173,7 +173,7 @@ SAC_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         **_SAC,
         "HalfCheetah-v5": {
             **_SAC["HalfCheetah-v5"],
-            **_OF_ONE_SIZE,
+            **_SCALED,
             "algo.top_quantiles_to_drop_per_net": 0,
             "algo.layer_norm": True,
         },

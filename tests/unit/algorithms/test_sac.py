@@ -424,6 +424,7 @@ def test_without_targets_both_batches_are_normalised_together(lab, targets):
         ({"batch_renorm": True}, "target_networks off"),
         ({"n_target_critics": 3}, "at most n_critics, 2, got 3"),
         ({"n_quantiles": 4, "top_quantiles_to_drop_per_net": 4}, "must be below 4, got 4"),
+        ({"n_quantiles": 4, "top_quantiles_to_drop_per_net": -1}, "must not be negative, got -1"),
         ({"network": "simba_v2", "batch_renorm": True, "target_networks": False}, "choose simba"),
         ({"policy_delay": 0}, "policy_delay must be positive, got 0"),
     ],

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from habilis.functional.quantiles import quantile_critic_loss, quantile_loss
+from habilis.functional.quantiles import midpoints, quantile_critic_loss, quantile_loss
 
 
 def quantile_loss_by_loops(quantiles, fractions, target, threshold):
@@ -94,6 +94,10 @@ def test_it_is_not_finite_where_a_sample_or_a_quantile_is_not():
             quantile_loss(of_quantile, fractions, target, 1.0),
         ):
             assert loss.isfinite().tolist() == [True, False, True]
+
+
+def test_midpoints():
+    assert midpoints(4).tolist() == [0.125, 0.375, 0.625, 0.875]
 
 
 def test_quantile_critic_loss_by_hand():

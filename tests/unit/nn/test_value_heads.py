@@ -17,7 +17,6 @@ from habilis.nn.value_heads import (
     QuantileHead,
     Streams,
     make_value_head,
-    midpoints,
     of_action,
 )
 
@@ -201,7 +200,3 @@ def test_the_threshold_that_is_asked_for_reaches_the_loss_of_quantiles(head):
 def test_values_of_an_action():
     values = torch.arange(24.0).view(2, 3, 4)
     assert of_action(values, torch.tensor([2, 0])).tolist() == [[8, 9, 10, 11], [12, 13, 14, 15]]
-
-
-def test_midpoints():
-    assert midpoints(4).tolist() == [0.125, 0.375, 0.625, 0.875]

@@ -48,6 +48,14 @@ def test_priorities_follow_the_errors_and_their_weights_the_progress():
     assert len(np.unique(values[values > 0])) > 8  # each is 1 until an error is known
 
 
+@pytest.mark.parametrize("algorithm", ["tqc", "simba_sac"])
+def test_what_a_preset_sets_of_quantiles_is_passed_over_without_them(algorithm):
+    trainer = build(algorithm, "Pendulum-v1", **REPLAY | {"algo.n_quantiles": 1, "algo.critic_hidden": [8]})
+    for _ in range(4):
+        trainer.iterate()
+    assert (trainer.algorithm.config.top_quantiles_to_drop_per_net, trainer.algorithm.gradient_steps > 0) == (2, True)
+
+
 def test_rewards_are_divided_by_the_deviation_of_the_returns_until_now():
     trainer = build("sac", "InvertedPendulum-v5", **REPLAY | {"algo.normalize_reward": True, "algo.gamma": 0.9})
     collector, update, learnt, running, returns = trainer.collector, trainer.algorithm.update, [], np.zeros(3), []
