@@ -37,7 +37,7 @@ from habilis.presets import preset
 from habilis.tracking.progress import tell
 from habilis.tracking.tracker import open_tracking
 from habilis.training.config import TrainConfig
-from habilis.training.keeping import Trainer, close, inexactness
+from habilis.training.keeping import Trainer, close, inexactness, starting_values
 from habilis.training.run_dir import begin, clear, hold, versions
 from habilis.training.session import Session
 
@@ -131,9 +131,9 @@ def train_config(config: TrainConfig, *, command: str | None = None, progress: b
         return _run(config, trainer, run_dir, command, progress=progress)
 
 
-def require_changeable(keys: Iterable[str]) -> None:
+def require_changeable(keys: Iterable[str], fixed: frozenset[str] = BELONGS_TO_THE_START) -> None:
     """Refuse, as `ConfigError`, keys that a run cannot change when it goes on."""
-    for key in sorted(BELONGS_TO_THE_START.intersection(key.replace("-", "_") for key in keys)):
+    for key in sorted(fixed.intersection(key.replace("-", "_") for key in keys)):
         raise ConfigError(f"{key} belongs to the beginning of a run and cannot change: train a new one")
 
 
@@ -153,7 +153,9 @@ def resume(path: str | Path, *, command: str | None = None, progress: bool = Tru
     run_dir = Path(path)
     before = load_config(run_dir)
     config = override(before, overrides)
+    changed = differences(to_dict(before), to_dict(config))
     require_changeable(overrides)
+    require_changeable(changed, starting_values(config))
     require_used(config, usual=before)
     with hold(run_dir), tiny_numbers_kept():
         checkpoint = CheckpointStore(run_dir / "checkpoints").latest()
@@ -164,7 +166,6 @@ def resume(path: str | Path, *, command: str | None = None, progress: bool = Tru
             if progress:
                 tell(f"{run_dir} ended before its first checkpoint: starting again from the beginning")
         command = command or f"habilis.resume({str(path)!r}, ...)"
-        changed = differences(to_dict(before), to_dict(config))
         return _run(config, trainer, run_dir, command, progress=progress, checkpoint=checkpoint, changed=changed)
 
 

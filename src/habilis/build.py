@@ -24,6 +24,7 @@ from habilis.core.random import RandomStreams, derive_seed
 from habilis.core.registry import Registry
 from habilis.core.specs import ActionKindError, ActionSpec, EnvSpec
 from habilis.data.hindsight import Hindsight
+from habilis.data.observations import ObservationRing
 from habilis.data.priorities import Priorities, SumTree
 from habilis.data.replay import ReplayBuffer
 from habilis.data.rollout import RolloutBuffer, StepList
@@ -100,7 +101,7 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
 
     Args:
         config: what to build.
-        say: is told which engine runs the environment and how much memory the replay will take.
+        say: is told which engine runs the environment, how much memory the replay will take, and what is of no use.
     """
     entry = ALGORITHMS[config.algorithm]
     require(
@@ -109,7 +110,8 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
     )
     threads = max(1, config.threads // entry.branches)
     configure(threads=threads, precision=config.matmul_precision)
-    device = resolve_device(config.device)
+    on_processor = entry.asynchronous or isinstance(config.algo, tabular.TabularConfig)
+    device = "cpu" if on_processor and config.device == "auto" else resolve_device(config.device)
     streams = RandomStreams(config.seed)
     env_seed = derive_seed(config.seed, "env")
     each, what = (BYTES_A_WORKER, "worker processes") if entry.asynchronous else (BYTES_AN_ENV, "environments")
@@ -122,6 +124,8 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
     say(describe_env(env))
     if entry.asynchronous:
         say(f"workers: {config.num_envs}, each with such an environment; a resumed run does not repeat exactly")
+        if config.threads > 1:
+            say("workers learn on one thread each: --threads is for evaluations alone, and --num-envs for learning")
     collector = Collector(env, skip_nonfinite=config.on_nonfinite == "skip", device=device)
     collector.reset(env_seed)
     if isinstance(config.algo, OffPolicyConfig):
@@ -130,6 +134,9 @@ def build_trainer(config: TrainConfig, say: Callable[[str], None] = lambda text:
         _tell_unread(config.algo, env.spec, say)
         if config.algo.learning_starts >= config.total_timesteps:
             say(f"nothing will be learnt: learning_starts is {config.algo.learning_starts:,}, and the run ends before")
+    if isinstance(config.algo, reinforce.ReinforceConfig) and config.algo.n_episodes < config.num_envs:
+        idle = f"{config.num_envs - config.algo.n_episodes:,} of {config.num_envs:,} environments"
+        say(f"{idle} are stepped for nothing, as an update takes fewer episodes: lower --num-envs to --algo.n-episodes")
     try:
         return entry.make_trainer(config, collector, streams, device)
     except ActionKindError as error:
@@ -154,7 +161,8 @@ def _reserve_replay(c: OffPolicyConfig, spec: EnvSpec, num_envs: int, device: st
     needed += SumTree.bytes_needed(capacity) if isinstance(c, dqn.DQNConfig) and c.prioritized else 0
     needed += Hindsight.bytes_needed(capacity) if c.goal_selection_strategy != "none" else 0
     needed += windows.bytes_needed(rows) if windows else 0
-    say(f"replay memory: {capacity:,} transitions, {needed / 1e6:,.0f} MB")
+    aside = f"up to {ObservationRing.bytes_needed(spec) * rows / 1e6:,.0f} MB more for last observations of episodes"
+    say(f"replay memory: {capacity:,} transitions, {needed / 1e6:,.0f} MB, and {aside}")
     windowed = "" if windows is None else f" with windows of {windows.length:,} steps"
     what = f"a replay buffer of {capacity:,} transitions of {spec.id}{windowed} takes"
     require_room(what, needed, "--algo.buffer-size" + (" or --algo.memory.window" if windowed else ""), device)

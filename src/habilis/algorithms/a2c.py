@@ -126,6 +126,11 @@ class A2C:
         self, spec: EnvSpec, config: A2CConfig, *, num_envs: int, streams: RandomStreams, device: str = "cpu"
     ) -> None:
         self.config = config
+        require(
+            config.n_steps * num_envs > 1 or not config.normalize_advantage,
+            "normalize_advantage needs two steps in a rollout and this has one, whose advantage would be 0: raise "
+            "n_steps, or leave it out",
+        )
         init = streams.torch("init")
         require_smoothness(config.smoothness, spec, memory=config.memory.used)
         policy = make_policy(spec, config, init).to(device)

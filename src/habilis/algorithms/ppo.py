@@ -61,9 +61,9 @@ class PPOConfig:
     learning_rate: float = 3e-4
     """Adam's step size (its first value under `linear` and `adaptive`)."""
     learning_rate_schedule: Literal["constant", "linear", "adaptive"] = "constant"
-    """`linear` falls to zero over the run; `adaptive` keeps the KL divergence of an update near `desired_kl`."""
+    """`linear` falls to zero over the run; `adaptive` keeps the KL divergence of an iteration near `desired_kl`."""
     desired_kl: float = only_if(0.01, learning_rate_schedule="adaptive")
-    """KL divergence the adaptive rate aims at."""
+    """KL divergence from the policy that acted, in the last of the epochs, that the adaptive rate aims at."""
     gamma: float = 0.99
     """Discount."""
     gae_lambda: float = 0.95
@@ -213,14 +213,18 @@ class PPO:
         for _ in range(c.n_epochs):
             shuffled = tree_index(data, rows[torch.randperm(len(rows), generator=s.shuffle, device=rows.device)])
             # minibatches are of one size: what remains behind the last is another draw in each epoch
-            history += map(self._minibatch, tree_split(shuffled, size))
-            if c.target_kl is not None and history[-1]["approx_kl"] > 1.5 * c.target_kl:
+            epoch = [self._minibatch(minibatch) for minibatch in tree_split(shuffled, size)]
+            history += epoch
+            if c.target_kl is not None and epoch[-1]["approx_kl"] > 1.5 * c.target_kl:
                 break
         # the normalisers move last: the first ratio of every update is exactly 1
         for encoder in {s.policy.encoder, s.critic.encoder}:
             encoder.update_normalizers(tree_index(batch.obs, slice(-1)), batch.valid)
         metrics = tree_map(torch.mean, tree_stack(history))
-        return {**metrics, "explained_variance": explained, "learning_rate": s.optimizer.learning_rate.clone()}
+        metrics |= {"explained_variance": explained, "learning_rate": s.optimizer.learning_rate.clone()}
+        if c.learning_rate_schedule == "adaptive":
+            self._adapt_learning_rate(torch.stack([minibatch["approx_kl"] for minibatch in epoch]).mean())
+        return metrics
 
     def _minibatch(self, data: Tree) -> Metrics:
         """Take one gradient step on rows of `evaluate_rollout`."""
@@ -228,8 +232,6 @@ class PPO:
         metrics = self._gradient(data)
         s.optimizer.step(metrics.pop("gradient"), metrics["grad_norm"])
         s.gradient_steps += 1
-        if self.config.learning_rate_schedule == "adaptive":
-            self._adapt_learning_rate(metrics["approx_kl"])
         return metrics
 
     def _compute_gradient(self, data: Tree) -> dict[str, Tensor]:
@@ -264,7 +266,11 @@ class PPO:
         return results | penalty | deviation(distribution)
 
     def _adapt_learning_rate(self, kl: Tensor) -> None:
-        """Divide the rate by 1.5 where an update moved too far, multiply where it moved too little (rsl_rl)."""
+        """Divide the rate by 1.5 where an iteration moved too far, multiply where it moved too little.
+
+        The factors and bounds are those of rsl_rl, which asks each minibatch. The first of an iteration has not moved
+        at all: with hundreds of them the rate would climb until one step has done the harm, and fall to its floor.
+        """
         rate, target = self.state.optimizer.learning_rate, self.config.desired_kl
         factor = torch.where(kl > 2 * target, 1 / 1.5, torch.where(kl < target / 2, 1.5, 1.0))
         rate.copy_((rate * factor).clamp(1e-5, 1e-2))

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require_positive, require_shares, require_widths
+from habilis.core.config import coerce_fields, require_positive, require_shares, require_widths
 from habilis.core.errors import HabilisError
 from habilis.core.options import only_if
 from habilis.core.random import RandomStreams
@@ -95,6 +95,7 @@ class ReinforceConfig:
     """What becomes of an action before the environment takes it."""
 
     def __post_init__(self) -> None:
+        coerce_fields(self)
         learning = ("learning_rate", "critic_learning_rate", "n_critic_updates", "max_grad_norm")
         require_positive(self, "n_episodes", "batch_size", *learning)
         require_widths(self, "hidden", "critic_hidden")

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import TransitionBatch
-from habilis.core.config import require, require_fractions, require_not_negative, require_positive, require_shares
+from habilis.core.config import (
+    coerce_fields,
+    require,
+    require_fractions,
+    require_not_negative,
+    require_positive,
+    require_shares,
+)
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.specs import DiscreteAction, EnvSpec, require_action
@@ -66,6 +73,7 @@ class TabularConfig:
     """Steps of each environment in an iteration; every one is learnt from at once."""
 
     def __post_init__(self) -> None:
+        coerce_fields(self)
         require_fractions(self, "learning_rate", "exploration_decay")
         require_shares(self, "gamma", "exploration_initial_eps", "exploration_final_eps")
         require_not_negative(self, "learning_rate_power")

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_not_negative, require_positive, require_shares, require_widths
+from habilis.core.config import (
+    coerce_fields,
+    require,
+    require_not_negative,
+    require_positive,
+    require_shares,
+    require_widths,
+)
 from habilis.core.errors import HabilisError
 from habilis.core.options import only_if
 from habilis.core.random import RandomStreams
@@ -103,6 +110,7 @@ class TRPOConfig:
     """What becomes of an action before the environment takes it."""
 
     def __post_init__(self) -> None:
+        coerce_fields(self)
         positive = ("n_steps", "target_kl", "line_search_max_iter", "cg_max_steps", "sub_sampling_factor")
         require_positive(self, *positive, "n_critic_updates", "batch_size", "learning_rate")
         require_widths(self, "hidden", "critic_hidden")
@@ -221,18 +229,19 @@ class TRPO:
 
     def _move(self, step: Tensor, objective: Tensor, columns: Tree) -> tuple[float, dict[str, Tensor]]:
         """Move the policy by as much of a step as is allowed; return the share, 0 to 1, and what came of it."""
-        c, before = self.config, self._flat.clone()
+        c, before, finite = self.config, self._flat.clone(), False
         if step.isfinite().all():
             for k in range(c.line_search_max_iter if c.line_search else 1):
                 share = c.line_search_shrinking_factor**k
                 torch.add(before, step, alpha=share, out=self._flat)
                 outcome = self._outcome(columns)
-                allowed = outcome["kl"] <= c.target_kl and outcome["objective"] > objective
-                if allowed or (not c.line_search and (outcome["kl"] + outcome["objective"]).isfinite()):
+                if not (outcome["kl"] + outcome["objective"]).isfinite():
+                    continue
+                finite = True
+                if not c.line_search or (outcome["kl"] <= c.target_kl and outcome["objective"] > objective):
                     return share, outcome
             self._flat.copy_(before)
-        else:
-            self.state.skipped += 1
+        self.state.skipped += not finite  # that no step is good enough is no fault
         return 0.0, {"kl": torch.zeros_like(objective), "objective": objective}
 
     def _compute_step(self, data: Tree) -> dict[str, Tensor]:

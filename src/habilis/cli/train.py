@@ -38,6 +38,9 @@ class Options(TrainConfig):
     """Arguments of the environment, in pairs, besides those of the preset or the run."""
     plugins: dict[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Check nothing before all flags are read: until then `env` may be missing."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ResumeOptions(Options):

@@ -18,7 +18,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import cache
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -29,6 +29,11 @@ HiddenPrecision = Literal["float32", "bfloat16"]
 
 OUT_OF_MEMORY = ("allocate memory", "out of memory")
 """What PyTorch's errors say where memory has run out."""
+
+MEMINFO = Path("/proc/meminfo")
+"""What Linux says of the machine's memory."""
+CGROUP = Path("/sys/fs/cgroup")
+"""What it says of the container's, of which `memory.max` is the limit (cgroup version 2)."""
 
 _HIDDEN: ContextVar[HiddenPrecision] = ContextVar("hidden_precision", default="float32")
 
@@ -95,8 +100,13 @@ def has_bfloat16(device_type: str) -> bool:
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device_type != "cpu":
         return False
-    units = torch.cpu.get_capabilities()
+    units = cpu_capabilities()
     return bool(units.get("avx512_bf16") or units.get("amx_bf16"))
+
+
+def cpu_capabilities() -> dict[str, Any]:
+    """Return what PyTorch says of the processor, its name and units; nothing where it is too old to say."""
+    return dict(getattr(torch.cpu, "get_capabilities", dict)())
 
 
 def cpu_count() -> int:
@@ -108,16 +118,32 @@ def available_memory(device: str) -> int | None:
     """Return the bytes that this process can still take on `device`; None where the system does not say."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
-    free = []
+    # a container is allowed less than the machine has
+    return min((free for free in (_left_on_machine(), _left_in_container()) if free is not None), default=None)
+
+
+def _left_on_machine() -> int | None:
+    kilobytes = _numbers(MEMINFO).get("MemAvailable:")
+    return None if kilobytes is None else kilobytes * 1024
+
+
+def _left_in_container() -> int | None:
+    """Return how far the container is from its limit; None where there is none."""
     try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        free += [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
-        # a container is allowed less than the machine has
-        limit, used = (Path("/sys/fs/cgroup", name).read_text().strip() for name in ("memory.max", "memory.current"))
-        free += [int(limit) - int(used)] if limit != "max" else []
+        limit, used = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
+    except (OSError, ValueError):  # no such file, or no limit: "max"
+        return None
+    # files read long ago count as used and are given back when the room is wanted: Docker and Kubernetes do so too
+    return limit - used + _numbers(CGROUP / "memory.stat").get("inactive_file", 0)
+
+
+def _numbers(path: Path) -> dict[str, int]:
+    """Return the first number of each line of a file by the word before it; nothing where there is no file."""
+    try:
+        lines = [line.split() for line in path.read_text().splitlines()]
     except OSError:
-        pass
-    return min(free, default=None)
+        return {}
+    return {words[0]: int(words[1]) for words in lines if len(words) > 1 and words[1].isdigit()}
 
 
 def require_room(what: str, needed: float, option: str, device: str = "cpu") -> None:
@@ -131,8 +157,18 @@ def require_room(what: str, needed: float, option: str, device: str = "cpu") -> 
     """
     left = available_memory(device)
     if left is not None and needed > left:
-        sizes = f"{needed / 1e9:,.1f} GB, and there are {left / 1e9:,.1f} GB left on {device}"
-        raise ConfigError(f"{what} {sizes}: lower {option}")
+        takes, has = _sizes(needed, left)
+        raise ConfigError(f"{what} {takes}, and there are {has} left on {device}: lower {option}")
+
+
+def _sizes(*amounts: float) -> list[str]:
+    """Write amounts of memory in the largest unit in which they differ."""
+    told: list[str] = []
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("bytes", 1)):
+        told = [f"{amount / size:,.{0 if size == 1 else 1}f} {unit}" for amount in amounts]
+        if len(set(told)) > 1:
+            break
+    return told
 
 
 @contextmanager

@@ -74,7 +74,8 @@ def require_widths(config: Any, *names: str) -> None:
 
 
 def require_replay(config: Any) -> None:
-    """Raise `ConfigError` unless what all that learn from replay have in common is possible."""
+    """Raise `ConfigError` unless fields are of their types, and those of all learners from replay possible."""
+    coerce_fields(config)
     size, steps = config.buffer_size, config.gradient_steps
     require_positive(config, "learning_rate", "batch_size", "train_freq", "n_steps", "n_sampled_goal")
     require_shares(config, "gamma")
@@ -96,6 +97,16 @@ def require_finite(values: Any, name: str) -> None:
             require_finite(value, name)
     else:
         require(not isinstance(values, float) or math.isfinite(values), f"{name} must be finite, got {values}")
+
+
+def coerce_fields(config: Any) -> None:
+    """Make every field of a configuration what its type says, as `override` does: what `__post_init__` begins with.
+
+    Raises:
+        ConfigError: a value is of another type, or none of the choices.
+    """
+    for name, kind in field_types(type(config)).items():
+        object.__setattr__(config, name, _coerce(getattr(config, name), kind, name))
 
 
 def to_dict(config: Any) -> Any:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.specs import DESIRED, EnvSpec
+from habilis.core.tree import beside
 from habilis.core.types import Obs, State
 from habilis.data.columns import Column, Places, located
 from habilis.data.hindsight import Goals
@@ -52,7 +53,7 @@ class ObservationRing:
 
     @staticmethod
     def bytes_needed(spec: EnvSpec) -> int:
-        """Return how many bytes one place takes."""
+        """Return how many bytes one place takes; an episode's last observation, which lies aside, takes no more."""
         frames = map(spec.frame, spec.obs)
         return sum(f.size * (1 if f.dtype == "uint8" else 4) for f in frames) + 4 + (spec.frame_stack > 1)
 
@@ -99,9 +100,9 @@ class ObservationRing:
             column[to] = reached[whose]
 
     def _make_room(self) -> None:
-        """Let the side store grow to twice its size."""
+        """Let the side store grow to twice its size, but not far beyond one observation for each place."""
         held = len(next(iter(self._final.values())).values)
-        room = max(64, held)
+        room = max(64, min(held, self.places - held))
         self._free.extend(range(held + room - 1, held - 1, -1))
         grown = self._room(held + room)
         for name, column in self._final.items():
@@ -140,8 +141,8 @@ class ObservationRing:
 
     @staticmethod
     def replace_goals(obs: dict[str, Tensor], goals: Goals) -> None:
-        """Let observations that were read want the goals given in hindsight."""
-        obs[DESIRED] = goals.given
+        """Let those observations that were read want the goals given in hindsight to which one was given."""
+        obs[DESIRED] = torch.where(beside(goals.replaced, goals.given), goals.given, obs[DESIRED])
 
     def _stack(self, name: str, places: Places) -> Tensor:
         """Rebuild the frames of a group as they were seen at places `[B]`."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from habilis.core.errors import ExportError, import_extra
-from habilis.core.specs import by_group
+from habilis.core.specs import read_memory, read_obs
 from habilis.deploy.contract import ACTION, MEMORY, NEXT_MEMORY, POLICY_FILE, from_metadata
 
 
@@ -50,33 +50,23 @@ class OnnxPolicy:
         Args:
             obs: one observation or a batch, for the group "policy"; or a mapping of groups.
             memory: what the last call returned; None when episodes begin. Where one of a batch begins, its row is zero.
+                It stays as it is.
 
         Returns:
             The action in the environment's units, batched as the observation was, and the memory for the next call:
             `[N, *shape]` by key, or None from a policy without memory.
 
         Raises:
-            ExportError: a group is missing or has another shape.
+            ExportError: a group is missing, has another shape, or images are not uint8; or the memory is not that of
+                as many robots.
+            NonFiniteError: a reading or the memory is not finite.
         """
-        inputs, single = self._batch(obs)
-        if memory is None:
+        inputs, single = read_obs(obs, self.spec, list(self.spec.obs), ExportError)
+        if self.memory:
             rows = len(next(iter(inputs.values())))
-            memory = {key: np.zeros((rows, *shape), np.float32) for key, shape in self.memory.items()}
-        inputs |= {MEMORY + key: np.asarray(memory[key], np.float32) for key in self.memory}
+            known = read_memory(memory, self.memory, rows, ExportError)
+            fresh = {key: np.zeros((rows, *shape), np.float32) for key, shape in self.memory.items() if not known}
+            inputs |= {MEMORY + key: (known or fresh)[key] for key in self.memory}
         action, *after = self._session.run([ACTION, *(NEXT_MEMORY + key for key in self.memory)], inputs)
         remembered = dict(zip(self.memory, after, strict=True)) if self.memory else None
         return (action[0] if single else action), remembered
-
-    def _batch(self, obs: np.ndarray | Mapping[str, np.ndarray]) -> tuple[dict[str, np.ndarray], bool]:
-        """Return the groups that the policy reads as batches, and whether it was one observation without a batch."""
-        groups = by_group(obs)
-        inputs: dict[str, np.ndarray] = {}
-        single = False
-        for name, group in self.spec.obs.items():
-            if name not in groups:
-                raise ExportError(f"the observation lacks the group {name!r}: the policy reads {list(self.spec.obs)}")
-            try:
-                inputs[name], single = group.rows(groups[name])
-            except ValueError as error:
-                raise ExportError(f"the observation group {name!r} {error}") from error
-        return inputs, single

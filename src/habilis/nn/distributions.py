@@ -126,17 +126,20 @@ def log_tanh_derivative(x: Tensor) -> Tensor:
 class Beta:
     """Independent Beta distributions stretched to [-1, 1], with one peak each (Chou et al. 2017).
 
-    `alpha` and `beta` are `[..., dim]` and above 1. There is neither a closed form of the inverse of the distribution
-    function nor a gradient through samples: they are ratios of gamma variates, of which each is the first accepted of a
-    few proposals (Marsaglia and Tsang 2000), so that sampling is straight-line code.
+    Made of what its parameters are above 1, `[..., dim]` and positive: of a nearly uniform one float32 would not tell
+    the peak from the parameters themselves. There is neither a closed form of the inverse of the distribution function
+    nor a gradient through samples: they are ratios of gamma variates, of which each is the first accepted of a few
+    proposals (Marsaglia and Tsang 2000), so that sampling is straight-line code.
     """
 
     NOISE = (2, GAMMA_TRIES, 2)
     """Shape of the noise for each value: two gamma variates, proposals, and a normal and a uniform number for each."""
 
-    def __init__(self, alpha: Tensor, beta: Tensor) -> None:
-        self.alpha = alpha
-        self.beta = beta
+    def __init__(self, alpha_excess: Tensor, beta_excess: Tensor) -> None:
+        self.alpha_excess = alpha_excess
+        self.beta_excess = beta_excess
+        self.alpha = 1 + alpha_excess
+        self.beta = 1 + beta_excess
 
     def sample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Turn `noise` `[..., dim, *NOISE]` into actions and their log-densities."""
@@ -147,20 +150,20 @@ class Beta:
 
     def mode(self) -> Tensor:
         """Return the peaks."""
-        up, down = self.alpha - 1, self.beta - 1
+        up, down = self.alpha_excess, self.beta_excess
         return (up - down) / (up + down)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Return the log-density of actions in [-1, 1], taken a share of `EDGE` inside for those nearer to a bound."""
         share = ((action + 1) / 2).clamp_min(EDGE)
         rest = ((1 - action) / 2).clamp_min(EDGE)
-        density = (self.alpha - 1) * share.log() + (self.beta - 1) * rest.log()
+        density = self.alpha_excess * share.log() + self.beta_excess * rest.log()
         return (density - log_beta(self.alpha, self.beta) - math.log(2)).sum(-1)
 
     def entropy(self) -> Tensor:
         """Return the differential entropy."""
-        a, b = self.alpha, self.beta
-        slopes = (a + b - 2) * (a + b).digamma() - (a - 1) * a.digamma() - (b - 1) * b.digamma()
+        a, b, up, down = self.alpha, self.beta, self.alpha_excess, self.beta_excess
+        slopes = (up + down) * (a + b).digamma() - up * a.digamma() - down * b.digamma()
         return (log_beta(a, b) + slopes + math.log(2)).sum(-1)
 
     def std(self) -> Tensor:

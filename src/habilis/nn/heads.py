@@ -214,8 +214,7 @@ class BetaHead(nn.Module):
 
     def forward(self, features: Tensor) -> Beta:
         """Return the distribution for features `[..., in_dim]`."""
-        alpha, beta = (1 + F.softplus(self.out(features)).clamp(1e-6, CONCENTRATION_MAX)).chunk(2, -1)
-        return Beta(alpha, beta)
+        return Beta(*F.softplus(self.out(features)).clamp(1e-6, CONCENTRATION_MAX).chunk(2, -1))
 
     def noise(self, rows: int, generator: torch.Generator) -> Tensor:
         """Draw what `Beta.sample` turns into `rows` actions."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from habilis.core.batches import MEMORY, VALID
-from habilis.core.config import require
+from habilis.core.config import coerce_fields, require
 from habilis.core.options import only_if, unless
 from habilis.core.specs import ObsGroup
 from habilis.core.tree import tree_index
@@ -45,8 +45,7 @@ class MemoryConfig:
     """Of attention in each; they divide the width."""
 
     def __post_init__(self) -> None:
-        known = ("none", "gru", "lstm", "transformer")
-        require(self.kind in known, f"memory.kind must be one of {', '.join(known)}, got {self.kind!r}")
+        coerce_fields(self)
         require(self.size > 0, f"memory.size must be positive, got {self.size}")
         require(self.window > 1, f"memory.window must be at least 2, got {self.window}")
         require(0 <= self.burn_in < self.window, f"memory.burn_in must be in [0, memory.window), got {self.burn_in}")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from habilis.core.config import require, require_not_negative
+from habilis.core.config import coerce_fields, require, require_not_negative
 from habilis.nn.activations import Activation
 from habilis.nn.mlp import MLP, EnsembleMLP
 from habilis.nn.residual import ResidualNetwork
@@ -47,7 +47,7 @@ class NetworkConfig:
     """Updates in which batch renormalisation is plain batch normalisation."""
 
     def __post_init__(self) -> None:
-        require(self.kind in ("mlp", "simba", "simba_v2"), f"network must be mlp, simba or simba_v2, got {self.kind!r}")
+        coerce_fields(self)
         require(all(width > 0 for width in self.hidden), f"hidden widths must be positive, got {self.hidden}")
         require(0 <= self.dropout < 1, f"dropout must be at least 0 and less than 1, got {self.dropout}")
         require_not_negative(self, "renorm_warmup")

@@ -17,17 +17,18 @@ class RunningNorm(nn.Module):
     """Normalise rows of `shape` to mean 0 and variance 1, clipped to `[-clip, clip]`.
 
     The moments are those of all data seen (Chan et al. 1979, parallel variance), held in float64 and applied in the
-    data's own precision. Before the first update the data is only clipped.
+    data's own precision. Before the first update the data is only clipped. What has hardly moved so far is divided by
+    `min_std`, not by less: else a sensor that stood still in simulation would fill the whole range with its noise.
     """
 
     mean: Tensor
     var: Tensor
     count: Tensor
 
-    def __init__(self, shape: tuple[int, ...], clip: float = 10.0, eps: float = 1e-8) -> None:
+    def __init__(self, shape: tuple[int, ...], clip: float = 10.0, min_std: float = 1e-2) -> None:
         super().__init__()
         self.clip = clip
-        self.eps = eps
+        self.min_std = min_std
         self.register_buffer("mean", torch.zeros(shape, dtype=torch.float64))
         self.register_buffer("var", torch.ones(shape, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
@@ -46,7 +47,7 @@ class RunningNorm(nn.Module):
 
     def scale(self, x: Tensor) -> Tensor:
         """Return what `[*shape]` is multiplied by, in the precision of `x`."""
-        return (self.var + self.eps).rsqrt().to(x.dtype)
+        return self.var.clamp_min(self.min_std**2).rsqrt().to(x.dtype)
 
     @torch.no_grad()
     def update(self, x: Tensor) -> None:
@@ -92,7 +93,7 @@ class RewardNorm(nn.Module):
         super().__init__()
         self.gamma = gamma
         self.bound = bound
-        self.returns = RunningNorm(())
+        self.returns = RunningNorm((), min_std=1e-4)
         self.register_buffer("greatest", None if bound is None else torch.zeros(()))
         self.register_buffer("running_return", torch.zeros(num_envs))
 

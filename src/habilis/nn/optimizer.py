@@ -95,11 +95,12 @@ class Optimizer:
         """Return the gradient of `loss` with respect to these parameters and no others.
 
         Returns:
-            `gradient`: one vector `[P]`, clipped. `grad_norm`: its norm before, 0-d.
+            `gradient`: one vector `[P]`, clipped. `grad_norm`: its norm before, 0-d; NaN where the loss is not finite,
+            of which the gradient may be (an absolute error of infinity has one of 1).
         """
         parts = torch.autograd.grad(loss, self.parameters, retain_graph=True)
         gradient = torch.cat([part.reshape(-1) for part in parts])
-        norm = torch.linalg.vector_norm(gradient)
+        norm = torch.linalg.vector_norm(gradient) + 0 * loss.detach()
         if self.max_grad_norm is not None:
             gradient = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)
         return {"gradient": gradient, "grad_norm": norm}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from habilis.core.config import require_fractions, require_positive
+from habilis.core.config import coerce_fields, require_fractions, require_positive
 from habilis.core.random import RandomStreams
 from habilis.core.specs import ObsGroup
 from habilis.core.tree import Tree
@@ -42,6 +42,7 @@ class ContrastiveConfig:
     """Most pixels by which a picture moves in each direction."""
 
     def __post_init__(self) -> None:
+        coerce_fields(self)
         require_positive(self, "learning_rate", "batch_size", "pad")
         require_fractions(self, "tau")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from habilis.core.config import require_positive
+from habilis.core.config import coerce_fields, require_positive
 from habilis.core.random import RandomStreams
 from habilis.core.specs import ActionSpec, DiscreteAction, action_parts
 from habilis.core.tree import Tree
@@ -37,6 +37,7 @@ class NextStatePredictionConfig:
     """Width of the model's hidden layer."""
 
     def __post_init__(self) -> None:
+        coerce_fields(self)
         require_positive(self, "learning_rate", "batch_size", "hidden")
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from habilis.core.batches import VALID, TransitionBatch
-from habilis.core.config import require_positive
+from habilis.core.config import coerce_fields, require_positive
 from habilis.core.errors import ConfigError
 from habilis.core.random import RandomStreams
 from habilis.core.types import Metrics, Obs, State
@@ -25,6 +25,7 @@ class RandomShiftConfig:
     """Most pixels in each direction, drawn uniformly."""
 
     def __post_init__(self) -> None:
+        coerce_fields(self)
         require_positive(self, "pad")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from habilis.core.config import require_not_negative, require_positive
+from habilis.core.config import coerce_fields, require_not_negative, require_positive
 from habilis.core.random import RandomStreams
 from habilis.core.specs import ObsGroup
 from habilis.core.tree import Tree
@@ -38,6 +38,7 @@ class ReconstructionConfig:
     """Weight of half the squared length of the features."""
 
     def __post_init__(self) -> None:
+        coerce_fields(self)
         require_positive(self, "learning_rate", "batch_size")
         require_not_negative(self, "feature_penalty")
 

@@ -6,12 +6,14 @@ and not from whatever the policy wants first: one that has just been switched on
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from habilis.core.config import require
+from habilis.core.config import coerce_fields, require
+from habilis.core.specs import BoxAction
 from habilis.core.tree import Tree
 
 LAST = "/last_action"
@@ -30,15 +32,18 @@ class ActionConfig:
     smoothing: float = 0.0
     """Share of the last action that is kept: a low-pass of first order, with 1 / (1 - smoothing) steps to settle."""
     rate_limit: float | tuple[float, ...] | None = None
-    """Largest change in a step, in units of half the range: one number, or one for each value; None for no limit."""
+    """Largest change in a step: one number, or one for each value; None for no limit. In units of half the range, or in
+    the environment's own where a value has not two bounds."""
     rest: float | tuple[float, ...] = 0.0
-    """What is taken for the last action when an episode begins, from -1 to 1, likewise; 0 is the middle."""
+    """What is taken for the last action when an episode begins, likewise: from -1 to 1 where a value has two bounds,
+    and 0 is the middle; anything where it has not."""
 
     def __post_init__(self) -> None:
+        coerce_fields(self)
         limits = () if self.rate_limit is None else _each(self.rate_limit)
         require(0 <= self.smoothing < 1, f"action.smoothing must be in [0, 1), got {self.smoothing}")
         require(all(limit > 0 for limit in limits), f"action.rate_limit must be positive, got {self.rate_limit}")
-        require(all(abs(x) <= 1 for x in _each(self.rest)), f"action.rest must be from -1 to 1, got {self.rest}")
+        require(all(map(math.isfinite, _each(self.rest))), f"action.rest must be finite, got {self.rest}")
         used = self.remembers or not any(_each(self.rest))
         require(used, "action.rest has no effect without action.smoothing or action.rate_limit: leave it out")
 
@@ -59,16 +64,18 @@ class ActionFilter(nn.Module):
         config: smoothing and limit.
         values: how many real values stand first in an action.
         choices: how many choices follow.
+        box: the bounds of the values; None takes two for each.
 
     Raises:
-        ConfigError: there are no real values, or not as many as numbers in the configuration.
+        ConfigError: there are no real values, or not as many as numbers in the configuration, or one rests beyond its
+            bounds.
     """
 
     keep: Tensor
     limit: Tensor
     rest: Tensor
 
-    def __init__(self, config: ActionConfig, values: int, choices: int) -> None:
+    def __init__(self, config: ActionConfig, values: int, choices: int, box: BoxAction) -> None:
         super().__init__()
         require(
             values > 0, "action.smoothing and action.rate_limit are for real values, not for choices: leave them out"
@@ -86,6 +93,10 @@ class ActionFilter(nn.Module):
             require(len(numbers) == values, f"action.{option} must be {told}")
             self.register_buffer(name, torch.tensor([*numbers, *[of_choices] * choices]), persistent=False)
         self.rests = any(_each(config.rest))
+        beyond = self.rest[:values].abs() > 1
+        beyond = beyond if box is None else beyond & torch.from_numpy(box.bounded)
+        told = f"action.rest must be from -1 to 1 where a value has two bounds, got {config.rest}"
+        require(not bool(beyond.any()), told)
 
     def forward(self, action: Tensor, last: Tensor) -> Tensor:
         """Return what is done instead of `action` `[N, dim]`, after `last`."""

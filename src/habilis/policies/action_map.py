@@ -36,7 +36,7 @@ class ActionMap(nn.Module):
         self.squash = squash
         self.shifts = any(starts)
         choices = 0 if box is None else len(starts)
-        self.filter = ActionFilter(config, self.values, choices) if config.remembers else None
+        self.filter = ActionFilter(config, self.values, choices, box) if config.remembers else None
         if box is None:
             if self.shifts:
                 self.register_buffer("offset", torch.tensor(starts))

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require, require_not_negative, require_positive, require_shares, require_widths
+from habilis.core.config import (
+    coerce_fields,
+    require,
+    require_not_negative,
+    require_positive,
+    require_shares,
+    require_widths,
+)
 from habilis.core.specs import EnvSpec
 from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part
 from habilis.functional.returns import explained_variance, generalized_advantage
@@ -53,7 +60,8 @@ class ActorCriticConfig(HeadConfig, Protocol):
 
 
 def require_actor_critic(config: Any) -> None:
-    """Raise `ConfigError` unless what PPO and A2C have in common is possible and goes together."""
+    """Raise `ConfigError` unless fields are of their types, and those of PPO and A2C possible and go together."""
+    coerce_fields(config)
     require_positive(config, "n_steps", "learning_rate", "max_grad_norm")
     require_shares(config, "gamma", "gae_lambda")
     require_widths(config, "hidden", "critic_hidden")

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import MEMORY
-from habilis.core.errors import HabilisError
-from habilis.core.specs import EnvSpec, by_group
+from habilis.core.specs import EnvSpec, read_memory, read_obs
 from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep
 from habilis.nn.memory import Encoder, MemoryEncoder
@@ -97,15 +96,21 @@ def predict(
     Args:
         policy: what is asked; it computes on `device`.
         obs: as of `as_batch`.
-        memory: what the last call returned.
+        memory: what the last call returned, or an export's: tensors or arrays; None when episodes begin. It stays as
+            it is.
         deterministic: as of `policy.act`.
         device: where the policy lies.
 
     Returns:
         The action in the environment's units, batched as the observation was, and the memory for the next call.
+
+    Raises:
+        HabilisError: the policy cannot read the observation, or the memory is not that of as many robots.
+        NonFiniteError: a reading or the memory is not finite.
     """
     tensors, single = as_batch(obs, policy.spec, policy.encoder.names, device)
-    step = policy.act(tensors, memory, deterministic=deterministic)
+    known = as_memory(memory, policy, len(next(iter(tensors.values()))), device)
+    step = policy.act(tensors, known, deterministic=deterministic)
     action = step.env_action.numpy(force=True)
     return (action[0] if single else action), step.memory
 
@@ -122,19 +127,25 @@ def as_batch(
         device: where it computes.
 
     Raises:
-        HabilisError: a group is missing or has another shape.
+        HabilisError: as of `read_obs`.
     """
-    groups = by_group(obs)
-    tensors: dict[str, Tensor] = {}
-    single = False
-    for name in names:
-        if name not in groups:
-            raise HabilisError(f"the observation lacks the group {name!r}: the policy reads {tuple(names)}")
-        try:
-            rows, single = spec.obs[name].rows(groups[name])
-        except ValueError as error:
-            stacked = spec.frame_stack > 1 and spec.obs[name].is_image
-            frames = f" ({spec.frame_stack} frames side by side in the channels, the newest last)" if stacked else ""
-            raise HabilisError(f"the observation group {name!r} {error}{frames}") from error
-        tensors[name] = torch.as_tensor(rows, device=device)
-    return tensors, single
+    rows, single = read_obs(obs, spec, names)
+    return {name: torch.as_tensor(array, device=device) for name, array in rows.items()}, single
+
+
+def as_memory(memory: Any, policy: Any, rows: int, device: torch.device) -> dict[str, Tensor] | None:
+    """Return what a policy is said to remember of `rows` robots as tensors on its device; None where episodes begin.
+
+    Raises:
+        HabilisError: as of `read_memory`.
+    """
+    if memory is None:
+        return None
+    held = memory
+    if isinstance(memory, Mapping):
+        held = {key: x.numpy(force=True) if isinstance(x, Tensor) else x for key, x in memory.items()}
+    shapes = {key: tuple(x.shape[1:]) for key, x in policy.fresh_memory(1).items()}
+    arrays = read_memory(held, shapes, rows)
+    # what is a tensor on the device already stays one
+    given = {key: memory[key] if isinstance(memory[key], Tensor) else array for key, array in arrays.items()}
+    return {key: torch.as_tensor(x, device=device) for key, x in given.items()}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.batches import RolloutBatch
-from habilis.core.config import require
+from habilis.core.config import coerce_fields, require
 from habilis.core.options import unless
 from habilis.core.specs import EnvSpec, action_parts
 from habilis.core.tree import Tree, tree_index, tree_join, tree_map, tree_part
@@ -40,6 +40,7 @@ class SmoothnessConfig:
     """Of the distance between the actions at an observation and within what one step changes of it (L2C2)."""
 
     def __post_init__(self) -> None:
+        coerce_fields(self)
         for name in ("temporal", "spatial", "local"):
             require(getattr(self, name) >= 0, f"smoothness.{name} must not be negative, got {getattr(self, name)}")
         require(self.spatial_std > 0, f"smoothness.spatial_std must be positive, got {self.spatial_std}")

@@ -16,7 +16,7 @@ from habilis.algorithms.tabular import TabularConfig
 from habilis.algorithms.td3 import TD3Config
 from habilis.algorithms.trpo import TRPOConfig
 from habilis.core.acceleration import Precision
-from habilis.core.config import require, require_finite, require_not_negative, require_positive, to_dict
+from habilis.core.config import coerce_fields, require, require_finite, require_not_negative, require_positive, to_dict
 from habilis.core.specs import Backend
 from habilis.plugins import resolve_plugins
 
@@ -100,6 +100,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "plugins", resolve_plugins(self.plugins))
+        coerce_fields(self)
         require_positive(self, "num_envs", "frame_stack", "total_timesteps", "threads", "keep_checkpoints")
         for name, ours in _SAID_ELSEWHERE.items():
             require(name not in self.env_kwargs, f"env_kwargs cannot hold {name!r}: set {ours} instead")

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 
+from habilis.algorithms.tabular import TabularConfig
 from habilis.core.errors import CheckpointError
 from habilis.core.types import State
 from habilis.training.asynchronous import AsynchronousTrainer
+from habilis.training.config import TrainConfig
 from habilis.training.off_policy import OffPolicyTrainer
 from habilis.training.on_policy import OnPolicyTrainer
 from habilis.training.report import Counters
 from habilis.training.tabular import TabularTrainer
+
+STARTING_VALUES = {"init_ent_coef", "init_std", "initial_value"}
+"""Hyper-parameters of what learning begins with: what has become of it since is in the checkpoint."""
 
 Trainer = OnPolicyTrainer | OffPolicyTrainer | TabularTrainer | AsynchronousTrainer
 
@@ -22,6 +27,16 @@ def inexactness(trainer: Trainer) -> str | None:
     if isinstance(trainer, AsynchronousTrainer):
         return "asynchronous workers never do the same twice"
     return None if spec.saves_state else f"{spec.id} cannot save its state"
+
+
+def starting_values(config: TrainConfig) -> frozenset[str]:
+    """Return the keys of a configuration that have an effect at the beginning of a run alone."""
+    names = STARTING_VALUES
+    if isinstance(config.algo, TabularConfig):  # there are as many tables as the checkpoint has
+        names = names | {"double_q"}
+    elif getattr(config.algo, "std_type", None) in ("fixed", "annealed"):  # nothing learns the deviation
+        names = names - {"init_std"}
+    return frozenset(f"algo.{name}" for name in names)
 
 
 def close(trainer: Trainer) -> None:
@@ -81,12 +96,19 @@ def restore(trainer: Trainer, states: Mapping[str, State]) -> None:
         if fresh:
             trainer.buffer.start(trainer.collector.obs)
         reward_norm = trainer.reward_norm
-        if (reward_norm is None) != ("reward_norm" not in states):
-            was = "raw" if reward_norm else "normalised"
-            raise CheckpointError(f"the run learnt from {was} rewards: leave normalize_reward as it was")
+        _require_same_rewards("reward_norm" in states, reward_norm is not None)
         if reward_norm is not None:
             reward_norm.load_state_dict(states["reward_norm"])
+    elif reward_norm is not None:  # which is there either way, and has seen returns if it was used
+        _require_same_rewards(bool(reward_norm.returns.count > 0), trainer.algorithm.config.normalize_reward)
     elif isinstance(trainer, TabularTrainer) and fresh:
         trainer.algorithm.drop_plans()
     if fresh and reward_norm is not None:
         reward_norm.start()
+
+
+def _require_same_rewards(were: bool, are: bool) -> None:
+    """Refuse to go on where rewards were normalised and are not, or the other way round: values have their size."""
+    if were != are:
+        was = "normalised" if were else "raw"
+        raise CheckpointError(f"the run learnt from {was} rewards: leave normalize_reward as it was")

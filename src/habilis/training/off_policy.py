@@ -11,6 +11,7 @@ from torch import Tensor
 from habilis.core.actions import uniform_actions
 from habilis.core.protocols import Algorithm, Plugin
 from habilis.core.random import RandomStreams
+from habilis.core.specs import ACHIEVED, DESIRED
 from habilis.core.types import Metrics, Obs, PolicyStep
 from habilis.data.replay import ReplayBuffer
 from habilis.nn.normalizer import RewardNorm
@@ -78,9 +79,8 @@ class OffPolicyTrainer:
         self.plugins = plugins
         self.counters = Counters()
         self._config = c = algorithm.config
-        self.reward_norm: RewardNorm | None = None
-        if c.normalize_reward:
-            self.reward_norm = RewardNorm(collector.env.num_envs, c.gamma, LARGEST_RETURN).to(buffer.device)
+        scaled = RewardNorm(collector.env.num_envs, c.gamma, LARGEST_RETURN).to(buffer.device)
+        self.reward_norm = scaled if c.normalize_reward else None
         self._explore = streams.torch("explore", buffer.device)
 
     def __iter__(self) -> Iterator[Report]:
@@ -102,6 +102,8 @@ class OffPolicyTrainer:
             self.buffer.add(policy_step.action, step, remembered)
             if c.normalize_obs:
                 self.algorithm.update_normalizers(obs, step.valid)
+                if self.buffer.hindsight is not None:  # what is reached is wanted there as well
+                    self.algorithm.update_normalizers({**obs, DESIRED: obs[ACHIEVED]}, step.valid)
             if self.reward_norm is not None:
                 self.reward_norm.update(*(x.unsqueeze(0) for x in (step.reward, step.done, step.valid)))
         counters.iteration += 1
@@ -126,7 +128,6 @@ class OffPolicyTrainer:
             if self.reward_norm is not None:
                 batch = replace(batch, reward=self.reward_norm(batch.reward))
             metrics |= learn_with(self.plugins, self.algorithm, batch)
-            td_error = metrics.pop("td_error", None)
-            if td_error is not None and batch.index is not None:
+            if (td_error := metrics.pop("td_error", None)) is not None and batch.index is not None:
                 self.buffer.update_priorities(batch.index, td_error)
         return metrics

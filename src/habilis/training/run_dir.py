@@ -15,9 +15,8 @@ from importlib import metadata
 from pathlib import Path
 from shlex import quote
 
-import torch
-
 from habilis.checkpoint import CheckpointStore
+from habilis.core.acceleration import cpu_capabilities
 from habilis.core.config import require
 from habilis.core.errors import ConfigError
 from habilis.core.files import numbered
@@ -162,8 +161,7 @@ def versions() -> dict[str, str]:
     """Return what decides the numbers that a run computes: packages and processor, by name."""
     ours = {"python": sys.version.split()[0], "platform": platform.platform(), "habilis": __version__}
     # which PyTorch before 2.13 may not tell
-    told = getattr(torch.cpu, "get_capabilities", dict)()
-    ours["processor"] = str(told.get("cpu_name", platform.processor()))
+    ours["processor"] = str(cpu_capabilities().get("cpu_name", platform.processor()))
     found = {name: _version(name) for name in ("torch", "numpy", "mujoco", "gymnasium", "envpool")}
     return ours | {name: version for name, version in found.items() if version}
 

@@ -7,6 +7,10 @@ import dataclasses
 import pytest
 import torch
 
+from habilis.api import default_config
+from habilis.build import build_trainer
+from habilis.core.errors import ConfigError
+
 
 def flat(network):
     return torch.cat([p.detach().reshape(-1) for p in network.parameters()])
@@ -116,6 +120,19 @@ def test_standardised_advantages_do_not_know_the_scale_of_rewards(lab):
         a2c.update(dataclasses.replace(batch, rewards=batch.rewards * scale))
         moved.append(flat(a2c.policy) - before)
     torch.testing.assert_close(moved[0], moved[1], atol=1e-6, rtol=1e-3)
+
+
+def test_one_step_is_not_standardised(lab):
+    """Its advantage would be 0, and nothing learnt."""
+    one, two = lab.env(num_envs=1), lab.env(num_envs=2)
+    with pytest.raises(ConfigError, match="normalize_advantage needs two steps in a rollout and this has one"):
+        lab.a2c(one, n_steps=1, normalize_advantage=True)
+    for env, config in ((one, {"n_steps": 2}), (two, {"n_steps": 1}), (one, {"n_steps": 1})):
+        lab.a2c(env, **config, normalize_advantage=env is two or config["n_steps"] > 1)
+    for algorithm, num_envs in (("actor_critic", 1), ("a3c", 2)):  # of which each has a rollout of its own
+        settings = {"num_envs": num_envs, "algo.n_steps": 1, "algo.normalize_advantage": True}
+        with pytest.raises(ConfigError, match="normalize_advantage needs two steps in a rollout"):
+            build_trainer(default_config(algorithm, "probe/Identity-v0", **settings))
 
 
 def test_schedules(lab):

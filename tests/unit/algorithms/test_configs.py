@@ -9,10 +9,30 @@ import pytest
 import torch
 
 from habilis.build import ALGORITHMS
-from habilis.core.config import override
+from habilis.core.config import field_types, override
 from habilis.core.errors import ConfigError
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, ObsGroup
+from habilis.nn.memory import MemoryConfig
+from habilis.nn.network import NetworkConfig
+from habilis.plugins import PLUGINS
+from habilis.policies.action_filter import ActionConfig
+from habilis.policies.smoothness import SmoothnessConfig
 from habilis.presets import preset
+
+CONFIGS = {known[name].config for known in (ALGORITHMS, PLUGINS) for name in known}
+CONFIGS |= {MemoryConfig, NetworkConfig, SmoothnessConfig, ActionConfig}
+
+
+@pytest.mark.parametrize("kind", sorted(CONFIGS, key=lambda kind: kind.__name__))
+def test_a_configuration_is_held_to_the_types_of_its_fields(kind):
+    for name in field_types(kind):
+        with pytest.raises(ConfigError, match=f"'{name}' must be"):
+            kind(**{name: "none of the choices" if isinstance(getattr(kind(), name), str) else object()})
+
+
+def test_a_configuration_takes_lists_and_whole_numbers():
+    config = ALGORITHMS["ppo"].config(hidden=[32, 16], learning_rate=1)
+    assert (config.hidden, config.learning_rate, type(config.learning_rate)) == ((32, 16), 1.0, float)
 
 
 def has(algorithm, name):

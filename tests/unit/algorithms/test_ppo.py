@@ -172,15 +172,35 @@ def test_target_kl_stops_the_epochs(lab):
 def test_adaptive_learning_rate(lab):
     env = lab.env()
 
-    def rate(**config):
+    def rate(iterations=1, **config):
         ppo = lab.ppo(env, learning_rate_schedule="adaptive", learning_rate=1e-3, **config)
-        ppo.update(lab.rollout(ppo, lab.env()))
-        return float(ppo.state.optimizer.learning_rate)
+        for _ in range(iterations):
+            told = float(ppo.update(lab.rollout(ppo, lab.env()))["learning_rate"])
+        return told, float(ppo.state.optimizer.learning_rate)
 
-    # one minibatch of an unmoved policy: the divergence is 0, below half of what is desired
-    assert rate(n_epochs=1, batch_size=1000) == pytest.approx(1.5e-3)
-    assert rate(n_epochs=20, desired_kl=1e3) == pytest.approx(1e-2)  # as high as it goes
-    assert rate(n_epochs=20, desired_kl=1e-12) == pytest.approx(1e-5, rel=0.6)  # as low
+    # one minibatch of an unmoved policy: the divergence is 0, below half of what is desired; the steps were by the rate
+    assert rate(n_epochs=1, batch_size=1000) == pytest.approx((1e-3, 1.5e-3))
+    assert rate(n_epochs=20, desired_kl=1e3) == pytest.approx((1e-3, 1.5e-3))  # once, however many minibatches
+    assert rate(iterations=7, desired_kl=1e3)[1] == pytest.approx(1e-2)  # as high as it goes
+    assert rate(iterations=14, desired_kl=1e-12)[1] == pytest.approx(1e-5)  # as low
+
+
+@pytest.mark.parametrize("first", [1e-2, 1e-5])
+def test_the_adaptive_rate_holds_the_divergence_of_an_iteration(lab, first):
+    env, last = lab.env(invalid=0), []
+    ppo = lab.ppo(env, learning_rate_schedule="adaptive", learning_rate=first, desired_kl=0.02, n_epochs=8)
+    minibatch = ppo._minibatch
+
+    def remembered(data):
+        last.append(minibatch(data))
+        return last[-1]
+
+    ppo._minibatch = remembered
+    held = []
+    for _ in range(40):
+        ppo.update(lab.rollout(ppo, env))
+        held.append(float(torch.stack([x["approx_kl"] for x in last[-8:]]).mean()))  # 64 transitions in eights
+    assert 0.01 < sum(held[-15:]) / 15 < 0.04
 
 
 def test_schedules(lab):

@@ -162,6 +162,7 @@ def test_no_try_is_good_enough(lab):
     metrics = trpo.update(batch)
     assert torch.equal(flat(trpo.policy), before)
     assert float(metrics["step_share"]) == float(metrics["kl"]) == float(metrics["objective_gain"]) == 0.0
+    assert float(trpo.skipped["policy"]) == 0
 
 
 def test_a_natural_gradient_that_leads_nowhere_finite_is_not_followed(lab):
@@ -172,6 +173,30 @@ def test_a_natural_gradient_that_leads_nowhere_finite_is_not_followed(lab):
     metrics = npg.update(lab.rollout(npg, env))
     assert torch.equal(flat(npg.policy), before)
     assert float(metrics["step_share"]) == 0.0
+    assert float(npg.skipped["policy"]) == 1
+
+
+@pytest.mark.parametrize(("name", "value"), [("kl", torch.nan), ("objective", torch.inf), ("objective", torch.nan)])
+def test_a_step_of_which_no_share_leads_anywhere_finite_is_counted(lab, name, value):
+    """So that the run stops by `on_nonfinite`; one finite share among them is no fault, whether it is taken or not."""
+    env = lab.env()
+    for finite, taken in ((0, 0.0), (2, 0.8), (2, 0.0)):  # which try has a finite outcome, and the share it stands for
+        trpo, tries = lab.trpo(env, line_search_max_iter=3), []
+        before, function = flat(trpo.policy), trpo._outcome.function
+
+        def outcome(data, function=function, tries=tries, finite=finite, taken=taken):
+            tries.append(None)
+            if len(tries) != finite:
+                return function(data) | {name: torch.tensor(value)}
+            return {"kl": torch.tensor(0.0), "objective": torch.tensor(1e9 if taken else -1e9)}
+
+        trpo._outcome.function = outcome
+        state = trpo.state.skipped
+        metrics = trpo.update(lab.rollout(trpo, env))
+        assert float(metrics["step_share"]) == pytest.approx(taken)
+        assert torch.equal(flat(trpo.policy), before) == (taken == 0)
+        assert trpo.state.skipped is state  # what is saved and restored in place
+        assert float(trpo.skipped["policy"]) == (finite == 0)
 
 
 def test_advantages_that_are_all_alike_move_nothing(lab):

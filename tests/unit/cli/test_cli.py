@@ -543,8 +543,8 @@ def test_replay_memory_is_said_and_refused_before_it_is_taken(monkeypatch, capsy
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (["ppo", "--env", "CartPole-v1", "--num-envs", "10_000"], "10,000 environments take at least 0.0 GB"),
-        (["ppo", "--env", "Ant-v5", "--num-envs", "1_000"], "1,000 simulations take at least 0.0 GB"),
+        (["ppo", "--env", "CartPole-v1", "--num-envs", "10_000"], "10,000 environments take at least 20.0 MB"),
+        (["ppo", "--env", "Ant-v5", "--num-envs", "1_000"], "1,000 simulations take at least 22."),
         (["a3c", "--env", "CartPole-v1", "--num-envs", "8"], "8 worker processes take at least 0.8 GB"),
         (["ppo", "--env", "CartPole-v1", "--algo.n-steps", "100_000"], "a rollout of 100,000 steps of 8 environments"),
         (

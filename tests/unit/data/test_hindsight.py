@@ -226,6 +226,24 @@ def test_every_goal_is_drawn_after_many_turns_of_the_ring(num_envs, held, n_step
             assert seen == expected
 
 
+@pytest.mark.parametrize("n_steps", [1, 3])
+def test_a_goal_that_changes_within_an_episode_is_the_next_one_where_it_is_kept(n_steps):
+    buffer = make("future", 20, n_steps=n_steps)
+    feed = Feed(buffer)
+    feed.start()
+    shown = {1: -1}
+    for _ in range(16):
+        feed.step([("go", True)])
+        shown[feed.now[0]] = feed.wanted[0]
+        feed.wanted = [feed.goal()]  # seen from the next step on
+    batch = buffer.sample(2000)
+    kept = batch.obs[DESIRED][:, 0] < 0  # those in hindsight are positive
+    assert 100 < int(kept.sum()) < 900
+    assert torch.equal(batch.obs[DESIRED][~kept], batch.next_obs[DESIRED][~kept])
+    for obs in (batch.obs, batch.next_obs):
+        assert obs[DESIRED][kept, 0].tolist() == [shown[int(number)] for number in obs["policy"][kept, 0]]
+
+
 def test_goals_by_priority():
     priorities = Priorities(alpha=1.0)
     feed = Feed(make("future", 20, 2, priorities=priorities))

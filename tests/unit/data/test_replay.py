@@ -197,6 +197,23 @@ def test_side_store_grows_when_many_episodes_end():
     assert all(value == expected[obs] for obs, value in rows_of(buffer.sample(2000)))
 
 
+def test_the_side_store_grows_no_further_than_the_ring():
+    buffer = ReplayBuffer(SPEC, 150, 2, generator=np.random.default_rng(0), gamma=GAMMA)
+    feed = run(buffer, 400, ends=1.0)
+    ring = buffer.observations
+    stored = next(iter(ring._final.values())).values
+    assert ring.places == 152
+    assert len(stored) == 64 + 64 + 64  # of which two would not do, and four be too many
+    big = ReplayBuffer(SPEC, 600, 2, generator=np.random.default_rng(0), gamma=GAMMA)
+    run(big, 400, ends=1.0)
+    ring = big.observations
+    stored = [column.values for column in ring._final.values()]
+    assert [len(values) for values in stored] == [ring.places] * len(stored)
+    assert sum(values.nbytes for values in stored) <= ring.places * ring.bytes_needed(SPEC)
+    expected = feed.expected(400, 1)
+    assert all(value == expected[obs] for obs, value in rows_of(buffer.sample(200)))
+
+
 @pytest.mark.parametrize(("steps", "n_steps"), [(7, 1), (31, 3), (33, 1)])
 def test_a_loaded_state_goes_on_bit_for_bit(steps, n_steps):
     def make(seed):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,7 @@ import torch
 from habilis.algorithms import discrete_sac, sac, td3
 from habilis.algorithms.dqn import DQNConfig
 from habilis.algorithms.dqn import make_policy as make_value_policy
-from habilis.core.errors import ExportError, MissingExtraError, import_extra
+from habilis.core.errors import ExportError, HabilisError, MissingExtraError, NonFiniteError, import_extra
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, HybridAction, MultiDiscreteAction, ObsGroup
 from habilis.deploy.contract import from_metadata, to_metadata
 from habilis.deploy.export import answers_of, draw_observations, export_policy
@@ -418,6 +420,62 @@ def test_wrong_observations_are_named(folder):
         exported.predict(np.zeros(7))
     with pytest.raises(ExportError, match=r"'goal' has shape \(8,\)"):
         exported.predict({"policy": np.zeros(7), "goal": np.zeros(8)})
+
+
+def test_the_original_and_its_export_refuse_alike_and_leave_the_memory(tmp_path):
+    policy = make_policy(memory="gru", filtered=ActionConfig(smoothing=0.5))
+    exported = verify_policy(export_policy(policy, policy.spec, tmp_path / "out"))
+    many = {name: rows for name, rows in make_obs(policy, 4).items() if name != "critic"}
+    one = {name: rows[0] for name, rows in many.items()}
+    broken = {**many, "goal": np.where(np.arange(28).reshape(4, 7) == 10, np.nan, many["goal"])}
+    memories = {}
+    for asked in (policy, exported):
+        (_, of_many), (_, of_one) = asked.predict(many), asked.predict(one)
+        memories[asked] = of_many
+        before = {key: np.asarray(value).copy() for key, value in of_many.items()}
+        expected = asked.predict(many, of_many)[0]
+        for obs, memory, error, told in (
+            (broken, of_many, NonFiniteError, r"'goal' is nan at \(1, 3\).* the memory handed in is as it was"),
+            (many, {key: x * np.inf for key, x in of_many.items()}, NonFiniteError, r"the memory '\w+' is not finite"),
+            (one, of_many, HabilisError, r"the memory '\w+' has shape \(4, \d+\), expected \(1, \d+\)"),
+            (many, of_one, HabilisError, r"the memory '\w+' has shape \(1, \d+\), expected \(4, \d+\)"),
+            (many, {"network": of_many["network"]}, HabilisError, "the memory lacks 'last_action'"),
+            (many, 3.0, HabilisError, "the memory is of type float"),
+            ({**many, "goal": one["goal"]}, None, HabilisError, "'policy' is a batch of 4, 'goal' is one alone"),
+            ({**one, "goal": many["goal"]}, None, HabilisError, "'policy' is one alone, 'goal' is a batch of 4"),
+        ):
+            with pytest.raises(error, match=told):
+                asked.predict(obs, memory)
+        assert all(np.array_equal(of_many[key], value) for key, value in before.items())
+        np.testing.assert_array_equal(asked.predict(many, of_many)[0], expected)
+        np.testing.assert_array_equal(asked.predict(many, {})[0], asked.predict(many)[0])
+    # each takes what the other remembers
+    np.testing.assert_allclose(policy.predict(many, memories[exported])[0], expected, atol=2e-5, rtol=0)
+    np.testing.assert_allclose(exported.predict(many, memories[policy])[0], expected, atol=2e-5, rtol=0)
+
+
+def test_an_export_says_what_images_it_wants(tmp_path):
+    policy = make_policy("categorical", DiscreteAction(4), {"policy": ObsGroup((40, 36, 3), "uint8")}, ("policy",))
+    exported = OnnxPolicy(export_policy(policy, replace(policy.spec, frame_stack=3), tmp_path / "out"))
+    with pytest.raises(
+        ExportError, match=r"expected \(40, 36, 3\) .* \(3 frames side by side in the channels, the newest"
+    ):
+        exported.predict(np.zeros((40, 36, 1), np.uint8))
+    with pytest.raises(ExportError, match=r"is float64: images are uint8 from 0 to 255; .* not divided by 255"):
+        exported.predict(np.full((40, 36, 3), 0.5))
+
+
+def test_a_nearly_uniform_beta_is_exported(tmp_path):
+    """Whose peak float32 tells from the excess of its parameters over 1 alone."""
+    policy = make_policy("beta", BOUNDED)
+    with torch.no_grad():
+        policy.head.out.bias.fill_(-12.0)
+    exported = verify_policy(export_policy(policy, policy.spec, tmp_path / "out"))
+    obs = make_obs(policy, 200)
+    exact, _ = copy.deepcopy(policy).double()({name: torch.from_numpy(rows).double() for name, rows in obs.items()})
+    assert exact.std(0).min() > 0.01
+    for asked in (policy, exported):
+        np.testing.assert_allclose(asked.predict(obs)[0], exact.detach(), atol=1e-4, rtol=0)
 
 
 def test_a_missing_package_names_its_extra():

@@ -54,6 +54,11 @@ def beta_noise(rows, dim, generator):
     return torch.stack([torch.randn(shape, generator=generator), torch.rand(shape, generator=generator)], -1)
 
 
+def beta(a, b):
+    """Return the Beta distribution of parameters, which may well be known by no more than them here."""
+    return Beta(a - 1, b - 1)
+
+
 def test_squashed_density_and_entropy_by_hand():
     """At u = log(3) / 2, whose tangent is 1/2 with slope 3/4; a narrow normal there has the entropy of its line."""
     u = math.log(3) / 2
@@ -113,16 +118,29 @@ def test_squashing_leaves_divergence_and_information_alone(generator):
 
 def test_beta_by_hand():
     """Beta(2, 3) has the density 12 x (1 - x)^2 on [0, 1], half of that on [-1, 1]; its peak is at 1/3."""
-    d = Beta(torch.tensor([2.0]), torch.tensor([3.0]))
+    d = Beta(torch.tensor([1.0]), torch.tensor([2.0]))
     assert float(d.log_prob(torch.tensor([-0.5]))) == pytest.approx(math.log(6 * 0.25 * 0.75**2), rel=1e-5)
     assert float(d.mode()) == pytest.approx(2 / 3 - 1)
     # the variance is 6 / (25 * 6)
     assert float(d.std()) == pytest.approx(2 * math.sqrt(0.04))
 
 
+@pytest.mark.parametrize("outputs", [(-13.0, -13.7), (-12.0, -9.0), (-5.0, -8.0), (0.5, -13.0), (8.0, 9.0)], ids=str)
+def test_the_peak_of_a_nearly_uniform_beta_is_exact(outputs, generator):
+    """Of small outputs of a head, 1 more and then 1 less is one of a few multiples of float32's rounding."""
+    head = BetaHead(3, 1, 0.4, generator)
+    with torch.no_grad():
+        head.out.weight.zero_()
+        head.out.bias.copy_(torch.tensor(outputs))
+        d = head(torch.zeros(1, 3))
+    up, down = (math.log1p(math.exp(x)) for x in outputs)
+    up, down = max(up, 1e-6), max(down, 1e-6)  # what a head gives at least
+    assert d.mode().item() == pytest.approx((up - down) / (up + down), abs=1e-6)
+
+
 @pytest.mark.parametrize(("a", "b"), CONCENTRATIONS)
 def test_beta_against_torch(a, b, generator):
-    ours, theirs = Beta(torch.tensor([[a]]), torch.tensor([[b]])), td.Beta(torch.tensor([a]), torch.tensor([b]))
+    ours, theirs = beta(torch.tensor([[a]]), torch.tensor([[b]])), td.Beta(torch.tensor([a]), torch.tensor([b]))
     share = theirs.mean + torch.linspace(-2, 2, 9).unsqueeze(-1) * theirs.stddev
     share = share.clamp(0.01, 0.99)
     torch.testing.assert_close(
@@ -130,7 +148,7 @@ def test_beta_against_torch(a, b, generator):
     )
     assert float(ours.entropy()) == pytest.approx(float(theirs.entropy()) + math.log(2), abs=1e-3)
     assert float(ours.std()) == pytest.approx(2 * float(theirs.stddev), rel=1e-5)
-    double = Beta(torch.tensor([[a]]).double(), torch.tensor([[b]]).double())
+    double = beta(torch.tensor([[a]]).double(), torch.tensor([[b]]).double())
     x = torch.linspace(-1, 1, 400_001, dtype=torch.float64).unsqueeze(-1)
     assert float(double.log_prob(x).exp().sum() * (x[1] - x[0])) == pytest.approx(1.0, abs=1e-3)
 
@@ -138,7 +156,7 @@ def test_beta_against_torch(a, b, generator):
 @pytest.mark.parametrize(("a", "b"), CONCENTRATIONS)
 def test_beta_draws_fall_where_the_density_says(a, b, generator):
     n = 100_000
-    d = Beta(torch.tensor([a]).expand(n, 1), torch.tensor([b]).expand(n, 1))
+    d = beta(torch.tensor([a]).expand(n, 1), torch.tensor([b]).expand(n, 1))
     action, log_prob = d.sample(beta_noise(n, 1, generator))
     assert torch.equal(log_prob, d.log_prob(action))
     assert bool((action.abs() < 1).all())
@@ -153,22 +171,22 @@ def test_beta_draws_fall_where_the_density_says(a, b, generator):
 def test_beta_draws_are_finite_where_no_proposal_is_accepted():
     """Both gamma variates are at their floor then, which must not itself be a number that counts as 0."""
     configure(threads=1, precision="highest")  # from where on tiny numbers do
-    one = torch.full((1, 1), 1.1)
+    tenth = torch.full((1, 1), 0.1)
     noise = torch.full((1, 1, *Beta.NOISE), -10.0)
-    action, log_prob = Beta(one, one).sample(noise)
+    action, log_prob = Beta(tenth, tenth).sample(noise)
     assert action.item() == 0
     assert log_prob.isfinite().all()
 
 
 def test_beta_divergence_and_information(generator):
     a, b, c, d = torch.rand(4, 5, 2, generator=generator).double() * 20 + 1.01
-    p, q = Beta(a, b), Beta(c, d)
+    p, q = beta(a, b), beta(c, d)
     expected = td.kl_divergence(td.Beta(a, b), td.Beta(c, d)).sum(-1)
     torch.testing.assert_close(q.kl_from(p.parameters()), expected)
     # the information is the curvature of the divergence where both are the same
     flat = torch.stack([a, b]).requires_grad_()
     tangents = torch.randn(2, 5, 2, generator=generator).double()
-    kl = Beta(*flat).kl_from((a, b)).sum()
+    kl = beta(*flat).kl_from((a, b)).sum()
     (slope,) = torch.autograd.grad(kl, flat, create_graph=True)
     (curvature,) = torch.autograd.grad((slope * tangents).sum(), flat)
     torch.testing.assert_close(torch.stack(p.fisher(tangents.unbind())), curvature)
@@ -177,7 +195,7 @@ def test_beta_divergence_and_information(generator):
 def test_beta_gradient_of_the_density_against_torch(generator):
     a, b = (torch.rand(7, 2, generator=generator) * 5 + 1.1).requires_grad_(), torch.full((7, 2), 3.0).requires_grad_()
     action = torch.rand(7, 2, generator=generator) * 1.8 - 0.9
-    ours = torch.autograd.grad((Beta(a, b).log_prob(action) + 0.1 * Beta(a, b).entropy()).sum(), (a, b))
+    ours = torch.autograd.grad((beta(a, b).log_prob(action) + 0.1 * beta(a, b).entropy()).sum(), (a, b))
     theirs = td.Beta(a, b)
     loss = (theirs.log_prob((action + 1) / 2) + 0.1 * theirs.entropy()).sum()
     for one, other in zip(ours, torch.autograd.grad(loss, (a, b)), strict=True):
@@ -188,8 +206,8 @@ def test_beta_sampling_is_straight_line_code(generator):
     """Recorded with one noise it answers to another: no branch on what was drawn."""
     a, b = torch.full((300, 2), 1.1), torch.full((300, 2), 2.0)
     first, second = beta_noise(300, 2, generator), beta_noise(300, 2, generator)
-    recording = make_fx(lambda a, b, noise: Beta(a, b).sample(noise))(a, b, first)
-    assert torch.equal(recording(a, b, second)[0], Beta(a, b).sample(second)[0])
+    recording = make_fx(lambda a, b, noise: beta(a, b).sample(noise))(a, b, first)
+    assert torch.equal(recording(a, b, second)[0], beta(a, b).sample(second)[0])
 
 
 def make_hybrid(generator, kind="gaussian"):

@@ -164,7 +164,7 @@ def test_without_memory_there_is_an_encoder_as_ever(generator):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"kind": "rnn"}, "memory.kind must be one of none, gru, lstm, transformer, got 'rnn'"),
+        ({"kind": "rnn"}, "'kind' must be one of 'none', 'gru', 'lstm', 'transformer', got 'rnn'"),
         ({"size": 0}, "memory.size must be positive"),
         ({"window": 1}, "memory.window must be at least 2"),
         ({"window": 4, "burn_in": 4}, "memory.burn_in must be in"),

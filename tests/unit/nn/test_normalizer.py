@@ -57,6 +57,22 @@ def test_constant_data_gives_zero_not_nan():
     assert norm(torch.full((2, 1), 7.0)).tolist() == [[0.0], [0.0]]
 
 
+def test_what_hardly_moved_is_not_blown_up():
+    norm = RunningNorm((2,))
+    norm.update(torch.tensor([[0.42, 0.0], [0.42, 0.002]]))  # deviations of 0 and 0.001
+    assert norm(torch.tensor([[0.422, 0.002]])).tolist() == [pytest.approx([0.2, 0.1], rel=1e-4)]
+    norm.update(torch.tensor([[2.42, 0.041]]))  # from 0.01 on it is the deviation that counts
+    seen = np.array([0.0, 0.002, 0.041])
+    expected = [0.0, (0.041 - seen.mean()) / seen.std()]
+    assert norm(torch.tensor([[0.42 + 2 / 3, 0.041]])).tolist() == [pytest.approx(expected, abs=1e-5)]
+
+
+def test_small_rewards_are_divided_by_their_own_deviation():
+    norm, no = RewardNorm(1, 0.5), torch.zeros(2, 1, dtype=torch.bool)
+    norm.update(torch.tensor([[0.0], [0.002]]), no, ~no)
+    assert float(norm(torch.tensor(0.002))) == pytest.approx(2, rel=1e-3)
+
+
 def test_reward_scale_against_a_loop():
     g = torch.Generator().manual_seed(0)
     norm = RewardNorm(3, 0.9)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 import torch
@@ -102,6 +103,19 @@ def test_a_gradient_that_is_not_finite_is_counted_and_not_taken(kind, bad):
     step(optimizer, loss_of(net, batches(1)[0]))
     assert bool(optimizer.flat.isfinite().all())
     assert not torch.equal(optimizer.flat, before)
+    assert float(optimizer.skipped) == 1
+
+
+@KINDS
+def test_a_loss_that_is_not_finite_is_no_more_taken_where_its_gradient_is(kind):
+    net = network()
+    optimizer = Optimizer(net.parameters(), 1e-2, kind=kind)
+    loss = (math.inf - loss_of(net, batches(1)[0])).abs()  # the gradient is that of the loss within, or less it
+    before = optimizer.flat.clone()
+    assert loss.isinf()
+    assert bool(optimizer.gradient(loss)["gradient"].isfinite().all())
+    step(optimizer, loss)
+    assert torch.equal(optimizer.flat, before)
     assert float(optimizer.skipped) == 1
 
 

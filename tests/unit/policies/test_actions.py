@@ -26,7 +26,7 @@ from habilis.core.specs import (
 from habilis.core.tree import zero_rows
 from habilis.envs.gymnasium import make_gymnasium
 from habilis.nn.memory import MemoryConfig
-from habilis.policies.action_filter import LAST, ActionConfig
+from habilis.policies.action_filter import LAST, ActionConfig, ActionFilter
 from habilis.policies.action_map import ActionMap
 from habilis.policies.batch import follow
 
@@ -91,6 +91,27 @@ def test_smoothing_begins_at_rest():
     assert after[LAST].tolist() == [pytest.approx([1.0, 0.5])]
 
 
+def test_a_value_without_two_bounds_rests_where_the_environment_says():
+    """Of the second value, of which the unit is the environment's own; the first rests between its bounds."""
+    config = ActionConfig(rate_limit=0.1, rest=(0.5, 2.0))
+    rests = ActionFilter(config, 2, 0, box([0, -np.inf], [4, np.inf]))
+    assert rests.recall({LAST: rests.fresh(1)}).tolist() == [[0.5, 2.0]]
+    done = rests(torch.tensor([[0.5, 5.0]]), rests.recall({LAST: rests.fresh(1)}))
+    assert done.tolist() == [pytest.approx([0.5, 2.1])]
+    with pytest.raises(ConfigError, match=r"from -1 to 1 where a value has two bounds, got \(0.5, 2.0\)"):
+        ActionFilter(config, 2, 0, BOX)
+
+
+def test_joints_without_limits_rest_where_the_robot_does():
+    """At 2 rad, from which targets of positions depart by a tenth of a radian in a step, beside a value with bounds."""
+    action_map = ActionMap(box([-np.inf, 0], [np.inf, 4]), ActionConfig(rate_limit=0.1, rest=(2.0, -0.5)))
+    data, done = {LAST: action_map.filter.fresh(1)}, []
+    for _ in range(2):
+        env_action, data = action_map.step(torch.tensor([[-5.0, 1.0]]), data)
+        done.append(env_action[0].tolist())
+    assert done == [pytest.approx(row) for row in ([1.9, 1.2], [1.8, 1.4])]
+
+
 def test_a_single_bound_holds_from_the_first_step_on():
     """Zero, from where episodes start, lies beyond both of these."""
     action_map = ActionMap(box([1, -np.inf], [np.inf, -2]), ActionConfig(rate_limit=0.1))
@@ -143,8 +164,11 @@ def test_what_cannot_be_is_refused():
     for wrong in ({"smoothing": 1.0}, {"smoothing": -0.1}, {"rate_limit": 0.0}, {"rate_limit": (0.1, -0.1)}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             ActionConfig(**wrong)
-    with pytest.raises(ConfigError, match=r"action.rest must be from -1 to 1, got \(0.0, 1.5\)"):
-        ActionConfig(rate_limit=0.1, rest=(0.0, 1.5))
+    for beyond in ((0.0, 1.5), -1.01):
+        with pytest.raises(ConfigError, match=r"action.rest must be from -1 to 1 where a value has two bounds, got"):
+            make(BOX, action=ActionConfig(rate_limit=0.1, rest=beyond))
+    with pytest.raises(ConfigError, match=r"action.rest must be finite"):
+        ActionConfig(rate_limit=0.1, rest=np.inf)
     with pytest.raises(ConfigError, match=r"action\.rest has no effect without action\.smoothing"):
         ActionConfig(rest=0.5)
     for name in ("rate_limit", "rest"):

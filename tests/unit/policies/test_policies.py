@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from habilis.algorithms import dqn, ppo, sac, td3
-from habilis.core.errors import HabilisError
+from habilis.core.errors import HabilisError, NonFiniteError
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, HybridAction, MultiDiscreteAction, ObsGroup
+from habilis.nn.memory import MemoryConfig
+from habilis.policies.action_filter import ActionConfig
 from habilis.policies.action_map import ActionMap
 
 INF = np.inf
@@ -106,6 +108,91 @@ def test_predict_of_images():
     image = np.random.default_rng(0).integers(256, size=(36, 36, 3), dtype=np.uint8)
     assert policy.predict(image)[0].shape == ()
     assert policy.predict(np.stack([image] * 4))[0].shape == (4,)
+
+
+@pytest.mark.parametrize("shape", [(36, 36, 3), (4,)], ids=["image", "bytes"])
+def test_what_uint8_cannot_hold_is_refused_instead_of_cut_off(shape):
+    group = ObsGroup(shape, "uint8")
+    values = np.random.default_rng(0).integers(256, size=(2, *shape), dtype=np.uint8)
+    for whole in (values, values.astype(np.int64), values.tolist()):
+        rows, _ = group.rows(whole)
+        assert rows.dtype == np.uint8
+        np.testing.assert_array_equal(rows, values)
+    told = "images are uint8 from 0 to 255; give them as they come from the camera, not divided by 255"
+    for wrong in (
+        values / 255,
+        values.astype(np.float32),
+        values > 128,
+        *(values.astype(np.int64) + x for x in (-1000, 1000)),
+    ):
+        with pytest.raises(
+            ValueError, match=told if len(shape) == 3 else "expected uint8, whole numbers from 0 to 255"
+        ):
+            group.rows(wrong)
+    with pytest.raises(ValueError, match="holds whole numbers from -1 to 255"):
+        group.rows(np.full((2, *shape), 255) - 256 * np.eye(2, dtype=int)[0].reshape(2, *[1] * len(shape)))
+
+
+@pytest.mark.parametrize("reading", [np.nan, np.inf, -1e300])
+def test_a_reading_that_is_not_finite_is_refused_and_the_memory_is_as_it_was(reading):
+    spec = EnvSpec("test", {"policy": ObsGroup((3,))}, ACTIONS["box"])
+    config = ppo.PPOConfig(memory=MemoryConfig(kind="gru", size=4), action=ActionConfig(smoothing=0.5))
+    policy = ppo.make_policy(spec, config, torch.Generator().manual_seed(0))
+    obs = np.ones((2, 3))
+    _, memory = policy.predict(obs)
+    before = {key: value.clone() for key, value in memory.items()}
+    expected, _ = policy.predict(obs, memory)
+    obs[1, 2] = reading
+    with pytest.raises(
+        NonFiniteError, match=r"the observation group 'policy' is (nan|-?inf) at \(1, 2\).* memory .* as it"
+    ):
+        policy.predict(obs, memory)
+    with pytest.raises(NonFiniteError, match=r"'policy' is (nan|-?inf) at \(2,\)"):
+        policy.predict({"policy": obs[1]})
+    obs[1, 2] = 1.0
+    again, _ = policy.predict(obs, memory)
+    np.testing.assert_array_equal(again, expected)
+    assert all(torch.equal(memory[key], value) for key, value in before.items())
+    for key in memory:
+        with pytest.raises(NonFiniteError, match=f"the memory '{key}' is not finite"):
+            policy.predict(obs, {**memory, key: memory[key] * np.nan})
+
+
+def test_predict_wants_the_memory_of_as_many_robots():
+    policy = make_policy(
+        ACTIONS["box"], td3, memory=MemoryConfig(kind="gru", size=4), action_noise="ornstein_uhlenbeck"
+    )
+    many, one = np.ones((4, 3)), np.ones(3)
+    of_many, of_one = (policy.predict(obs, deterministic=False)[1] for obs in (many, one))
+    assert set(of_many) == {"network", "noise"}
+    for obs, memory, told in (
+        (one, of_many, r"'(network|noise)' has shape \(4, .\), expected \(1, .\) for 1 observed"),
+        (many, of_one, r"'(network|noise)' has shape \(1, .\), expected \(4, .\) for 4 observed"),
+        (one, {**of_one, "noise": of_many["noise"]}, r"'noise' has shape \(4, 2\), expected \(1, 2\)"),
+        (one, {"network": np.zeros((1, 5))}, r"'network' has shape \(1, 5\), expected \(1, 4\)"),
+        (one, {"noise": of_one["noise"]}, "lacks 'network': hand on what the last call returned"),
+        (one, np.zeros((1, 4)), "is of type ndarray, expected arrays by key"),
+    ):
+        with pytest.raises(HabilisError, match=told):
+            policy.predict(obs, memory)
+    expected, _ = policy.predict(many, of_many)
+    by_numpy = {key: value.numpy().astype(np.float64) for key, value in of_many.items()}
+    np.testing.assert_array_equal(policy.predict(many, by_numpy)[0], expected)
+    np.testing.assert_array_equal(policy.predict(many, {})[0], policy.predict(many)[0])
+
+
+def test_groups_of_one_robot_and_of_several_do_not_go_together():
+    groups = {"policy": ObsGroup((3,)), "policy/camera": ObsGroup((36, 36, 3), "uint8")}
+    policy = make_policy(ACTIONS["box"], obs=groups)
+    image = np.zeros((36, 36, 3), np.uint8)
+    for vector, camera, told in (
+        (np.zeros(3), image[None], r"\('policy' is one alone, 'policy/camera' is a batch of 1\)"),
+        (np.zeros((4, 3)), image, r"\('policy' is a batch of 4, 'policy/camera' is one alone\)"),
+        (np.zeros((4, 3)), np.stack([image] * 2), "not of the same robots"),
+    ):
+        with pytest.raises(HabilisError, match=told):
+            policy.predict({"policy": vector, "policy/camera": camera})
+    assert policy.predict({"policy": np.zeros(3), "policy/camera": image})[0].shape == (2,)
 
 
 def test_drawing_without_a_generator_differs_each_time_and_leaves_the_global_state():

@@ -55,6 +55,22 @@ def test_the_start_tells_of_the_workers():
     assert told[-1].startswith("workers: 3, each with such an environment")
 
 
+def test_threads_that_workers_have_no_use_for_are_told_of():
+    for threads, told_of in ((2, True), (1, False)):
+        told = []
+        build_trainer(config_of(2, threads=threads), told.append)
+        assert any(line.startswith("workers learn on one thread each") for line in told) == told_of
+
+
+@pytest.mark.parametrize(("algorithm", "env"), [("a3c", "probe/Identity-v0"), ("q_learning", "habilis/GridWorld-v0")])
+def test_what_lives_in_the_processors_memory_stays_there_beside_a_gpu(algorithm, env, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    config = default_config(algorithm, env, device="auto", total_timesteps=64)
+    assert build_trainer(config).collector.device.type == "cpu"
+    with pytest.raises(ConfigError, match="'cuda'"):
+        build_trainer(replace(config, device="cuda"))
+
+
 def test_an_environment_needs_no_second_process():
     with pytest.raises(ConfigError, match="a3c has a process for each environment already: leave env_async out"):
         build_trainer(config_of(2, "CartPole-v1", env_async=True))

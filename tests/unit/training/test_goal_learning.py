@@ -52,8 +52,27 @@ def test_policies_and_critics_read_the_goal_that_is_wanted(algorithm, env, setti
             assert getattr(learner.state, name).encoder.names == ("policy", DESIRED)
     obs = trainer.collector.obs
     other = {**obs, DESIRED: 1 - obs[DESIRED]}
-    answers = [p.scores(o) if hasattr(p, "scores") else p(o)[0] for p in (learner.policy,) for o in (obs, other)]
-    assert not torch.equal(*answers)
+    asked = {"dqn": "scores", "rainbow": "scores", "discrete_sac": "distribution"}.get(algorithm, "forward")
+    answers = [getattr(learner.policy, asked)(o) for o in (obs, other)]
+    told = [x.entropy() if asked == "distribution" else x if asked == "scores" else x[0] for x in answers]
+    assert not torch.equal(*told)
+
+
+def test_goals_in_hindsight_are_normalised_as_those_that_were_wanted():
+    trainer = build_trainer(default_config("sac", POINT, num_envs=2, threads=1, **HINDSIGHT))
+    seen = []
+    for _ in range(30):
+        seen.append(trainer.collector.obs)
+        trainer.iterate()
+    for module in (trainer.algorithm.policy, trainer.algorithm.state.critics):
+        norm = module.encoder.normalizers[DESIRED]
+        goals = torch.cat([obs[name] for obs in seen for name in (DESIRED, ACHIEVED)]).double()
+        assert float(norm.count) == 120
+        torch.testing.assert_close(norm.mean, goals.mean(0))
+        torch.testing.assert_close(norm.var, goals.var(0, correction=0))
+        states = torch.cat([obs["policy"] for obs in seen]).double()
+        torch.testing.assert_close(module.encoder.normalizers["policy"].mean, states.mean(0))
+        torch.testing.assert_close(module.encoder.normalizers["policy"].var, states.var(0, correction=0))
 
 
 def test_goals_may_be_learnt_of_without_hindsight():

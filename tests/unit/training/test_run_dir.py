@@ -98,6 +98,27 @@ def test_what_a_run_is_made_of_cannot_change():
     assert repr(run) == "Run('run': ppo on probe/ObservationReward-v0, not evaluated)"
 
 
+def test_what_learning_began_with_cannot_change():
+    """The checkpoint holds what has become of it, so it would be taken and have no effect."""
+    small = {"total_timesteps": 32, "eval_episodes": 0, "tensorboard": False, "num_envs": 1}
+    for algorithm, env, settings, key, value in (
+        ("sac", "Pendulum-v1", {"algo.hidden": [8]}, "algo.init_ent_coef", 0.1),
+        ("discrete_sac", "CartPole-v1", {"algo.hidden": [8]}, "algo.init-ent-coef", 0.1),
+        ("ppo", "Pendulum-v1", {"algo.n_steps": 16, "algo.batch_size": 16}, "algo.init_std", 0.1),
+        ("q_learning", "habilis/GridWorld-v0", {}, "algo.initial_value", 1.0),
+        ("double_q_learning", "habilis/GridWorld-v0", {}, "algo.double_q", False),
+    ):
+        run = api.train(algorithm, env, run_dir=algorithm, **{**small, **settings})
+        named = key.replace("-", "_")
+        for changes in ({key: value}, {"algo": {key.partition(".")[2]: value}}):
+            with pytest.raises(ConfigError, match=f"{named} belongs to the beginning of a run and cannot change"):
+                api.resume(run.path, progress=False, total_timesteps=64, **changes)
+        assert api.load_config(run.path) == run.config
+        # what stays as it was is no change
+        same = {named: getattr(run.config.algo, named.partition(".")[2])}
+        assert api.resume(run.path, progress=False, total_timesteps=64, **same).config.total_timesteps == 64
+
+
 def test_a_setting_without_effect_is_refused_before_a_run_is_made_or_changed():
     with pytest.raises(ConfigError, match=r"algo.desired_kl has no effect while algo.learning_rate_schedule is 'const"):
         api.train_config(config(run_dir="run", **{"algo.desired_kl": 0.02}), progress=False)

@@ -100,14 +100,34 @@ def test_returns_begin_anew_where_a_resumed_run_begins_new_episodes():
 
 
 @pytest.mark.parametrize("normalized", [True, False])
-def test_a_run_goes_on_with_rewards_as_it_began(normalized):
-    trainer, other = (
-        build("sac", "probe/IdentityContinuous-v0", **REPLAY | {"algo.normalize_reward": chosen})
-        for chosen in (normalized, not normalized)
+@pytest.mark.parametrize("algorithm", ["sac", "ppo", "a2c", "trpo", "reinforce"])
+def test_a_run_goes_on_with_rewards_as_it_began(algorithm, normalized):
+    small = {"sac": REPLAY, "ppo": {"algo.n_steps": 8, "algo.batch_size": 8}, "trpo": {"algo.n_steps": 8}}
+    trainer, other, twin = (
+        build(algorithm, "probe/IdentityContinuous-v0", **small.get(algorithm, {}) | {"algo.normalize_reward": chosen})
+        for chosen in (normalized, not normalized, normalized)
     )
     trainer.iterate()
-    with pytest.raises(CheckpointError, match=f"from {'normalised' if normalized else 'raw'} rewards"):
+    refused = f"from {'normalised' if normalized else 'raw'} rewards: leave normalize_reward as it was"
+    with pytest.raises(CheckpointError, match=refused):
         restore(other, components(trainer))
+    restore(twin, components(trainer))
+
+
+def test_environments_that_no_episode_is_taken_of_are_told_of():
+    for episodes, told_of in ((2, True), (3, False)):
+        told = []
+        settings = SMALL | {"algo.n_episodes": episodes}
+        build_trainer(api.default_config("reinforce", "probe/IdentityContinuous-v0", **settings), told.append)
+        assert any(line.startswith("1 of 3 environments are stepped for nothing") for line in told) == told_of
+
+
+def test_memory_that_comes_with_the_episodes_is_told_of():
+    """Three values and a slot for each transition; and as much again where each is the last of its episode."""
+    told, config = [], SMALL | REPLAY | {"algo.buffer_size": 1_000_000}
+    build_trainer(api.default_config("sac", "Pendulum-v1", **config), told.append)
+    ring = "replay memory: 1,000,000 transitions, 27 MB, and up to 16 MB more for last observations of episodes"
+    assert ring in told
 
 
 @pytest.mark.parametrize(("gradient_steps", "made"), [(2, 2), (-1, 12)])
