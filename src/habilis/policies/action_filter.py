@@ -20,6 +20,17 @@ LAST = "/last_action"
 """Name, among observation groups, of how far the last action `[N, dim]` is from rest, in units of half the range."""
 
 
+def make_filter(config: ActionConfig, box: BoxAction | None, choices: int) -> ActionFilter | None:
+    """Return what filters actions of these real values and `choices`; None where nothing is to be filtered.
+
+    Raises:
+        ConfigError: as of `ActionFilter`, or there are choices alone.
+    """
+    told = "action.smoothing and action.rate_limit are for real values, not for choices: leave them out"
+    require(box is not None or not config.remembers, told)
+    return ActionFilter(config, box, choices) if box is not None and config.remembers else None
+
+
 def _each(numbers: float | tuple[float, ...]) -> tuple[float, ...]:
     """Return one number as a tuple, several as they are."""
     return numbers if isinstance(numbers, tuple) else (numbers,)
@@ -62,24 +73,19 @@ class ActionFilter(nn.Module):
 
     Args:
         config: smoothing and limit.
-        values: how many real values stand first in an action.
+        box: the real values, which stand first in an action.
         choices: how many choices follow.
-        box: the bounds of the values; None takes two for each.
 
     Raises:
-        ConfigError: there are no real values, or not as many as numbers in the configuration, or one rests beyond its
-            bounds.
+        ConfigError: there are not as many real values as numbers in the configuration, or one rests beyond its bounds.
     """
 
     keep: Tensor
     limit: Tensor
     rest: Tensor
 
-    def __init__(self, config: ActionConfig, values: int, choices: int, box: BoxAction) -> None:
+    def __init__(self, config: ActionConfig, box: BoxAction, choices: int) -> None:
         super().__init__()
-        require(
-            values > 0, "action.smoothing and action.rate_limit are for real values, not for choices: leave them out"
-        )
         limit = torch.inf if config.rate_limit is None else config.rate_limit
         columns = {
             "keep": ("smoothing", config.smoothing, 0.0),
@@ -88,13 +94,12 @@ class ActionFilter(nn.Module):
         }
         for name, (option, of_values, of_choices) in columns.items():
             numbers = _each(of_values)
-            numbers = numbers * values if len(numbers) == 1 else numbers
-            told = f"one number for each of the {values} real values, or one for all, got {len(numbers)}"
-            require(len(numbers) == values, f"action.{option} must be {told}")
+            numbers = numbers * box.dim if len(numbers) == 1 else numbers
+            told = f"one number for each of the {box.dim} real values, or one for all, got {len(numbers)}"
+            require(len(numbers) == box.dim, f"action.{option} must be {told}")
             self.register_buffer(name, torch.tensor([*numbers, *[of_choices] * choices]), persistent=False)
         self.rests = any(_each(config.rest))
-        beyond = self.rest[:values].abs() > 1
-        beyond = beyond if box is None else beyond & torch.from_numpy(box.bounded)
+        beyond = (self.rest[: box.dim].abs() > 1) & torch.from_numpy(box.bounded)
         told = f"action.rest must be from -1 to 1 where a value has two bounds, got {config.rest}"
         require(not bool(beyond.any()), told)
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from habilis.core.specs import ActionSpec, action_parts, choices_of
 from habilis.core.tree import Tree
-from habilis.policies.action_filter import PLAIN, ActionConfig, ActionFilter
+from habilis.policies.action_filter import PLAIN, ActionConfig, make_filter
 
 
 class ActionMap(nn.Module):
@@ -36,7 +36,7 @@ class ActionMap(nn.Module):
         self.squash = squash
         self.shifts = any(starts)
         choices = 0 if box is None else len(starts)
-        self.filter = ActionFilter(config, self.values, choices, box) if config.remembers else None
+        self.filter = make_filter(config, box, choices)
         if box is None:
             if self.shifts:
                 self.register_buffer("offset", torch.tensor(starts))

@@ -94,12 +94,12 @@ def test_smoothing_begins_at_rest():
 def test_a_value_without_two_bounds_rests_where_the_environment_says():
     """Of the second value, of which the unit is the environment's own; the first rests between its bounds."""
     config = ActionConfig(rate_limit=0.1, rest=(0.5, 2.0))
-    rests = ActionFilter(config, 2, 0, box([0, -np.inf], [4, np.inf]))
+    rests = ActionFilter(config, box([0, -np.inf], [4, np.inf]), 0)
     assert rests.recall({LAST: rests.fresh(1)}).tolist() == [[0.5, 2.0]]
     done = rests(torch.tensor([[0.5, 5.0]]), rests.recall({LAST: rests.fresh(1)}))
     assert done.tolist() == [pytest.approx([0.5, 2.1])]
     with pytest.raises(ConfigError, match=r"from -1 to 1 where a value has two bounds, got \(0.5, 2.0\)"):
-        ActionFilter(config, 2, 0, BOX)
+        ActionFilter(config, BOX, 0)
 
 
 def test_joints_without_limits_rest_where_the_robot_does():
