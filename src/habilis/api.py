@@ -155,7 +155,8 @@ def resume(path: str | Path, *, command: str | None = None, progress: bool = Tru
     config = override(before, overrides)
     changed = differences(to_dict(before), to_dict(config))
     require_changeable(overrides)
-    require_changeable(changed, starting_values(config))
+    # what critics have learnt is of the size of their rewards
+    require_changeable(changed, starting_values(config) | {"algo.normalize_reward"})
     require_used(config, usual=before)
     with hold(run_dir), tiny_numbers_kept():
         checkpoint = CheckpointStore(run_dir / "checkpoints").latest()

@@ -96,19 +96,12 @@ def restore(trainer: Trainer, states: Mapping[str, State]) -> None:
         if fresh:
             trainer.buffer.start(trainer.collector.obs)
         reward_norm = trainer.reward_norm
-        _require_same_rewards("reward_norm" in states, reward_norm is not None)
+        if (reward_norm is None) != ("reward_norm" not in states):
+            was = "raw" if reward_norm else "normalised"
+            raise CheckpointError(f"the run learnt from {was} rewards: leave normalize_reward as it was")
         if reward_norm is not None:
             reward_norm.load_state_dict(states["reward_norm"])
-    elif reward_norm is not None:  # which is there either way, and has seen returns if it was used
-        _require_same_rewards(bool(reward_norm.returns.count > 0), trainer.algorithm.config.normalize_reward)
     elif isinstance(trainer, TabularTrainer) and fresh:
         trainer.algorithm.drop_plans()
     if fresh and reward_norm is not None:
         reward_norm.start()
-
-
-def _require_same_rewards(were: bool, are: bool) -> None:
-    """Refuse to go on where rewards were normalised and are not, or the other way round: values have their size."""
-    if were != are:
-        was = "normalised" if were else "raw"
-        raise CheckpointError(f"the run learnt from {was} rewards: leave normalize_reward as it was")

@@ -105,10 +105,12 @@ def test_what_learning_began_with_cannot_change():
         ("sac", "Pendulum-v1", {"algo.hidden": [8]}, "algo.init_ent_coef", 0.1),
         ("discrete_sac", "CartPole-v1", {"algo.hidden": [8]}, "algo.init-ent-coef", 0.1),
         ("ppo", "Pendulum-v1", {"algo.n_steps": 16, "algo.batch_size": 16}, "algo.init_std", 0.1),
+        ("ppo", "Pendulum-v1", {"algo.n_steps": 16, "algo.batch_size": 16}, "algo.normalize-reward", False),
+        ("td3", "Pendulum-v1", {"algo.hidden": [8]}, "algo.normalize_reward", True),
         ("q_learning", "habilis/GridWorld-v0", {}, "algo.initial_value", 1.0),
         ("double_q_learning", "habilis/GridWorld-v0", {}, "algo.double_q", False),
     ):
-        run = api.train(algorithm, env, run_dir=algorithm, **{**small, **settings})
+        run = api.train(algorithm, env, run_dir=f"{algorithm}-{key}", **{**small, **settings})
         named = key.replace("-", "_")
         for changes in ({key: value}, {"algo": {key.partition(".")[2]: value}}):
             with pytest.raises(ConfigError, match=f"{named} belongs to the beginning of a run and cannot change"):
