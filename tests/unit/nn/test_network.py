@@ -79,7 +79,7 @@ def test_weights_come_from_the_given_generator_alone(kind):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "transformer"}, "mlp, simba or simba_v2"),
+        ({"kind": "transformer"}, "must be one of 'mlp', 'simba', 'simba_v2', got 'transformer'"),
         ({"dropout": 1.0}, "less than 1"),
         ({"dropout": -0.1}, "at least 0"),
         ({"hidden": (8, 0)}, "positive"),
