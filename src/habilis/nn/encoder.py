@@ -194,8 +194,9 @@ class ObsEncoder(nn.Module):
         return {name: images[name](x) if name in images and x.dtype == torch.uint8 else x for name, x in obs.items()}
 
     def update_normalizers(self, obs: Obs, valid: Tensor | None = None) -> None:
-        """Take a batch of observations `[..., *shape]` into the statistics, leaving out rows where `valid` is false."""
-        for name, normalizer in self.normalizers.items():
+        """Take observations `[..., *shape]` into the statistics of their groups, but for rows that are not `valid`."""
+        for name in self.normalizers.keys() & obs.keys():
+            normalizer = self.normalizers[name]
             assert isinstance(normalizer, RunningNorm)
             rows = obs[name].reshape(-1, *normalizer.mean.shape)
             normalizer.update(rows if valid is None else rows[valid.reshape(-1)])

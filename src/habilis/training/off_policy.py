@@ -103,7 +103,7 @@ class OffPolicyTrainer:
             if c.normalize_obs:
                 self.algorithm.update_normalizers(obs, step.valid)
                 if self.buffer.hindsight is not None:  # what is reached is wanted there as well
-                    self.algorithm.update_normalizers({**obs, DESIRED: obs[ACHIEVED]}, step.valid)
+                    self.algorithm.update_normalizers({DESIRED: obs[ACHIEVED]}, step.valid)
             if self.reward_norm is not None:
                 self.reward_norm.update(*(x.unsqueeze(0) for x in (step.reward, step.done, step.valid)))
         counters.iteration += 1

@@ -71,6 +71,7 @@ def test_goals_in_hindsight_are_normalised_as_those_that_were_wanted():
         torch.testing.assert_close(norm.mean, goals.mean(0))
         torch.testing.assert_close(norm.var, goals.var(0, correction=0))
         states = torch.cat([obs["policy"] for obs in seen]).double()
+        assert float(module.encoder.normalizers["policy"].count) == 60
         torch.testing.assert_close(module.encoder.normalizers["policy"].mean, states.mean(0))
         torch.testing.assert_close(module.encoder.normalizers["policy"].var, states.var(0, correction=0))
 
