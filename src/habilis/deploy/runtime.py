@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
+from habilis.core.asking import as_answer, read_memory, read_obs
 from habilis.core.errors import ExportError, import_extra
-from habilis.core.specs import read_memory, read_obs
 from habilis.deploy.contract import ACTION, MEMORY, NEXT_MEMORY, POLICY_FILE, from_metadata
 
 
@@ -59,7 +59,7 @@ class OnnxPolicy:
         Raises:
             ExportError: a group is missing, has another shape, or images are not uint8; or the memory is not that of
                 as many robots.
-            NonFiniteError: a reading or the memory is not finite.
+            NonFiniteError: a reading, the memory or an action is not finite.
         """
         inputs, single = read_obs(obs, self.spec, list(self.spec.obs), ExportError)
         if self.memory:
@@ -69,4 +69,4 @@ class OnnxPolicy:
             inputs |= {MEMORY + key: (known or fresh)[key] for key in self.memory}
         action, *after = self._session.run([ACTION, *(NEXT_MEMORY + key for key in self.memory)], inputs)
         remembered = dict(zip(self.memory, after, strict=True)) if self.memory else None
-        return (action[0] if single else action), remembered
+        return as_answer(action, single), remembered

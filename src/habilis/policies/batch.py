@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from habilis.core.asking import as_answer, read_memory, read_obs
 from habilis.core.batches import MEMORY
-from habilis.core.specs import EnvSpec, read_memory, read_obs
+from habilis.core.specs import EnvSpec
 from habilis.core.tree import Tree
 from habilis.core.types import Obs, PolicyStep
 from habilis.nn.memory import Encoder, MemoryEncoder
@@ -106,13 +107,12 @@ def predict(
 
     Raises:
         HabilisError: the policy cannot read the observation, or the memory is not that of as many robots.
-        NonFiniteError: a reading or the memory is not finite.
+        NonFiniteError: a reading, the memory or an action is not finite.
     """
     tensors, single = as_batch(obs, policy.spec, policy.encoder.names, device)
     known = as_memory(memory, policy, len(next(iter(tensors.values()))), device)
     step = policy.act(tensors, known, deterministic=deterministic)
-    action = step.env_action.numpy(force=True)
-    return (action[0] if single else action), step.memory
+    return as_answer(step.env_action.numpy(force=True), single), step.memory
 
 
 def as_batch(

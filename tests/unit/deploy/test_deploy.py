@@ -422,6 +422,21 @@ def test_wrong_observations_are_named(folder):
         exported.predict({"policy": np.zeros(7), "goal": np.zeros(8)})
 
 
+def test_no_motor_is_sent_an_action_that_is_not_finite(tmp_path):
+    policy = make_policy(normalize=False)
+    policy.trunk = MLP(policy.encoder.out_dim, (32,), None, "relu", torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        next(policy.trunk.parameters()).mul_(100)
+    exported = verify_policy(export_policy(policy, policy.spec, tmp_path / "out"))
+    many = {name: rows for name, rows in make_obs(policy, 4).items() if name != "critic"}
+    many["goal"][2] = 3e38  # finite, but times 100 it is not
+    for asked in (policy, exported):
+        with pytest.raises(NonFiniteError, match=r"the policy's action is (nan|-?inf) at \(2, \d\): .* overflows"):
+            asked.predict(many)
+        with pytest.raises(NonFiniteError, match=r"the policy's action is (nan|-?inf) at \(\d,\)"):
+            asked.predict({name: rows[2] for name, rows in many.items()})
+
+
 def test_the_original_and_its_export_refuse_alike_and_leave_the_memory(tmp_path):
     policy = make_policy(memory="gru", filtered=ActionConfig(smoothing=0.5))
     exported = verify_policy(export_policy(policy, policy.spec, tmp_path / "out"))
