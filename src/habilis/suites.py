@@ -99,7 +99,7 @@ SUITES.add(
             env="HalfCheetah-v5",
             total_timesteps=150_000,
             overrides={"algo.hidden_precision": "float32", "matmul_precision": "highest"},
-            label="td3 in float32, products too",
+            label="td3 in float32",
             reference="the preset's hidden layers in bfloat16, in the suite control",
         ),
     ),
