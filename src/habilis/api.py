@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from habilis.build import ALGORITHMS, build_trainer
 from habilis.build import make_env as make_config_env
 from habilis.checkpoint import CheckpointStore, load_checkpoint
-from habilis.checkpoint.checkpoint import resolve as resolve_pointer
 from habilis.core.acceleration import tiny_numbers_kept
 from habilis.core.config import differences, override, require, to_dict
 from habilis.core.errors import CheckpointError, ConfigError
-from habilis.core.files import replace_text
 from habilis.core.options import require_used
 from habilis.core.protocols import VecEnv
-from habilis.core.specs import spec_from_dict, spec_to_dict
-from habilis.deploy.contract import POLICY_FILE
+from habilis.core.specs import EnvSpec, spec_from_dict, spec_to_dict
 from habilis.deploy.export import TOLERANCE, export_policy
 from habilis.envs.frame_stack import stack_frames
 from habilis.envs.make import list_env_ids, make_vec_env, newest_version
@@ -34,15 +30,13 @@ from habilis.evaluation.watch import watch
 from habilis.policies import NeuralPolicy
 from habilis.policies.value import ValuePolicy
 from habilis.presets import preset
+from habilis.saved import Which, load_config, locate, write_config
 from habilis.tracking.progress import tell
 from habilis.tracking.tracker import open_tracking
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer, close, inexactness, starting_values
-from habilis.training.run_dir import begin, clear, hold, versions
+from habilis.training.run_dir import begin, clear, hold
 from habilis.training.session import Session
-
-Which = Literal["last", "best"]
-"""Which checkpoint of a run's directory: the last, or the one that evaluated best."""
 
 BELONGS_TO_THE_START = frozenset({"algorithm", "env", "num_envs", "frame_stack", "seed", "run_dir", "name"})
 """Keys of a configuration that decide how a run begins, what it is made of and where it lies."""
@@ -66,6 +60,10 @@ class Run:
     """The last evaluation; None where there was none."""
     interrupted: bool = False
     """Whether it stopped before its end; `resume(path)` goes on."""
+
+    def __fspath__(self) -> str:
+        """Return the run's directory: a run may be given wherever that may."""
+        return str(self.path)
 
     def __repr__(self) -> str:
         """Return which run it is and what came of it."""
@@ -126,7 +124,7 @@ def train_config(config: TrainConfig, *, command: str | None = None, progress: b
         if progress:
             tell(f"run directory: {run_dir}")
         clear(run_dir)
-        _write_config(run_dir, config)
+        write_config(run_dir, config)
         command = command or f"habilis.train({config.algorithm!r}, {config.env!r}, ...)"
         return _run(config, trainer, run_dir, command, progress=progress)
 
@@ -137,11 +135,11 @@ def require_changeable(keys: Iterable[str], fixed: frozenset[str] = BELONGS_TO_T
         raise ConfigError(f"{key} belongs to the beginning of a run and cannot change: train a new one")
 
 
-def resume(path: str | Path, *, command: str | None = None, progress: bool = True, **overrides: Any) -> Run:
+def resume(path: Run | str | Path, *, command: str | None = None, progress: bool = True, **overrides: Any) -> Run:
     """Go on with a run from its last whole checkpoint, exactly where it stopped; from the beginning, if it saved none.
 
     Args:
-        path: the run's directory.
+        path: the run, or its directory.
         command: what the user typed, added to the run's; None for a call from Python.
         progress: whether to show progress.
         **overrides: what shall change from here on, `total_timesteps` say; the run's configuration is changed too.
@@ -163,45 +161,18 @@ def resume(path: str | Path, *, command: str | None = None, progress: bool = Tru
         trainer = build_trainer(config, tell if progress else _say_nothing)
         if checkpoint is None:
             clear(run_dir)
-            _write_config(run_dir, config)
+            write_config(run_dir, config)
             if progress:
                 tell(f"{run_dir} ended before its first checkpoint: starting again from the beginning")
-        command = command or f"habilis.resume({str(path)!r}, ...)"
+        command = command or f"habilis.resume({str(run_dir)!r}, ...)"
         return _run(config, trainer, run_dir, command, progress=progress, checkpoint=checkpoint, changed=changed)
 
 
-def load_config(run_dir: str | Path) -> TrainConfig:
-    """Read the configuration of a run.
-
-    Raises:
-        ConfigError: the directory is no run, or its configuration is damaged.
-    """
-    path = Path(run_dir) / "config.json"
-    if not path.is_file():
-        raise ConfigError(
-            f"{run_dir} is not a run: it has no config.json; give the directory that `habilis train` named"
-        )
-    try:
-        tree = json.loads(path.read_text())["config"]
-        return config_from_dict(tree)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ConfigError(
-            f"{path} is truncated or altered ({type(error).__name__}: {error}): put back a copy of it, or that of a "
-            f"run with the same settings; {path.with_name('command.txt')} says which they were"
-        ) from error
-
-
-def config_from_dict(tree: Mapping[str, Any]) -> TrainConfig:
-    """Return the configuration that `habilis.core.config.to_dict` was given."""
-    base = TrainConfig(algorithm=tree["algorithm"], env=tree["env"], algo=ALGORITHMS[tree["algorithm"]].config())
-    return override(base, tree)
-
-
-def load(path: str | Path, *, which: Which = "last", risk_level: float | None = None) -> NeuralPolicy:
+def load(path: Run | str | Path, *, which: Which = "last", risk_level: float | None = None) -> NeuralPolicy:
     """Load a policy from a run's directory or from a checkpoint.
 
     Args:
-        path: a run's directory, or a checkpoint inside one.
+        path: a run, its directory, or a checkpoint inside one.
         which: the last checkpoint of a run, or the one that evaluated best; for a run's directory.
         risk_level: act by the mean of this share of the worst returns, where their distribution was learnt; None: as
             the policy learnt to.
@@ -210,7 +181,7 @@ def load(path: str | Path, *, which: Which = "last", risk_level: float | None = 
 
 
 def evaluate(
-    policy: NeuralPolicy | str | Path,
+    policy: NeuralPolicy | Run | str | Path,
     env: str | VecEnv | None = None,
     *,
     which: Which = "last",
@@ -237,6 +208,8 @@ def evaluate(
     """
     policy, config = _load_with_config(policy, which, risk_level)
     if env is not None and not isinstance(env, str):
+        ours = isinstance(getattr(env, "spec", None), EnvSpec)
+        require(ours, f"an environment is given by its id, or as `habilis.make_env` returns it, got {env!r}")
         require(not env_kwargs, f"an environment that is made already takes no arguments, got {', '.join(env_kwargs)}")
         seen = env if env.spec.frame_stack > 1 else stack_frames(env, policy.spec.frame_stack)
         return run_evaluation(policy, seen, episodes=episodes, seed=seed, deterministic=deterministic)
@@ -246,7 +219,7 @@ def evaluate(
 
 
 def record_video(
-    policy: NeuralPolicy | str | Path,
+    policy: NeuralPolicy | Run | str | Path,
     output: str | Path,
     env: str | None = None,
     *,
@@ -271,7 +244,7 @@ def record_video(
 
 
 def play(
-    policy: NeuralPolicy | str | Path,
+    policy: NeuralPolicy | Run | str | Path,
     env: str | None = None,
     *,
     which: Which = "last",
@@ -288,7 +261,7 @@ def play(
 
 
 def lay_out(
-    policy: NeuralPolicy | str | Path,
+    policy: NeuralPolicy | Run | str | Path,
     env: str | None = None,
     *,
     which: Which = "last",
@@ -304,7 +277,7 @@ def lay_out(
 
 
 def export(
-    policy: NeuralPolicy | str | Path,
+    policy: NeuralPolicy | Run | str | Path,
     output: str | Path,
     *,
     which: Which = "last",
@@ -350,12 +323,15 @@ def _run(
             run_dir,
             tracking,
             lambda num_envs: make_config_env(config, num_envs, config.seed),
-            {"spec": spec_to_dict(spec), "algorithm": config.algorithm},
+            {"spec": spec_to_dict(spec), "algorithm": config.algorithm, "algo": to_dict(config.algo)},
         )
         if checkpoint is not None:
             _restore(session, checkpoint, changed)
             if trainer.counters.env_steps < trainer.total_timesteps:
-                _write_config(run_dir, config)
+                write_config(run_dir, config)
+                if any(key.partition(".")[0] in ("env_kwargs", "env_backend") for key in changed):
+                    session.measure_anew()
+                    tracking.message("the environment has changed: the best policy is looked for from here on")
             tracking.message(_way_on(checkpoint, trainer))
         with (run_dir / "command.txt").open("a") as file:
             file.write(f"{command}\n")
@@ -400,14 +376,17 @@ def _load(path: Path, which: Which, risk_level: float | None) -> tuple[NeuralPol
     run_dir, checkpoint = locate(path, which)
     states, meta = load_checkpoint(checkpoint, ["policy"])
     config = load_config(run_dir)
+    entry = ALGORITHMS[config.algorithm]
+    # settings may have changed since; checkpoints of earlier versions do not say with which they were made
+    algo = override(entry.config(), meta["algo"]) if "algo" in meta else config.algo
     # the weights are about to be replaced, so any seed will do
-    policy = ALGORITHMS[config.algorithm].make_policy(spec_from_dict(meta["spec"]), config.algo, torch.Generator())
+    policy = entry.make_policy(spec_from_dict(meta["spec"]), algo, torch.Generator())
     policy.load_state_dict(states["policy"])
     return _at_risk(policy.eval(), risk_level), config
 
 
 def _load_with_config(
-    policy: NeuralPolicy | str | Path, which: Which, risk_level: float | None
+    policy: NeuralPolicy | Run | str | Path, which: Which, risk_level: float | None
 ) -> tuple[NeuralPolicy, TrainConfig | None]:
     """Return a policy, and the configuration of the run that a path means."""
     if isinstance(policy, torch.nn.Module):
@@ -466,33 +445,5 @@ def _make_visible_env(
     return vec
 
 
-def _write_config(run_dir: Path, config: TrainConfig) -> None:
-    """Write what a run is trained with, and by which versions, in one step."""
-    record = {"config": to_dict(config), "versions": versions()}
-    replace_text(run_dir / "config.json", json.dumps(record, indent=2) + "\n")
-
-
 def _say_nothing(text: str) -> None:
     """Take the place of `tell` where no progress is to be shown."""
-
-
-def locate(path: Path, which: Which) -> tuple[Path, Path]:
-    """Return the run and the checkpoint that a path means: a run's directory, or a checkpoint in one or its pointer.
-
-    Raises:
-        CheckpointError: the run has no such checkpoint that is whole.
-        ConfigError: the path does not exist, or is one checkpoint and the best of a run is asked for.
-    """
-    given, path = path, resolve_pointer(path) if path.name in ("last", "best") else path
-    require(not (path / POLICY_FILE).is_file(), f"{path} is an exported policy: give the run, or `habilis verify` it")
-    if (path / "manifest.json").is_file():
-        chosen = which == "last" or given.name == "best"
-        require(chosen, f"{given} is one checkpoint, and the best of a run is asked for: give the run's directory")
-        return (path if len(path.parts) > 2 else path.resolve()).parent.parent, path
-    what = "is a file" if path.is_file() else "does not exist"
-    require(path.is_dir(), f"{path} {what}: give a run's directory or a checkpoint in one")
-    store = CheckpointStore(path / "checkpoints")
-    checkpoint = store.best(["policy"]) if which == "best" else store.latest(["policy"])
-    if checkpoint is None:
-        raise CheckpointError(f"{path} holds no {which} checkpoint: give the directory of a run that has saved one")
-    return path, checkpoint

@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 
-from habilis.api import config_from_dict
 from habilis.cases import Case, Goal, as_file_name, as_measured, fingerprint
 from habilis.checkpoint import CheckpointStore
 from habilis.core.config import require
@@ -33,6 +32,7 @@ from habilis.core.files import replace_text
 from habilis.evaluation.evaluator import JUDGING_SEED
 from habilis.evaluation.runs import read_evaluations
 from habilis.evaluation.statistics import bootstrap_interval, iqm
+from habilis.saved import config_from_dict
 from habilis.suites import SUITES
 
 COLUMNS = (

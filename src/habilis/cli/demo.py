@@ -7,10 +7,11 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from habilis.api import Run, default_config, evaluate, export, locate, record_video, train_config
+from habilis.api import Run, default_config, evaluate, export, record_video, train_config
 from habilis.cli.parse import parse
 from habilis.core.config import require
 from habilis.evaluation.report import write_report
+from habilis.saved import locate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from habilis.api import config_from_dict, make_env
+from habilis.api import make_env
 from habilis.build import build_trainer
 from habilis.build import make_env as make_config_env
 from habilis.checkpoint import load_checkpoint
@@ -30,6 +30,7 @@ from habilis.core.version import __version__
 from habilis.envs.checker import check_env
 from habilis.envs.make import describe_env
 from habilis.envs.render import Renderer
+from habilis.saved import config_from_dict
 from habilis.training.config import TrainConfig
 from habilis.training.faults import replay_dump
 from habilis.training.keeping import close

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import tyro
 
-from habilis.api import Which, evaluate, locate, record_video
+from habilis.api import evaluate, record_video
 from habilis.cli.parse import KeyValues, Switch, parse, read_env_kwargs
 from habilis.evaluation.video import require_film
+from habilis.saved import Which, locate
 
 
 @dataclass(frozen=True, kw_only=True)

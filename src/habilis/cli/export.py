@@ -9,9 +9,10 @@ from shlex import quote
 
 import tyro
 
-from habilis.api import Which, export, locate
+from habilis.api import export
 from habilis.cli.parse import parse
 from habilis.deploy.export import TOLERANCE
+from habilis.saved import Which, locate
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,13 +14,14 @@ import tyro
 from rich.console import Console
 from rich.text import Text
 
-from habilis.api import Which, lay_out, locate, play, record_video
+from habilis.api import lay_out, play, record_video
 from habilis.cli.parse import KeyValues, Switch, parse, read_env_kwargs
 from habilis.core.config import require_positive
 from habilis.core.files import numbered
 from habilis.envs.grid_drawing import ARROWS, GOAL, OBSTACLE, WHITE, heat, ink_on
 from habilis.envs.render import has_screen
 from habilis.evaluation.grid_policy import GridPolicy
+from habilis.saved import Which, locate
 
 
 @dataclass(frozen=True, kw_only=True)

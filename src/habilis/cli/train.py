@@ -10,12 +10,13 @@ from typing import Any
 
 import tyro
 
-from habilis.api import Run, default_config, load_config, require_changeable, resume, tell_version, train_config
+from habilis.api import Run, default_config, require_changeable, resume, tell_version, train_config
 from habilis.build import ALGORITHMS
 from habilis.cli.parse import KeyValues, parse, read_values
 from habilis.core.config import override, to_dict
 from habilis.core.errors import ConfigError
 from habilis.envs.make import newest_version
+from habilis.saved import load_config
 from habilis.training.config import TrainConfig
 
 USAGE = """usage: habilis train ALGORITHM --env ID [OPTIONS]
@@ -65,7 +66,9 @@ def run(argv: Sequence[str]) -> int:
     run_dir = _find(argv, "--resume")
     if run_dir is not None:
         return _conclude(resume(run_dir, command=command, **read_changes(run_dir, argv)))
-    if not argv or argv[0] in ("-h", "--help") or "--resume" in argv:
+    if any(word.partition("=")[0] == "--resume" for word in argv) and not {"-h", "--help"} & set(argv):
+        raise ConfigError("--resume takes the directory of the run that is to go on: habilis train --resume RUN")
+    if not argv or argv[0] in ("-h", "--help", "--resume"):
         print(USAGE.format(algorithms=", ".join(ALGORITHMS)))
         return 0
     if argv[0].startswith("-"):

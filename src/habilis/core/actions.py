@@ -42,6 +42,7 @@ def continuous_actions(spec: EnvSpec, action: Tensor, num_envs: int) -> np.ndarr
         NonFiniteError: an action is not finite.
     """
     assert isinstance(spec.action, BoxAction)
+    _require_tensor(action)
     given = action.numpy(force=True)
     if given.shape != (num_envs, spec.action.dim):
         raise EnvError(f"{spec.id} takes actions of shape {(num_envs, spec.action.dim)}, got {given.shape}")
@@ -57,6 +58,7 @@ def continuous_actions(spec: EnvSpec, action: Tensor, num_envs: int) -> np.ndarr
 def require_choices(spec: EnvSpec, action: Tensor, num_envs: int) -> None:
     """Raise `EnvError` unless `action` is one choice for each environment, `[N]`, among those that there are."""
     assert isinstance(spec.action, DiscreteAction)
+    _require_tensor(action)
     last = spec.action.n - 1
     what = f"{spec.id} takes an action from 0 to {last} for each environment, `[{num_envs}]`"
     if action.shape != (num_envs,):
@@ -66,3 +68,8 @@ def require_choices(spec: EnvSpec, action: Tensor, num_envs: int) -> None:
     # as unsigned numbers, negative ones are larger than all others
     if int(action.numpy(force=True).view(np.uint64).max()) > last:
         raise EnvError(f"{what}, got {int(action[(action < 0) | (action > last)][0])}")
+
+
+def _require_tensor(action: object) -> None:
+    if not isinstance(action, Tensor):
+        raise EnvError(f"actions are PyTorch tensors, got {type(action).__name__}: torch.as_tensor(action) makes one")

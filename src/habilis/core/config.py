@@ -7,7 +7,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from habilis.core.errors import ConfigError, did_you_mean
@@ -21,12 +21,18 @@ def require(condition: bool, message: str) -> None:
         raise ConfigError(message)
 
 
-def require_arguments(id: str, given: Iterable[str], kind: Any, *others: str) -> None:
-    """Raise `ConfigError` unless all that is given to an environment is a field of the dataclass `kind`, or another."""
-    known = [*(field.name for field in dataclasses.fields(kind)), *others]
+def made_of(id: str, kind: type[C], given: Mapping[str, Any], *others: str) -> C:
+    """Return the dataclass `kind` made of what an environment is given, which takes `others` besides.
+
+    Raises:
+        ConfigError: there is no argument of such a name, or a value is of another type than the dataclass says.
+    """
+    kinds = field_types(kind)
+    known = [*kinds, *others]
     for name in given:
         if name not in known:
             raise ConfigError(f"{id} has no argument {name!r}{did_you_mean(name, known)}; known: {', '.join(known)}")
+    return kind(**{name: _coerce(value, kinds[name], name) for name, value in given.items()})
 
 
 def episode_limit(given: int | None, usual: int | None) -> int | None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from habilis.core.actions import continuous_actions, require_choices
-from habilis.core.config import episode_limit, require_arguments
+from habilis.core.config import episode_limit, made_of
 from habilis.core.protocols import VecEnv
 from habilis.core.random import derive_env_seed, generator_state, set_generator_state
 from habilis.core.specs import ActionSpec, BoxAction, DiscreteAction, EnvSpec, ObsGroup
@@ -353,14 +353,14 @@ def make_classic(
         kwargs: the arguments of Gymnasium's own class.
 
     Raises:
-        ConfigError: an argument the environment does not have.
+        ConfigError: an argument the environment does not have, or of another type.
     """
     kind, usual = CLASSIC[id]
-    require_arguments(id, kwargs, kind, "max_episode_steps", "render_mode")
+    task = made_of(id, kind, kwargs, "max_episode_steps", "render_mode")
     if render_mode is not None:
         from habilis.envs.gymnasium import make_gymnasium
 
         steps = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
         return make_gymnasium(id, num_envs, seed=seed, render_mode=render_mode, **steps, **kwargs)
     limit = episode_limit(max_episode_steps, usual)
-    return ClassicEnv(id, kind(**kwargs), num_envs, max_episode_steps=limit, seed=seed)
+    return ClassicEnv(id, task, num_envs, max_episode_steps=limit, seed=seed)

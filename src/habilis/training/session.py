@@ -124,6 +124,10 @@ class Session:
             if at is not None and int(at[1]) > steps:  # of a future that the run has left
                 evaluation.unlink()
 
+    def measure_anew(self) -> None:
+        """Let the next evaluation be the best so far: the environment is another than those before were taken in."""
+        self._best = -math.inf
+
     def run(self) -> None:
         """Train to the end, or until interrupted; then evaluate and keep the result.
 

@@ -203,6 +203,13 @@ def test_arguments_reach_the_environment(capsys):
     assert habilis.record_video("run", "film.mp4", backend="gymnasium").stat().st_size > 500
 
 
+@pytest.mark.parametrize("words", [["--resume"], ["--resume", ""], ["--resume="], ["--resume", "--threads", "1"]])
+def test_a_script_whose_run_has_no_name_is_told(words, capsys):
+    assert main(["train", *words]) == 2
+    assert "--resume takes the directory of the run" in capsys.readouterr().err
+    assert main(["train", "--resume", "--help"]) == 0
+
+
 def test_resume_in_two_calls_is_one_run(trained, capsys):
     whole = ["train", "ppo", "--env", ENV, *TINY, "--checkpoint-freq", "128", "--total-timesteps", "512"]
     assert main([*whole, "--run-dir", "whole"]) == 0

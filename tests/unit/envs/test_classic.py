@@ -152,6 +152,9 @@ def test_wrong_actions_and_arguments_are_refused():
             cart.step(wrong)
     with pytest.raises(EnvError, match=r"as int64, got torch\.int32"):
         cart.step(torch.tensor([0, 1], dtype=torch.int32))
+    for env, array in ((cart, np.zeros(2, np.int64)), (pendulum, np.zeros((2, 1), np.float32))):
+        with pytest.raises(EnvError, match=r"tensors, got ndarray: torch.as_tensor\(action\)"):
+            env.step(array)
     with pytest.raises(EnvError, match="shape"):
         pendulum.step(torch.zeros(2))
     with pytest.raises(NonFiniteError, match="environment 1"):

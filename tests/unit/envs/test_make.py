@@ -65,6 +65,10 @@ def test_arguments_reach_the_environment():
     [
         ("HalfCheetah-v5", "reset_noise_scale", "abc"),
         ("Hopper-v5", "healthy_z_range", 3),
+        ("Hopper-v5", "terminate_when_unhealthy", "no"),  # which would count as true
+        ("Hopper-v5", "frame_skip", 0),
+        ("CartPole-v1", "sutton_barto_reward", "no"),
+        ("Pendulum-v1", "g", "abc"),
         ("probe/BitFlip-v0", "bits", 0),
     ],
 )

@@ -10,6 +10,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 
+import gymnasium
 import pytest
 import torch
 
@@ -153,6 +154,38 @@ def test_a_run_that_has_nothing_left_to_do_was_trained_as_it_says():
     assert api.load_config(run.path).algo.gamma == gamma
     api.resume(run.path, progress=False, **{"algo.gamma": 0.5, "total_timesteps": 128})
     assert api.load_config(run.path).algo.gamma == 0.5
+
+
+def test_a_run_may_be_given_where_its_directory_may():
+    run = api.train_config(config(run_dir="run"), progress=False)
+    assert api.load(run).spec == run.policy.spec
+    assert api.evaluate(run, episodes=2).mean == api.evaluate("run", episodes=2).mean
+    assert api.resume(run, progress=False, total_timesteps=128).config.total_timesteps == 128
+    with pytest.raises(ConfigError, match="which must be 'last' or 'best', got 'bset'"):
+        api.load(run, which="bset")
+    with pytest.raises(ConfigError, match=r"by its id, or as `habilis.make_env` returns it, got .*CartPole-v1"):
+        api.evaluate(run, gymnasium.make("CartPole-v1"))
+
+
+def test_the_best_policy_acts_as_it_did_whatever_has_changed_since():
+    run = api.train_config(config(run_dir="run", eval_episodes=2), progress=False)
+    obs = torch.linspace(-1, 1, 5)[:, None].expand(5, *run.policy.spec.obs["policy"].shape).numpy()
+    before = api.load(run, which="best").predict(obs)[0]
+    changes = {"algo.activation": "relu", "eval_episodes": 0, "total_timesteps": 128}
+    api.resume(run, progress=False, **changes)
+    assert (api.load(run, which="best").predict(obs)[0] == before).all()
+    assert api.load(run).trunk.hidden[1].__class__.__name__ == "ReLU"
+
+
+def test_the_best_policy_is_the_best_in_the_environment_as_it_is_now():
+    small = {**TINY, "eval_episodes": 2, "run_dir": "run"}
+    api.train("ppo", "CartPole-v1", **small)
+    store = CheckpointStore(Path("run/checkpoints"))
+    assert store.best().name <= store.path(64).name
+    # an episode of 3 steps pays less than any of those before, which have 8 at least
+    api.resume("run", progress=False, total_timesteps=128, env_kwargs={"max_episode_steps": 3})
+    assert store.best().name > store.path(64).name
+    assert api.evaluate("run", which="best", episodes=2).mean == 3
 
 
 def test_the_best_policy_is_not_chosen_by_the_episodes_that_judge_it(monkeypatch):

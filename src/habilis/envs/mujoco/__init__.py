@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 
-from habilis.core.config import episode_limit, require_arguments
+from habilis.core.config import episode_limit, made_of, require_positive
 from habilis.core.errors import ConfigError, did_you_mean
 from habilis.envs.mujoco.arms import Pusher, Reacher
 from habilis.envs.mujoco.native import NativeMujocoEnv, Pixels
@@ -77,13 +77,13 @@ def make_native(
         kwargs: the arguments of Gymnasium's own class, those of rendering excepted.
 
     Raises:
-        ConfigError: an id without a twin, or an argument the environment does not have.
+        ConfigError: an id without a twin, or an argument that the environment does not have or of another type.
     """
     task = PIXEL_IDS.get(id, id)
     if task not in _ROBOTS:
         raise ConfigError(f"there is no native twin of {id!r}{did_you_mean(id, NATIVE_IDS)}; take another backend")
-    robot = _ROBOTS[task]
-    require_arguments(id, kwargs, robot, "max_episode_steps", "pixels", "camera", "critic_state")
+    robot = made_of(id, _ROBOTS[task], kwargs, "max_episode_steps", "pixels", "camera", "critic_state")
+    require_positive(robot, "frame_skip")
     pixels = PIXEL_SIZE if pixels is None and id in PIXEL_IDS else pixels
     if pixels is None and (camera is not None or critic_state):
         raise ConfigError(f"camera and critic_state are for pictures: make {id} with pixels, {PIXEL_SIZE} say")
@@ -93,6 +93,4 @@ def make_native(
     shown = None
     if pixels is not None:
         shown = Pixels(size=pixels, camera=camera or _VIEWS.get(task), critic_state=critic_state)
-    return NativeMujocoEnv(
-        id, robot(**kwargs), num_envs, max_episode_steps=limit, seed=seed, threads=threads, pixels=shown
-    )
+    return NativeMujocoEnv(id, robot, num_envs, max_episode_steps=limit, seed=seed, threads=threads, pixels=shown)
