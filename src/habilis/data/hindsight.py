@@ -66,6 +66,11 @@ class Hindsight:
             f"{env.spec.id} has no goals to learn about in hindsight: it must observe a Dict of observation, "
             "achieved_goal and desired_goal",
         )
+        require(
+            env.spec.frame_stack == 1 or not env.spec.obs[ACHIEVED].is_image,
+            f"{env.spec.id} has pictures for goals, which are single frames, and frame_stack {env.spec.frame_stack} "
+            "would stack them: leave frame_stack at 1",
+        )
         if getattr(env, "compute_reward", None) is None:
             raise EnvError(
                 f"{env.spec.id} does not say what reaching a goal pays: give it compute_reward(achieved_goal, "

@@ -84,12 +84,19 @@ class ObsLayout:
             vectors = [leaf for leaf in members if not _is_image(leaf[1])]
             images = [leaf for leaf in members if _is_image(leaf[1])]
             if vectors:
-                self._parts[base] = vectors
+                self._name(base, vectors)
             for number, leaf in enumerate(images):
                 own = not vectors and number == 0
                 path = leaf[0][1:] if base in kept else leaf[0]
-                self._parts[base if own else "/".join(map(str, (base, *path)))] = [leaf]
+                self._name(base if own else "/".join(map(str, (base, *path))), [leaf])
         self.groups = {name: _group(parts) for name, parts in self._parts.items()}
+
+    def _name(self, name: str, leaves: list[tuple[Path, spaces.Space]]) -> None:
+        """Make a group of leaves, without the dots in its name, which no part of a network may have."""
+        name = name.replace(".", "_")
+        if name in self._parts:
+            raise EnvError(f"two parts of the observation would be the group {name!r}: give their keys other names")
+        self._parts[name] = leaves
 
     def __call__(self, batch: Any, num_envs: int) -> dict[str, Tensor]:
         """Convert N observations, batched leaf by leaf, to fresh tensors `[N, ...]`.

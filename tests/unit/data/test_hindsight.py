@@ -336,6 +336,12 @@ class TestWhatIsRefused:
         with pytest.raises(ConfigError, match="plain has no goals"):
             make(env=env_of(spec=spec))
 
+    def test_pictures_of_goals_in_stacks(self):
+        picture = ObsGroup((4, 4, 6), "uint8")
+        obs = {"policy": ONE, ACHIEVED: picture, DESIRED: picture}
+        with pytest.raises(ConfigError, match="frame_stack 2 would stack them"):
+            make(env=env_of(spec=EnvSpec("seen", obs, DiscreteAction(3), frame_stack=2)))
+
     def test_no_reward_function(self):
         with pytest.raises(EnvError, match="does not say what reaching a goal pays"):
             make(env=env_of(reward=None))

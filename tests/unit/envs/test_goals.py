@@ -16,6 +16,7 @@ from habilis.envs.goals import OwnFunction, distance_reward
 from habilis.envs.gymnasium import GymnasiumVecEnv, make_gymnasium
 from habilis.envs.make import make_vec_env
 from habilis.envs.spaces import ObsLayout
+from habilis.nn.memory import MemoryConfig, make_encoder
 
 BOX = spaces.Box(-9, 9, (2,), np.float64)
 IMAGE = spaces.Box(0, 255, (4, 4, 3), np.uint8)
@@ -95,6 +96,14 @@ class TestGroups:
 
     def test_one_goal_alone_is_part_of_what_acts(self):
         assert set(ObsLayout(spaces.Dict({"observation": BOX, DESIRED: BOX})).groups) == {"policy"}
+
+    def test_a_name_with_dots_is_one_that_networks_can_have(self):
+        picture = spaces.Box(0, 255, (48, 48, 3), np.uint8)
+        groups = ObsLayout(spaces.Dict({"observation.state": BOX, "observation.images.top": picture})).groups
+        assert set(groups) == {"policy", "policy/observation_images_top"}
+        make_encoder(groups, tuple(groups), True, MemoryConfig(), torch.Generator())
+        with pytest.raises(EnvError, match="two parts of the observation would be the group 'policy/a/b'"):
+            ObsLayout(spaces.Dict({"a": spaces.Dict({"b": IMAGE}), "a/b": IMAGE, "x": BOX}))
 
     def test_named_groups_may_have_goals(self):
         layout = ObsLayout(spaces.Dict({"policy": BOX, "critic": BOX, ACHIEVED: BOX, DESIRED: BOX}))
