@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.multiprocessing import get_context
 
 from habilis.core.acceleration import Precision, configure
-from habilis.core.errors import EnvError, HabilisError
+from habilis.core.errors import EnvError, HabilisError, NonFiniteError
 from habilis.core.protocols import Algorithm, Plugin, VecEnv
 from habilis.core.random import RandomStreams, derive_seed
 from habilis.core.types import Metrics
@@ -122,7 +122,7 @@ class Failure:
 
     message: str
     trace: str
-    of_environment: bool
+    kind: type[HabilisError]
 
 
 class AsynchronousTrainer:
@@ -248,7 +248,7 @@ class AsynchronousTrainer:
         """Return a worker's round, or raise its failure."""
         if isinstance(told, Round):
             return told
-        error = (EnvError if told.of_environment else HabilisError)(f"worker {index} stopped: {told.message}")
+        error = told.kind(f"worker {index} stopped: {told.message}")
         error.add_note(told.trace)
         raise error
 
@@ -288,8 +288,10 @@ def serve(work: Work, seed: int, shared: Shared, connection: Connection) -> None
     except (EOFError, BrokenPipeError):
         pass  # the trainer is gone
     except Exception as error:
-        message = str(error) if isinstance(error, HabilisError) else f"{type(error).__name__}: {error}"
-        connection.send(Failure(message, traceback.format_exc(), isinstance(error, HabilisError)))
+        known = isinstance(error, HabilisError)
+        kind = NonFiniteError if isinstance(error, NonFiniteError) else EnvError if known else HabilisError
+        message = str(error) if known else f"{type(error).__name__}: {error}"
+        connection.send(Failure(message, traceback.format_exc(), kind))
 
 
 def _serve(work: Work, seed: int, shared: Shared, connection: Connection) -> None:

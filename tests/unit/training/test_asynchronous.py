@@ -19,7 +19,7 @@ import torch
 from habilis.algorithms.a2c import A2C
 from habilis.api import default_config
 from habilis.build import build_trainer, make_env
-from habilis.core.errors import ConfigError, EnvError, HabilisError
+from habilis.core.errors import ConfigError, EnvError, HabilisError, NonFiniteError
 from habilis.core.random import RandomStreams, derive_seed
 from habilis.data.rollout import RolloutBuffer
 from habilis.training import asynchronous
@@ -136,6 +136,8 @@ def test_two_workers_step_on_the_same_parameters_and_end_with_the_trainer():
 
 
 ENV_THAT_FAILS = """
+from dataclasses import replace
+
 from habilis.envs.probes import ProbeEnv
 
 
@@ -147,15 +149,25 @@ class Failing(ProbeEnv):
         return super().step(action)
 
 
+class Diverging(ProbeEnv):
+    def step(self, action):
+        step = super().step(action)
+        return replace(step, reward=step.reward / 0)
+
+
 def make(seed):
     return Failing("probe/Identity-v0", 1, seed=seed)
+
+
+def make_diverging(seed):
+    return Diverging("probe/Identity-v0", 1, seed=seed)
 """
 
 
 def test_what_a_worker_raises_is_told(tmp_path, monkeypatch):
     (tmp_path / "env_that_fails.py").write_text(ENV_THAT_FAILS)
     monkeypatch.syspath_prepend(tmp_path)
-    from env_that_fails import make
+    from env_that_fails import make, make_diverging
 
     trainer = build_trainer(config_of(1))
     trainer._work = replace(trainer._work, make_env=make)
@@ -167,6 +179,12 @@ def test_what_a_worker_raises_is_told(tmp_path, monkeypatch):
     trainer = build_trainer(config_of(1))
     trainer._work = replace(trainer._work, make_env=partial(make_env, config_of(1, "probe/None-v0"), 1))
     with pytest.raises(EnvError, match="worker 0 stopped: there is no environment 'probe/None-v0'"):
+        trainer.iterate()
+    trainer.close()
+    # and one that a run writes `nonfinite/` for stays one
+    trainer = build_trainer(config_of(1))
+    trainer._work = replace(trainer._work, make_env=make_diverging)
+    with pytest.raises(NonFiniteError, match="worker 0 stopped: the reward of environment 0 is not finite"):
         trainer.iterate()
     trainer.close()
 
