@@ -66,9 +66,10 @@ def run(argv: Sequence[str]) -> int:
     run_dir = _find(argv, "--resume")
     if run_dir is not None:
         return _conclude(resume(run_dir, command=command, **read_changes(run_dir, argv)))
-    if any(word.partition("=")[0] == "--resume" for word in argv) and not {"-h", "--help"} & set(argv):
+    resuming = any(word.partition("=")[0] == "--resume" for word in argv)
+    if resuming and not {"-h", "--help"} & set(argv):
         raise ConfigError("--resume takes the directory of the run that is to go on: habilis train --resume RUN")
-    if not argv or argv[0] in ("-h", "--help", "--resume"):
+    if resuming or not argv or argv[0] in ("-h", "--help"):
         print(USAGE.format(algorithms=", ".join(ALGORITHMS)))
         return 0
     if argv[0].startswith("-"):
