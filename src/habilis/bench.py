@@ -298,7 +298,7 @@ def _over_seeds(runs: Sequence[Mapping[str, Any]], goal: Goal | None) -> dict[st
         "values": values.tolist(),
         "mean": mean,
         "iqm": float(iqm(values)),
-        "interval": list(bootstrap_interval(values, np.random.default_rng(0))),
+        "interval": list(bootstrap_interval(values, np.random.default_rng(0))) if len(values) > 1 else None,
         "target": None if goal is None else str(goal),
         "reached": None if goal is None else goal.is_reached(mean),
     }
@@ -348,7 +348,7 @@ def _row(tree: Mapping[str, Any], result: Mapping[str, Any]) -> str:
         str(len(tree["runs"])),
         result["measure"],
         f"**{_number(result['mean'])}**",
-        f"[{', '.join(map(_number, result['interval']))}]",
+        f"[{', '.join(map(_number, result['interval']))}]" if result["interval"] else "",
         _number(result["iqm"]),
         result["target"] or "",
         {True: "yes", False: "no", None: ""}[result["reached"]],

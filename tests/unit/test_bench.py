@@ -115,6 +115,9 @@ def test_goals_are_judged_by_the_mean_over_seeds(tmp_path):
     late = [{"measures": {"return": value}} for value in (0.0, 0.0, 0.0, 40.0)]
     told = bench._over_seeds(late, Goal(10))
     assert (told["mean"], told["iqm"], told["reached"]) == (10.0, 0.0, True)
+    alone = bench._over_seeds(late[-1:], None)
+    assert (alone["mean"], alone["interval"]) == (40.0, None)
+    assert "| **40.0** |  | 40.0 |" in bench._row({**json.loads(path.read_text()), "reference": ""}, alone)
 
 
 def test_numbers_of_a_table_are_short():

@@ -46,10 +46,10 @@ def run(argv: Sequence[str]) -> int:
         }[options.what]()
     )
     width = max((len(name) for name, _ in rows), default=0)
-    for name, what in rows:
-        line = f"{name:<{width}}  {what}"
-        if options.contains.lower() in line.lower():
-            print(line)
+    lines = [f"{name:<{width}}  {what}" for name, what in rows]
+    found = [line for line in lines if options.contains.lower() in line.lower()]
+    require(bool(found), f"none of the {len(lines)} {options.what} contains {options.contains!r}: leave it out")
+    print("\n".join(found))
     return 0
 
 

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from habilis.core.config import require
 from habilis.core.errors import ExportError, explain_os_error, import_extra
 from habilis.core.random import derive_seed
 from habilis.core.specs import EnvSpec, action_parts
@@ -68,12 +69,14 @@ def export_policy(
         The folder, with `policy.onnx`, `golden.json` and `manifest.json`.
 
     Raises:
+        ConfigError: the tolerance is negative.
         ExportError: the folder exists, the policy cannot be traced, gives values that are not finite, or the exported
             model disagrees with it; or the disk is full.
         MissingExtraError: onnx, onnxscript or ONNX Runtime is not installed.
     """
     for package in ("onnx", "onnxscript", "onnxruntime"):
         import_extra(package, "deploy")
+    require(tolerance >= 0, f"tolerance is the largest difference allowed, 0 or more, got {tolerance}")
     output = Path(output)
     if output.exists() and not (output.is_dir() and not any(output.iterdir())):
         raise ExportError(f"{output} exists and nothing is overwritten: choose another folder or remove it")

@@ -90,6 +90,8 @@ class ObsLayout:
                 path = leaf[0][1:] if base in kept else leaf[0]
                 self._name(base if own else "/".join(map(str, (base, *path))), [leaf])
         self.groups = {name: _group(parts) for name, parts in self._parts.items()}
+        if "policy" not in self.groups or not all(math.prod(group.shape) for group in self.groups.values()):
+            raise EnvError(f"a group of observations is empty: {space} must hold a value at least, a constant, say")
 
     def _name(self, name: str, leaves: list[tuple[Path, spaces.Space]]) -> None:
         """Make a group of leaves, without the dots in its name, which no part of a network may have."""

@@ -80,8 +80,10 @@ class EvaluationResult:
         return float(self.returns.std())
 
     @cached_property
-    def interval(self) -> tuple[float, float]:
-        """95% bootstrap interval of the mean return."""
+    def interval(self) -> tuple[float, float] | None:
+        """95% bootstrap interval of the mean return; None of one episode, of which nothing is known but itself."""
+        if self.episodes == 1:
+            return None
         return bootstrap_interval(self.returns, np.random.default_rng(derive_seed(self.seed, "evaluation/bootstrap")))
 
     @property
@@ -109,10 +111,10 @@ class EvaluationResult:
             "median": self.median,
             "iqm": self.iqm,
             "std": self.std,
-            "interval": list(self.interval),
+            "interval": self.interval and list(self.interval),
             "mean_length": self.mean_length,
             "success_rate": self.success_rate,
-            "success_interval": None if self.success_interval is None else list(self.success_interval),
+            "success_interval": self.success_interval and list(self.success_interval),
             "returns": self.returns.tolist(),
             "lengths": self.lengths.tolist(),
             "successes": None if self.successes is None else self.successes.tolist(),
@@ -136,9 +138,9 @@ class EvaluationResult:
 
     def __str__(self) -> str:
         how = "deterministic" if self.deterministic else "stochastic"
-        low, high = self.interval
+        spread = "" if self.interval is None else "95% [{:.2f}, {:.2f}]".format(*self.interval)
         rows = [
-            ("return", f"{self.mean:.2f}", f"95% [{low:.2f}, {high:.2f}]"),
+            ("return", f"{self.mean:.2f}", spread),
             ("  median", f"{self.median:.2f}", ""),
             ("  IQM", f"{self.iqm:.2f}", ""),
             ("  std", f"{self.std:.2f}", f"min {self.returns.min():.2f}, max {self.returns.max():.2f}"),
@@ -151,7 +153,8 @@ class EvaluationResult:
         rows += [(name, f"{values.mean():.4g}", "") for name, values in known.items() if values.size]
         left, right = max(len(row[0]) for row in rows), max(len(row[1]) for row in rows)
         lines = [f"{name:<{left}}  {value:>{right}}  {note}".rstrip() for name, value, note in rows]
-        return "\n".join([f"{self.episodes} episodes, {how}, seed {self.seed}", *lines])
+        count = f"{self.episodes} episode{'' if self.episodes == 1 else 's'}"
+        return "\n".join([f"{count}, {how}, seed {self.seed}", *lines])
 
 
 def evaluate(

@@ -72,8 +72,8 @@ class Group:
         return np.array([run.evaluations[-1].deterministic.mean for run in self.runs if run.evaluations])
 
     @cached_property
-    def interval(self) -> tuple[float, float]:
-        """95% bootstrap interval of the mean of `scores`; of one run, over its episodes."""
+    def interval(self) -> tuple[float, float] | None:
+        """95% bootstrap interval of the mean of `scores`; of one run, over its episodes; None of one episode."""
         if len(self.scores) == 1:
             return next(run.evaluations[-1].deterministic.interval for run in self.runs if run.evaluations)
         return bootstrap_interval(self.scores, np.random.default_rng(0), statistic=mean)

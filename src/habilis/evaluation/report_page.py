@@ -160,16 +160,16 @@ def _group_figures(group: Group) -> dict[str, tuple[str, str]]:
 
 def _return_figure(group: Group) -> tuple[str, str]:
     if len(group.scores):
-        low, high = group.interval
         finals = [run.evaluations[-1].deterministic for run in group.runs if run.evaluations]
         seeds = len({run.seed for run in group.runs if run.evaluations})
         if len(finals) == 1:
-            basis = f"{finals[0].episodes} episodes"
+            basis = f"{finals[0].episodes} episode{'' if finals[0].episodes == 1 else 's'}"
         else:
             basis = f"{seeds} seeds" if seeds == len(finals) else f"{len(finals)} runs; different seeds: {seeds}"
             steps = [run.evaluations[-1].step for run in group.runs if run.evaluations]
             basis += f", at {_range(steps)} env steps" if len(set(steps)) > 1 else ""
-        return number(float(group.scores.mean())), f"95%: {number(low)} to {number(high)}; {basis}"
+        spread = "" if group.interval is None else f"95%: {_interval(group.interval)}; "
+        return number(float(group.scores.mean())), f"{spread}{basis}"
     trained = [run.curves[TRAINED].values[-1] for run in group.runs if _has(run, TRAINED)]
     if trained:
         return number(float(np.mean(trained))), "while training, not evaluated yet"
@@ -239,13 +239,17 @@ def _evaluation_cells(result: EvaluationResult) -> list[str]:
     return [
         str(result.episodes),
         f"<b>{number(result.mean)}</b>",
-        f"{number(result.interval[0])} to {number(result.interval[1])}",
+        "-" if result.interval is None else _interval(result.interval),
         number(result.iqm),
         number(result.median),
         number(result.std),
         number(result.mean_length),
         success,
     ]
+
+
+def _interval(interval: tuple[float, float]) -> str:
+    return f"{number(interval[0])} to {number(interval[1])}"
 
 
 def _terms(groups: Sequence[Group]) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from habilis.core.config import require
-from habilis.core.errors import HabilisError, MissingExtraError, explain_os_error
+from habilis.core.errors import HabilisError, explain_os_error, import_extra
 from habilis.core.protocols import Policy, VecEnv
 from habilis.core.specs import require_made_for
 from habilis.envs.render import Renderer
@@ -93,8 +93,15 @@ def record_video(
 
 
 def require_film(path: Path) -> None:
-    """Raise `ConfigError` unless a path is that of an mp4 file."""
+    """Raise unless a film can be written to a path.
+
+    Raises:
+        ConfigError: the path is not that of an mp4 file.
+        MissingExtraError: imageio or its ffmpeg is not installed.
+    """
     require(path.suffix == ".mp4", f"a film is an mp4 file, and {path} does not end in .mp4: name it so")
+    for package in ("imageio", "imageio_ffmpeg"):  # which imageio finds by itself
+        import_extra(package, "video")
 
 
 def _even(frame: np.ndarray) -> np.ndarray:
@@ -123,12 +130,7 @@ def _published(path: Path) -> Iterator[Path]:
 
 def _film(path: Path, frames_per_second: float) -> Any:
     """Open an mp4 file that frames are appended to."""
-    try:
-        import imageio.v2 as imageio
-        import imageio_ffmpeg  # type: ignore[import-untyped]  # noqa: F401  imageio finds it by itself
-    except ImportError:
-        raise MissingExtraError("imageio with imageio-ffmpeg", "video") from None
-    return imageio.get_writer(
+    return import_extra("imageio.v2", "video").get_writer(
         path,
         fps=frames_per_second,
         codec="libx264",

@@ -237,6 +237,12 @@ def test_any_setting_may_change_on_resuming(capsys):
     capsys.readouterr()
     assert main(["train", "--resume", "run"]) == 0
     assert "nothing is left to do: all 512 env steps are made" in capsys.readouterr().out
+    finished = habilis.resume("run", progress=False)
+    last = json.loads(Path("run/eval/step_000000000512.json").read_text())["deterministic"]
+    assert finished.evaluation.returns.tolist() == last["returns"]
+    logged = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert finished.metrics == {key: value for key, value in logged[-2].items() if key in finished.metrics}
+    assert "train/gradient_steps" in finished.metrics
     with pytest.raises(SystemExit) as end:
         main(["train", "--resume", "run", "--help"])
     assert end.value.code == 0
@@ -594,6 +600,8 @@ def test_list(capsys):
     assert any("Pendulum-v1:" in line and "algo.gamma=0.95" in line for line in listed("presets", "ppo"))
     assert [line.split()[0] for line in listed("backends")] == ["native", "gymnasium", "envpool"]
     assert any(line.startswith("smoke ") for line in listed("suites"))
+    assert main(["list", "backends", "nothing"]) == 2
+    assert "none of the 3 backends contains 'nothing'" in capsys.readouterr().err
 
 
 def test_doctor_surveys_the_machine(monkeypatch, capsys):

@@ -20,7 +20,7 @@ import torch
 from habilis.algorithms import discrete_sac, sac, td3
 from habilis.algorithms.dqn import DQNConfig
 from habilis.algorithms.dqn import make_policy as make_value_policy
-from habilis.core.errors import ExportError, HabilisError, MissingExtraError, NonFiniteError, import_extra
+from habilis.core.errors import ConfigError, ExportError, HabilisError, MissingExtraError, NonFiniteError, import_extra
 from habilis.core.specs import BoxAction, DiscreteAction, EnvSpec, HybridAction, MultiDiscreteAction, ObsGroup
 from habilis.deploy.contract import from_metadata, to_metadata
 from habilis.deploy.export import answers_of, draw_observations, export_policy
@@ -514,3 +514,5 @@ def test_a_tolerance_that_is_given_is_recorded_and_a_seed_draws_others(tmp_path,
     assert first["tolerance"] == pytest.approx([1e-5, 4e-5, 1e-5])  # of half of each range
     assert second["tolerance"] == pytest.approx([0.01, 0.04, 0.01])
     assert first["observations"] != second["observations"]
+    with pytest.raises(ConfigError, match=r"0 or more, got -1\.0"):
+        export_policy(policy, policy.spec, tmp_path / "third", tolerance=-1.0)

@@ -105,6 +105,20 @@ class TestGroups:
         with pytest.raises(EnvError, match="two parts of the observation would be the group 'policy/a/b'"):
             ObsLayout(spaces.Dict({"a": spaces.Dict({"b": IMAGE}), "a/b": IMAGE, "x": BOX}))
 
+    @pytest.mark.parametrize(
+        "space",
+        [
+            spaces.Dict({}),
+            spaces.Tuple(()),
+            spaces.Box(0, 1, (0,)),
+            spaces.Dict({"policy": spaces.Dict({}), "critic": BOX}),
+            spaces.Dict({"policy": BOX, "critic": spaces.Box(0, 1, (3, 0))}),
+        ],
+    )
+    def test_a_group_without_values_is_refused(self, space):
+        with pytest.raises(EnvError, match="a group of observations is empty"):
+            ObsLayout(space)
+
     def test_named_groups_may_have_goals(self):
         layout = ObsLayout(spaces.Dict({"policy": BOX, "critic": BOX, ACHIEVED: BOX, DESIRED: BOX}))
         assert set(layout.groups) == {"policy", "critic", ACHIEVED, DESIRED}

@@ -157,6 +157,13 @@ def test_result_says_what_follows_from_the_episodes():
     assert result.interval == result.interval
 
 
+def test_one_episode_has_no_interval():
+    result = EvaluationResult(returns=np.array([5.0]), lengths=np.array([3]), successes=None)
+    assert result.interval is None
+    assert json.loads(json.dumps(result.to_dict()))["interval"] is None
+    assert "95%" not in str(result)
+
+
 def test_result_survives_json():
     result = evaluate(Counter(), Countdown([3, 2]), episodes=20, seed=3, deterministic=False)
     result.terms["gap"] = np.array([np.nan, *range(19)])

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from habilis.core.errors import ConfigError
+from habilis.evaluation.evaluator import EvaluationResult
 from habilis.evaluation.report import _details, _limits, _spread, environment_charts, group_runs, write_report
 from habilis.evaluation.report_page import count, duration, number
 from habilis.evaluation.runs import Curve, read_run
@@ -92,6 +93,17 @@ def test_one_run_given_twice_is_one(tmp_path, write_run):
     assert "One run" in page.text
     low, high = (number(value) for value in read_run(run).evaluations[-1].deterministic.interval)
     assert f"95%: {low} to {high}; 20 episodes" in page.words  # one run tells nothing of how runs differ
+
+
+def test_one_episode_of_one_run_has_no_interval(tmp_path, write_run):
+    run = write_run(tmp_path)
+    one = EvaluationResult(returns=np.array([7.0]), lengths=np.array([3]), successes=None)
+    for path in (run / "eval").iterdir():
+        path.write_text(json.dumps({"step": 1_000_000, "deterministic": one.to_dict()}))
+    page = Page(write_report([run], tmp_path / "report.html"))
+    assert "Return 7.00 1 episode" in page.words
+    assert "95%:" not in page.words
+    assert "1 7.00 - 7.00 7.00 0" in page.words
 
 
 def test_runs_of_different_lengths_are_told_apart(tmp_path, write_run):

@@ -19,7 +19,7 @@ from habilis.envs.make import make_vec_env
 from habilis.envs.mujoco import make_native
 from habilis.envs.render import Renderer
 from habilis.evaluation.evaluator import evaluate, evaluation_seed
-from habilis.evaluation.video import record_video
+from habilis.evaluation.video import record_video, require_film
 from habilis.evaluation.watch import watch
 
 
@@ -123,6 +123,8 @@ def test_a_missing_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "imageio_ffmpeg", None)
     with pytest.raises(MissingExtraError, match=r"pip install 'habilis\[video\]'"):
         record_video(Still(6), make_native("HalfCheetah-v5", num_envs=1, seed=0), tmp_path / "film.mp4", seed=0)
+    with pytest.raises(MissingExtraError, match="imageio_ffmpeg"):
+        require_film(tmp_path / "film.mp4")  # whoever films last asks first
 
 
 class Dial(gym.Env):
