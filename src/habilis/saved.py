@@ -13,9 +13,9 @@ from habilis.checkpoint.checkpoint import resolve as resolve_pointer
 from habilis.core.config import override, require, to_dict
 from habilis.core.errors import CheckpointError, ConfigError
 from habilis.core.files import replace_text
+from habilis.core.provenance import versions
 from habilis.deploy.contract import POLICY_FILE
 from habilis.training.config import TrainConfig
-from habilis.training.run_dir import versions
 
 Which = Literal["last", "best"]
 """Which checkpoint of a run's directory: the last, or the one that evaluated best."""

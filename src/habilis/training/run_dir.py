@@ -5,22 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import os
-import platform
-import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from shlex import quote
 
 from habilis.checkpoint import CheckpointStore
-from habilis.core.acceleration import cpu_capabilities
 from habilis.core.config import require
 from habilis.core.errors import ConfigError
 from habilis.core.files import numbered
-from habilis.core.version import __version__
 from habilis.training.config import TrainConfig
 
 try:
@@ -155,19 +150,3 @@ def _make_folders(path: Path, *, exist_ok: bool) -> list[Path]:
 def _unusable(path: Path, error: OSError) -> ConfigError:
     what = "is a file" if path.is_file() else f"cannot be written to ({error.strerror})"
     return ConfigError(f"the run directory {path} {what}: choose another --run-dir")
-
-
-def versions() -> dict[str, str]:
-    """Return what decides the numbers that a run computes: packages and processor, by name."""
-    ours = {"python": sys.version.split()[0], "platform": platform.platform(), "habilis": __version__}
-    # which PyTorch before 2.13 may not tell
-    ours["processor"] = str(cpu_capabilities().get("cpu_name", platform.processor()))
-    found = {name: _version(name) for name in ("torch", "numpy", "mujoco", "gymnasium", "envpool")}
-    return ours | {name: version for name, version in found.items() if version}
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

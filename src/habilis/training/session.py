@@ -29,7 +29,6 @@ from habilis.core.types import State
 from habilis.data.episodes import LONGEST_EPISODE
 from habilis.evaluation.evaluator import CHOOSING_SEED, EvaluationResult, evaluate
 from habilis.evaluation.grid_policy import policy_on_grid
-from habilis.evaluation.runs import read_evaluations
 from habilis.training.config import TrainConfig
 from habilis.training.keeping import Trainer, components, inexactness, restore
 from habilis.training.nonfinite import Watch, first_scalar, moment, write_dump
@@ -119,14 +118,14 @@ class Session:
         # checkpoints of earlier versions do not have them
         self._metrics = session.get("metrics", {})
         self.metrics = session.get("scalars", {})
+        if (evaluation := session.get("evaluation")) is not None:
+            self.evaluation = EvaluationResult.from_dict(evaluation)
         self._checkpoint = path
         self._watch = Watch(self.trainer)
         for evaluation in self._evaluations.glob("step_*.json"):
             at = STEP_NAME.match(evaluation.name)
             if at is not None and int(at[1]) > steps:  # of a future that the run has left
                 evaluation.unlink()
-        last = [known for known in read_evaluations(self._evaluations) if known.step == self._last_evaluated]
-        self.evaluation = last[-1].deterministic if last else None
 
     def measure_anew(self) -> None:
         """Let the next evaluation be the best so far: the environment is another than those before were taken in."""
@@ -270,6 +269,7 @@ class Session:
             "tracking": self.tracking.state_dict(),
             "metrics": self._metrics,
             "scalars": self.metrics,
+            "evaluation": self.evaluation and self.evaluation.to_dict(),
         }
         states = components(self.trainer) | {"session": session}
         exact = inexactness(self.trainer) is None

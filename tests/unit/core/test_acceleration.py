@@ -16,9 +16,9 @@ from habilis.core.acceleration import (
     require_room,
 )
 from habilis.core.errors import ConfigError
+from habilis.core.provenance import versions
 from habilis.core.recording import SideBySide
 from habilis.nn.optimizer import Optimizer
-from habilis.training.run_dir import versions
 
 
 @pytest.fixture(autouse=True)
