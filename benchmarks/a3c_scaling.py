@@ -19,6 +19,7 @@ from statistics import mean, median
 
 from habilis.api import default_config
 from habilis.build import build_trainer, make_env
+from habilis.core.provenance import versions
 from habilis.evaluation.evaluator import evaluate
 from habilis.training.keeping import close
 
@@ -76,7 +77,8 @@ def main() -> None:
         for name, values in scores.items():
             print(f"| {name} | {mean(values):.1f} | {', '.join(f'{x:.1f}' for x in values)} |")
     if args.output:
-        args.output.write_text(json.dumps({"env": args.env, "speeds": speeds, "scores": scores}, indent=2) + "\n")
+        figures = {"env": args.env, "speeds": speeds, "scores": scores, "versions": versions()}
+        args.output.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -17,10 +17,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import statistics
 import subprocess
 import sys
 import time
+from importlib import metadata
+from pathlib import Path
 
 OFF_POLICY = {
     "sac": {},
@@ -124,6 +127,18 @@ def measure_peer(args):
     return (model.num_timesteps - before) / (time.perf_counter() - start)
 
 
+PEERS = ("stable-baselines3", "sb3-contrib", "sbx-rl", "torch", "jax", "mujoco", "gymnasium")
+"""Packages whose versions decide what the peers' speeds are."""
+
+
+def measured_with(side):
+    if side == "habilis":
+        from habilis.core.provenance import versions
+
+        return versions()
+    return {package: metadata.version(package) for package in PEERS}
+
+
 def run_side(side, args):
     python = sys.executable if side == "habilis" else args.peers_python
     command = [python, __file__, args.algorithm, "--worker", side, "--batch-size", str(args.batch_size)]
@@ -132,7 +147,7 @@ def run_side(side, args):
     out = subprocess.run(command, capture_output=True, text=True, check=False)
     if out.returncode:
         sys.exit(f"{side} failed:\n{out.stderr[-2000:]}")
-    return json.loads(out.stdout.strip().splitlines()[-1])["steps_per_second"]
+    return json.loads(out.stdout.strip().splitlines()[-1])
 
 
 def main():
@@ -147,7 +162,7 @@ def main():
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--peers-python", default="python", help="interpreter that has the peers")
     parser.add_argument("--sides", nargs="+", help="habilis, sb3, sbx; without: those that have the algorithm")
-    parser.add_argument("--output", help="write the figures as JSON")
+    parser.add_argument("--output", type=Path, help="write the figures as JSON")
     parser.add_argument("--worker", choices=["habilis", "sb3", "sbx"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.sides = args.sides or SIDES[args.algorithm]
@@ -155,12 +170,14 @@ def main():
     args.warmup = args.warmup or WARMUP[args.algorithm]
     if args.worker:
         speed = measure_habilis(args) if args.worker == "habilis" else measure_peer(args)
-        print(json.dumps({"steps_per_second": speed}))
+        print(json.dumps({"steps_per_second": speed, "versions": measured_with(args.worker)}))
         return
-    speeds = {side: [] for side in args.sides}
+    speeds, versions = {side: [] for side in args.sides}, {}
     for _ in range(args.rounds):
         for side in args.sides:
-            speeds[side].append(run_side(side, args))
+            told = run_side(side, args)
+            speeds[side].append(told["steps_per_second"])
+            versions[side] = told["versions"]
             print(f"{side:8} {speeds[side][-1]:10.0f} env steps/s", flush=True)
     medians = {side: statistics.median(values) for side, values in speeds.items()}
     details = {
@@ -174,8 +191,9 @@ def main():
     for side, speed in medians.items():
         print(f"| {side} | {speed:,.0f} | {medians['habilis'] / speed:.2f} x |")
     if args.output:
-        with open(args.output, "w", encoding="utf-8") as file:
-            json.dump({"setting": setting, "speeds": speeds, "medians": medians}, file, indent=2)
+        command = shlex.join(["python", *sys.argv])
+        figures = {"setting": setting, "command": command, "speeds": speeds, "medians": medians, "versions": versions}
+        args.output.write_text(json.dumps(figures, indent=2) + "\n")
 
 
 if __name__ == "__main__":

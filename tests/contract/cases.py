@@ -107,6 +107,9 @@ HINDSIGHT = {
     ("td3", "habilis/PointReachGoal-v0"): "future",
     ("dqn", "probe/BitFlip-v0"): "final",
     ("rainbow", "probe/BitFlip-v0"): "future",
+    ("crossq", "habilis/PointReachGoal-v0"): "final",
+    ("fast_td3", "habilis/PointReachGoal-v0"): "episode",
+    ("discrete_sac", "probe/BitFlip-v0"): "episode",
 }
 """Goals, and which of those that an episode reached are learnt of."""
 for _name, _env in HINDSIGHT:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from habilis.presets.a2c import A2C_GENERAL, A2C_NAMES, A2C_PRESETS
+from habilis.presets.a2c import A2C_GENERAL, A2C_NAMES, A2C_PRESETS, A3C_GENERAL
 from habilis.presets.dqn import DQN_GENERAL, DQN_NAMES, DQN_PRESETS
 from habilis.presets.ppo import PPO_GENERAL, PPO_PRESETS
 from habilis.presets.reinforce import REINFORCE_GENERAL, REINFORCE_PRESETS
@@ -23,6 +23,7 @@ _GENERAL: dict[str, Mapping[str, Any]] = {
     **dict.fromkeys((*SAC_NAMES, "discrete_sac"), SAC_GENERAL),
     "reinforce": REINFORCE_GENERAL,
     **dict.fromkeys(A2C_NAMES, A2C_GENERAL),
+    "a3c": A3C_GENERAL,
     **dict.fromkeys(TRPO_NAMES, TRPO_GENERAL),
     **dict.fromkeys(DQN_NAMES, DQN_GENERAL),
     **dict.fromkeys(TABULAR_NAMES, TABULAR_GENERAL),

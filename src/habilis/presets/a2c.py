@@ -9,6 +9,8 @@ A2C_NAMES = ("a2c", "actor_critic", "a3c")
 
 A2C_GENERAL: Mapping[str, Any] = {"num_envs": 8}
 """For an environment that was never tried."""
+A3C_GENERAL: Mapping[str, Any] = {"num_envs": 2, "algo.n_steps": 20}
+"""A worker for each of two processors, which learn from rollouts of one environment."""
 
 _CARTPOLE: Mapping[str, Any] = {
     "total_timesteps": 200_000,
@@ -37,7 +39,6 @@ A2C_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "habilis/InvertedPendulumNoVelocity-v0": _INVERTED_PENDULUM_NO_VELOCITY,
     },
     "actor_critic": {"CartPole-v1": _CARTPOLE},
-    # a worker for each of two processors, which learn from rollouts of one environment
-    "a3c": {"CartPole-v1": {**_CARTPOLE, "num_envs": 2, "algo.n_steps": 20}},
+    "a3c": {"CartPole-v1": {**_CARTPOLE, **A3C_GENERAL}},
 }
 """By algorithm and environment."""
