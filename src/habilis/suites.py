@@ -218,6 +218,17 @@ SUITES.add(
             goals=(Goal(480),),
             reference="483 (SLM-Lab)",
         ),
+        Case(algorithm="reinforce", env="InvertedPendulum-v5", total_timesteps=300_000),
+        *(
+            Case(
+                algorithm="reinforce",
+                label="reinforce without baseline",
+                env=env,
+                total_timesteps=steps,
+                overrides={"algo.baseline": False},
+            )
+            for env, steps in (("CartPole-v1", 200_000), ("InvertedPendulum-v5", 300_000))
+        ),
         Case(
             algorithm="a2c",
             env="CartPole-v1",

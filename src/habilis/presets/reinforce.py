@@ -16,4 +16,11 @@ REINFORCE_PRESETS: Mapping[str, Mapping[str, Any]] = {
         "algo.n_episodes": 8,
         "algo.learning_rate_schedule": "linear",
     },
+    "InvertedPendulum-v5": {
+        "total_timesteps": 300_000,
+        "num_envs": 1,
+        "algo.n_episodes": 8,
+        "algo.learning_rate": 3e-3,
+        "algo.learning_rate_schedule": "linear",
+    },
 }
