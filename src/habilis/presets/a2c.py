@@ -24,6 +24,24 @@ _INVERTED_PENDULUM: Mapping[str, Any] = {
     "algo.learning_rate_schedule": "linear",
 }
 
+# noise that is held for some steps swings a pendulum, where noise of each step tells nothing of what actions are for
+_PENDULUM: Mapping[str, Any] = {
+    "total_timesteps": 1_000_000,
+    "num_envs": 8,
+    "algo.n_steps": 8,
+    "algo.gamma": 0.9,
+    "algo.gae_lambda": 0.95,
+    "algo.learning_rate_schedule": "linear",
+    "algo.use_sde": True,
+}
+
+_PENDULUM_NO_VELOCITY: Mapping[str, Any] = {
+    **_PENDULUM,
+    "algo.memory.kind": "lstm",
+    "algo.memory.size": 64,
+    "algo.memory.window": 8,
+}
+
 _INVERTED_PENDULUM_NO_VELOCITY: Mapping[str, Any] = {
     **_INVERTED_PENDULUM,
     "algo.n_steps": 16,
@@ -36,6 +54,8 @@ A2C_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "a2c": {
         "CartPole-v1": _CARTPOLE,
         "InvertedPendulum-v5": _INVERTED_PENDULUM,
+        "Pendulum-v1": _PENDULUM,
+        "habilis/PendulumNoVelocity-v0": _PENDULUM_NO_VELOCITY,
         "habilis/InvertedPendulumNoVelocity-v0": _INVERTED_PENDULUM_NO_VELOCITY,
     },
     "actor_critic": {"CartPole-v1": _CARTPOLE},
