@@ -104,8 +104,16 @@ _FAST: Mapping[str, Mapping[str, Any]] = {
         "algo.v_min": -100.0,
         "algo.v_max": 900.0,
     },
-    # rewards are those of a fiftieth of a second
-    "habilis/QuadrupedWalk-v0": {**_CORES, "algo.gamma": 0.98, "algo.v_min": -3.0, "algo.v_max": 7.0},
+    "habilis/QuadrupedWalk-v0": {
+        **_CORES,
+        "algo.gamma": 0.98,
+        # rewards are those of a fiftieth of a second
+        "algo.v_min": -3.0,
+        "algo.v_max": 7.0,
+        # with less noise, or weights that are held smaller, it only learns to stand
+        "algo.action_noise_std": 1.0,
+        "algo.weight_decay": 0.001,
+    },
 }
 
 TD3_PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
