@@ -136,7 +136,8 @@ def measured_with(side):
         from habilis.core.provenance import versions
 
         return versions()
-    return {package: metadata.version(package) for package in PEERS}
+    # an environment may have one of the peers alone
+    return {package: metadata.version(package) for package in PEERS if list(metadata.distributions(name=package))}
 
 
 def run_side(side, args):
